@@ -1,0 +1,1 @@
+"""From a checkpoint (and adapters) to GGUF files, in one streaming pass."""

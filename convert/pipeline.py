@@ -1,0 +1,232 @@
+"""The one pass: read a block of rows, widen, merge, order, encode once per type, write to every level.
+
+Memory depends on the block size and the number of threads, never on the model. The main thread reads and writes in
+order; workers do the arithmetic, which runs outside the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base import gguf
+from jmedlite.base.errors import DataError, IoFault
+from jmedlite.base.native import F32, U8, quantize, widen
+from jmedlite.base.outputs import OutputFile
+
+from .checkpoint import DTYPE_BYTES
+from .lora import LoadedPair
+from .planning import Job, Plan, PlannedLevel
+
+BLOCK_ELEMENTS = 1 << 20
+FIXED_MEMORY = 400 << 20  # interpreter, libraries, tokenizer while planning
+F16_MAX = 65504.0
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished file."""
+
+    path: Path
+    level: str
+    size_bytes: int
+    bits_per_weight: float
+    sha256: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [start, start + n_rows) of a job's source."""
+
+    job: Job
+    types: frozenset[GGMLQuantizationType]
+    start: int
+    n_rows: int
+
+
+class Slot:
+    """The buffers of one block on its way, reused for all."""
+
+    def __init__(self, n_elements: int, types: set[GGMLQuantizationType], merging: bool) -> None:
+        self.raw = np.empty(n_elements * 4, np.uint8)
+        self.values = np.empty(n_elements, np.float32)
+        self.scratch = np.empty(n_elements if merging else 0, np.float32)
+        self.encoded = {
+            t: np.empty(gguf.nbytes(t, n_elements), np.uint8) for t in types if t != GGMLQuantizationType.F32
+        }
+
+    @staticmethod
+    def nbytes(n_elements: int, types: set[GGMLQuantizationType], merging: bool) -> int:
+        encoded = sum(gguf.nbytes(t, n_elements) for t in types if t != GGMLQuantizationType.F32)
+        return n_elements * (8 + 4 * merging) + encoded
+
+
+def interleave_rotary(rows: F32, head_dim: int) -> F32:
+    """Rows (n, cols) of whole heads from half-split to interleaved rotary order.
+
+    Hugging Face rotates row i of a head with row i + head_dim/2, llama.cpp's `llama` graphs row 2i with row 2i+1.
+    """
+    n, cols = rows.shape
+    return np.ascontiguousarray(rows.reshape(n // head_dim, 2, head_dim // 2, cols).swapaxes(1, 2)).reshape(n, cols)
+
+
+def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType]) -> None:
+    """Raise DataError where a value is not finite, or too large for the F16 numbers that `types` store."""
+    # One pass at memory speed: the sum of squares bounds the largest value, and is not finite where a value is not.
+    # (Where it overflows although all values are finite, the exact count below decides.)
+    bound = float(np.dot(values, values))
+    if bound < F16_MAX**2:
+        return
+    finite = np.isfinite(values)
+    if bad := int(values.size - np.count_nonzero(finite)):
+        raise DataError(f"{name}: {bad:,} weights are NaN or infinite (after merging, if an adapter was given)")
+    largest = float(np.abs(values).max())
+    narrow = sorted(t.name for t in types if t not in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16))
+    if largest > F16_MAX and narrow:
+        raise DataError(
+            f"{name}: a weight of {largest:.3g} is beyond the largest F16 number ({F16_MAX:.0f}) that {narrow[0]} "
+            "stores; use --type BF16"
+        )
+
+
+def _encode(block: Block, slot: Slot, pairs: Sequence[LoadedPair]) -> dict[GGMLQuantizationType, U8]:
+    """The arithmetic of one block; runs in a worker."""
+    job = block.job
+    n = block.n_rows * job.n_cols
+    flat = slot.values[:n]
+    if job.source is not None:
+        widen(slot.raw[: n * DTYPE_BYTES[job.source.dtype]], job.source.dtype, flat)
+    elif job.constant is not None:
+        flat[:] = job.constant
+    rows = flat.reshape(block.n_rows, job.n_cols)
+    for pair in pairs:
+        pair.add_to(rows, block.start, slot.scratch[:n].reshape(rows.shape))
+    source_name = job.source.name if job.source else job.name
+    with np.errstate(over="ignore", invalid="ignore"):
+        check_finite(flat, source_name, block.types)
+    if job.rotary_rows:
+        rows = interleave_rotary(rows, job.rotary_rows)
+    if job.is_vector:
+        rows = rows.reshape(1, n)
+    return {
+        t: rows.reshape(-1).view(np.uint8) if t == GGMLQuantizationType.F32 else quantize(t, rows, slot.encoded[t])
+        for t in block.types
+    }
+
+
+def _blocks(plan: Plan, block_elements: int) -> Iterator[Block]:
+    for i, job in enumerate(plan.jobs):
+        types = frozenset(p.tensors[i].type for p in plan.levels)
+        step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
+        for start in range(0, job.n_rows, step):
+            yield Block(job, types, start, min(step, job.n_rows - start))
+
+
+def _rows_per_block(job: Job, block_elements: int) -> int:
+    unit = job.rotary_rows or 1
+    return max(1, block_elements // (job.n_cols * unit)) * unit
+
+
+def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]:
+    """(elements of the largest block, number of slots) within `memory` bytes, or by default."""
+    n_slots = threads * 2 + 2
+    types = {t.type for p in plan.levels for t in p.tensors}
+    wanted = BLOCK_ELEMENTS
+    if memory is not None:
+        while wanted > 1 << 14 and FIXED_MEMORY + n_slots * Slot.nbytes(wanted, types, bool(plan.adapters)) > memory:
+            wanted //= 2
+    largest = max(
+        (job.n_rows if job.is_vector else min(job.n_rows, _rows_per_block(job, wanted))) * job.n_cols
+        for job in plan.jobs
+    )
+    return wanted, -(-largest // 256) * 256
+
+
+def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Progress | None = None) -> list[Written]:
+    """Run the pass. `progress(bytes done, bytes in all)` counts the source; nothing appears unless all is well.
+
+    Raises DataError for weights that are not finite, IoFault where the disk fails, Busy where another run writes.
+    """
+    started = time.monotonic()
+    block_elements, slot_elements = _block_size(plan, threads, memory)
+    types = {t.type for p in plan.levels for t in p.tensors}
+    with contextlib.ExitStack() as stack:
+        stack.callback(plan.checkpoint.close)
+        outputs = [stack.enter_context(OutputFile(p.path)) for p in plan.levels]
+        hashes = [hashlib.sha256() for _ in outputs]
+        pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
+
+        def put(k: int, data: U8 | bytes) -> None:
+            outputs[k].write(data)
+            hashes[k].update(data)
+
+        for k, level in enumerate(plan.levels):
+            put(k, level.header)
+        free = [Slot(slot_elements, types, bool(plan.adapters)) for _ in range(threads * 2 + 2)]
+        pending: deque[tuple[Block, Slot, Future[dict[GGMLQuantizationType, U8]]]] = deque()
+        index = {job.name: i for i, job in enumerate(plan.jobs)}
+        done = 0
+
+        def collect() -> None:
+            nonlocal done
+            block, slot, future = pending.popleft()
+            encoded = future.result()
+            job = block.job
+            for k, level in enumerate(plan.levels):
+                tensor = level.tensors[index[job.name]]
+                put(k, encoded[tensor.type])
+                if block.start + block.n_rows == job.n_rows:
+                    put(k, bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
+            free.append(slot)
+            if job.source is not None:
+                done += block.n_rows * job.n_cols * DTYPE_BYTES[job.source.dtype]
+            if progress:
+                progress(done, plan.source_bytes)
+
+        try:
+            pairs: list[LoadedPair] = []
+            for block in _blocks(plan, block_elements):
+                if block.start == 0:
+                    pairs = [a.load(block.job.source.name) for a in block.job.adapters if block.job.source]
+                while not free:
+                    collect()
+                slot = free.pop()
+                if block.job.source is not None:
+                    width = DTYPE_BYTES[block.job.source.dtype] * block.job.n_cols
+                    raw = slot.raw[: block.n_rows * width]
+                    plan.checkpoint.read(block.job.source, block.start * width, raw)
+                pending.append((block, slot, pool.submit(_encode, block, slot, pairs)))
+            while pending:
+                collect()
+        except BaseException:
+            for _, _, future in pending:
+                future.cancel()
+            raise
+        for output, level in zip(outputs, plan.levels, strict=True):
+            output.flush()
+            _check(output, level)
+        for output in outputs:
+            output.publish()
+    seconds = time.monotonic() - started
+    return [
+        Written(p.path, p.level.name, p.total_bytes, p.bits_per_weight, h.hexdigest(), seconds)
+        for p, h in zip(plan.levels, hashes, strict=True)
+    ]
+
+
+def _check(output: OutputFile, level: PlannedLevel) -> None:
+    """Read the finished header back as a stranger would, before the file gets its name."""
+    header = gguf.read_header(output.partial)
+    if header.file_size != level.total_bytes or header.tensors != level.tensors:
+        raise IoFault(f"{level.path}: what was written does not read back as planned; the disk may be faulty")

@@ -1,0 +1,111 @@
+"""The levels: what `--bits` and `--type` mean, and the type each tensor gets, which is llama.cpp's own choice.
+
+The type mix of a level (a Q4_K_M has some tensors in Q6_K, falls back where a row is not a multiple of 256, and
+depends on layer count and grouped attention) is not written again here: llama.cpp is asked, in a dry run over the
+header of the file that would be quantized, extended sparsely to its full length.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+from jmedlite.base import gguf
+from jmedlite.base.errors import NativeError, UsageError
+
+from .metadata import Entries
+
+BITS = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "BF16"}
+LEVELS = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS",
+    "Q4_1", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
+NEED_IMATRIX = (
+    "Q2_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+PROBE_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Level:
+    """One quantization level by llama.cpp's name, and its number in `general.file_type`."""
+
+    name: str
+    ftype: int
+
+
+def parse_levels(bits: Sequence[int], types: Sequence[str]) -> list[Level]:
+    """The levels asked for, each once, in the order given; 4 bits where nothing is asked. Raises UsageError."""
+    names = []
+    for b in bits:
+        if b not in BITS:
+            raise UsageError(f"--bits {b}: expected one of {', '.join(map(str, BITS))}")
+        names.append(BITS[b])
+    for t in types:
+        name = t.upper()
+        if name in NEED_IMATRIX:
+            raise UsageError(
+                f"--type {name}: needs an importance matrix, without which its answers are useless; "
+                "choose Q2_K or wider"
+            )
+        if name not in LEVELS:
+            raise UsageError(f"--type {t}: unknown; known are {', '.join(LEVELS)}")
+        names.append(name)
+    names = list(dict.fromkeys(names or [BITS[4]]))
+    return [Level(n, int(LlamaFileType["ALL_F32" if n == "F32" else f"MOSTLY_{n}"])) for n in names]
+
+
+def choose_types(
+    levels: Sequence[Level], metadata: Entries, tensors: Sequence[gguf.Tensor]
+) -> dict[str, dict[str, GGMLQuantizationType]]:
+    """{level name: {tensor name: type}} for tensors as llama.cpp's converter would type them (BF16 and F32)."""
+    placed, data_bytes = gguf.layout(tensors)
+    header = gguf.pack_header([gguf.pack_metadata(metadata)], len(metadata), placed)
+    with tempfile.TemporaryDirectory(prefix="jmedlite-") as folder:
+        path = Path(folder) / "header.gguf"
+        with path.open("wb") as out:
+            out.write(header)
+            out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
+        answer = _ask_child(path, [level.ftype for level in levels])
+    found: dict[str, dict[str, GGMLQuantizationType]] = {}
+    for level in levels:
+        types = {name: GGMLQuantizationType(t) for name, t in answer[str(level.ftype)].items()}
+        if strangers := {t.name for t in tensors} ^ set(types):
+            raise NativeError(
+                f"llama.cpp's dry run for {level.name} did not cover {sorted(strangers)[0]}; "
+                "this llama-cpp-python version is not supported"
+            )
+        found[level.name] = types
+    return found
+
+
+def _ask_child(path: Path, ftypes: Sequence[int]) -> dict[str, dict[str, int]]:
+    request = json.dumps({"path": str(path), "ftypes": list(ftypes)})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "jmedlite.convert.typeprobe"],
+            input=request,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=PROBE_TIMEOUT_S,
+            env={**os.environ, "PYTHONUTF8": "1"},
+            check=False,
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise NativeError(f"llama.cpp did not choose types within {PROBE_TIMEOUT_S} s") from None
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise NativeError(f"llama.cpp ended while choosing types (exit status {done.returncode}: {last})") from None
+    if "error" in answer:
+        raise NativeError(f"llama.cpp refused the model: {answer['error']}")
+    return answer  # type: ignore[no-any-return]

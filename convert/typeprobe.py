@@ -1,0 +1,60 @@
+"""Child process: which type llama.cpp gives every tensor of a GGUF, level by level. `python -m jmedlite.convert.typeprobe`
+
+Reads {"path", "ftypes": [...]} on standard input, prints {ftype: {tensor: type id}} or {"error"}. It runs apart because
+llama.cpp ends the process on some headers it does not like.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import sys
+
+from jmedlite.base.native import capture_log, libllama, type_names
+
+_LINE = re.compile(
+    r"\[ *\d+/ *\d+\] (?P<name>\S+) +- \[[^\]]*\], type = +(?P<old>\S+), "
+    r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<new>\S+)\))?\n"
+)
+
+
+def parse_types(log: str) -> dict[str, int]:
+    """Tensor name to type id, from the log of a dry run; raises ValueError for a type this version does not know."""
+    types: dict[str, int] = {}
+    for line in _LINE.finditer(log):
+        name = line["new"] or line["old"]
+        if name not in type_names():
+            raise ValueError(f"llama.cpp chose the type {name} for {line['name']}, which gguf-py does not know")
+        types[line["name"]] = int(type_names()[name])
+    return types
+
+
+def probe(path: str, ftype: int) -> dict[str, int]:
+    llama = libllama()
+    lines: list[str] = []
+    errors: list[str] = []
+
+    def sink(level: int, text: str) -> None:
+        lines.append(text)
+        if level == 4:
+            errors.append(text.strip())
+
+    capture_log(sink)
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.dry_run, params.nthread = ftype, True, 1
+    if llama.llama_model_quantize(path.encode(), b"", ctypes.byref(params)) != 0:
+        raise ValueError(" ".join(errors) or "llama.cpp refused the model")
+    return parse_types("".join(lines))
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    try:
+        print(json.dumps({ftype: probe(request["path"], ftype) for ftype in request["ftypes"]}))
+    except ValueError as e:
+        print(json.dumps({"error": str(e)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Medical language models on one laptop: quantize them in one pass, ask them offline.
+
+The public names load on first use, so that `import jmedlite` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Runner", "__version__", "quantize"]
+
+if TYPE_CHECKING:
+    from .quantizing import quantize
+    from .runner import Runner
+
+_HOMES = {"quantize": "jmedlite.quantizing", "Runner": "jmedlite.runner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'jmedlite' has no attribute {name!r}")

@@ -1,0 +1,327 @@
+"""The GGUF header: read with every length bounded by the file, and written.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
+llama.cpp aborts the process on some malformed headers, so every file from outside passes through here first.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from .errors import DataError, InputMissing, NotPermitted
+
+MAGIC = b"GGUF"
+VERSION = 3
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS = 4
+MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
+MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
+
+UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
+_SCALARS = {
+    UINT8: "B",
+    INT8: "b",
+    UINT16: "H",
+    INT16: "h",
+    UINT32: "I",
+    INT32: "i",
+    FLOAT32: "f",
+    BOOL: "?",
+    UINT64: "Q",
+    INT64: "q",
+    FLOAT64: "d",
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor's entry: `shape` in ggml order (fastest dimension first), `offset` from the data section's start."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int = 0
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.type, self.n_elements)
+
+
+@dataclass(frozen=True)
+class Header:
+    """All a GGUF says before its data. `types[key]` is the value type, or (ARRAY, element type)."""
+
+    metadata: dict[str, Any]
+    types: dict[str, tuple[int, ...]]
+    tensors: tuple[Tensor, ...]
+    data_offset: int
+    alignment: int = DEFAULT_ALIGNMENT
+    version: int = VERSION
+    file_size: int = 0
+    by_name: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def n_weights(self) -> int:
+        return sum(t.n_elements for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data per weight; the metadata is not counted."""
+        return 8 * sum(t.nbytes for t in self.tensors) / max(1, self.n_weights)
+
+
+def nbytes(type_: GGMLQuantizationType, n_elements: int) -> int:
+    """Bytes that `n_elements` take in `type_`; n_elements must be a multiple of the type's block size."""
+    block, size = GGML_QUANT_SIZES[type_]
+    return n_elements // block * size
+
+
+def pad(offset: int, alignment: int = DEFAULT_ALIGNMENT) -> int:
+    return -(-offset // alignment) * alignment
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def _pack_string(text: str | bytes) -> bytes:
+    data = text if isinstance(text, bytes) else text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def pack_value(value: Any, type_: int, element_type: int | None = None) -> bytes:
+    """One metadata value with its type tag, as it stands in the file."""
+    if type_ == STRING:
+        return struct.pack("<I", STRING) + _pack_string(value)
+    if type_ == ARRAY:
+        if element_type is None:
+            raise ValueError("an array needs its element type")
+        head = struct.pack("<IIQ", ARRAY, element_type, len(value))
+        if element_type == STRING:
+            return head + b"".join(map(_pack_string, value))
+        return head + struct.pack(f"<{len(value)}{_SCALARS[element_type]}", *value)
+    return struct.pack("<I" + _SCALARS[type_], type_, value)
+
+
+def pack_metadata(entries: Mapping[str, tuple[Any, int, int | None]]) -> bytes:
+    """`{key: (value, type, element type or None)}` as the key-value section of a header."""
+    return b"".join(_pack_string(key) + pack_value(*entry) for key, entry in entries.items())
+
+
+def layout(tensors: Sequence[Tensor], alignment: int = DEFAULT_ALIGNMENT) -> tuple[list[Tensor], int]:
+    """The tensors with their offsets, one after the other, and the length of the data section."""
+    placed, offset = [], 0
+    for t in tensors:
+        placed.append(Tensor(t.name, t.shape, t.type, offset))
+        offset += pad(t.nbytes, alignment)
+    return placed, offset
+
+
+def pack_header(metadata: Sequence[bytes], n_metadata: int, tensors: Sequence[Tensor]) -> bytes:
+    """A whole header, padded to where the data begins; `metadata` are packed key-value sections."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), n_metadata), *metadata]
+    for t in tensors:
+        parts.append(_pack_string(t.name))
+        parts.append(struct.pack(f"<I{len(t.shape)}QIQ", len(t.shape), *t.shape, t.type, t.offset))
+    blob = b"".join(parts)
+    return blob + bytes(pad(len(blob)) - len(blob))
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+class _Cursor:
+    """A forward reader that never asks for more than the file has."""
+
+    def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
+        self.file, self.size, self.path, self.at = file, size, path, 0
+
+    def fail(self, what: str) -> DataError:
+        return DataError(f"{self.path.name}: {what}")
+
+    def take(self, n: int, what: str) -> bytes:
+        if n > self.size - self.at:
+            raise self.fail(
+                f"truncated in {what}: needs {self.at + n:,} bytes, has {self.size:,}; copy or download the file again"
+            )
+        data = self.file.read(n)
+        if len(data) != n:
+            raise self.fail(f"could not be read at byte {self.at:,}")
+        self.at += n
+        return data
+
+    def unpack(self, fmt: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack("<" + fmt, self.take(struct.calcsize("<" + fmt), what))
+
+    def count(self, n: int, each: int, what: str) -> int:
+        """A count from the file, checked against the least room its elements can take."""
+        if n * each > self.size - self.at:
+            raise self.fail(f"{what} claims {n:,} entries, more than the {self.size:,} bytes of the file can hold")
+        return n
+
+    def string(self, what: str) -> bytes:
+        (n,) = self.unpack("Q", what)
+        return self.take(self.count(n, 1, what), what)
+
+    def text(self, what: str) -> str:
+        raw = self.string(what)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fail(f"{what} is not UTF-8") from None
+
+    def value(self, type_: int, what: str) -> Any:
+        if type_ == STRING:
+            return self.string(what)
+        if type_ not in _SCALARS:
+            raise self.fail(f"{what} has unknown value type {type_}")
+        return self.unpack(_SCALARS[type_], what)[0]
+
+    def array(self, what: str) -> tuple[int, list[Any]]:
+        element, n = self.unpack("IQ", what)
+        if element == STRING:
+            return element, [self.string(what) for _ in range(self.count(n, 8, what))]
+        if element not in _SCALARS:
+            raise self.fail(f"{what} is an array of unknown or nested type {element}")
+        code = _SCALARS[element]
+        self.count(n, struct.calcsize(code), what)
+        return element, list(self.unpack(f"{n}{code}", what))
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a GGUF header; only the header's bytes are read.
+
+    Raises InputMissing, NotPermitted, or DataError naming what is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return _read(_Cursor(file, size, path))
+    except FileNotFoundError:
+        raise InputMissing(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, expected a GGUF file") from None
+    except PermissionError:
+        raise NotPermitted(f"{path}: may not be read (permission denied)") from None
+
+
+def _read(c: _Cursor) -> Header:
+    if c.size == 0:
+        raise c.fail("is empty, expected a GGUF file")
+    magic = c.take(4, "the magic number")
+    if magic != MAGIC:
+        raise c.fail(f"is not a GGUF file (begins with {magic!r}, expected {MAGIC!r})")
+    (version,) = c.unpack("I", "the version")
+    if version & 0xFFFF == 0:
+        raise c.fail("is big-endian; only little-endian GGUF is supported, convert it with gguf-convert-endian")
+    if version not in (2, 3):
+        raise c.fail(f"has GGUF version {version}, expected 2 or 3; convert the model again")
+    n_tensors, n_kv = c.unpack("QQ", "the header")
+    c.count(n_kv, 13, "the metadata")
+    c.count(n_tensors, 32, "the tensor list")
+    metadata, types = _read_metadata(c, n_kv)
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
+        raise c.fail(f"has alignment {alignment}, expected a power of two")
+    tensors = tuple(_read_tensors(c, n_tensors))
+    data_offset = pad(c.at, alignment)
+    _check_data(c, tensors, data_offset, alignment)
+    return Header(
+        metadata, types, tensors, data_offset, alignment, version, c.size, {t.name: t for t in tensors}
+    )
+
+
+def _read_metadata(c: _Cursor, n_kv: int) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    metadata: dict[str, Any] = {}
+    types: dict[str, tuple[int, ...]] = {}
+    for _ in range(n_kv):
+        key = c.text("a metadata key")
+        if not key:
+            raise c.fail("has an empty metadata key")
+        if key in metadata:
+            raise c.fail(f"has the metadata key {key!r} twice")
+        (type_,) = c.unpack("I", key)
+        if type_ == ARRAY:
+            element, metadata[key] = c.array(key)
+            types[key] = (ARRAY, element)
+        else:
+            value = c.value(type_, key)
+            metadata[key] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            types[key] = (type_,)
+    return metadata, types
+
+
+def _read_tensors(c: _Cursor, n_tensors: int) -> Iterator[Tensor]:
+    seen: set[str] = set()
+    for _ in range(n_tensors):
+        name = c.text("a tensor name")
+        if not name or len(name.encode()) >= MAX_NAME:
+            raise c.fail(f"has a tensor name of {len(name.encode())} bytes, expected 1 to {MAX_NAME - 1}")
+        if name in seen:
+            raise c.fail(f"has the tensor {name!r} twice")
+        seen.add(name)
+        (n_dims,) = c.unpack("I", name)
+        if not 1 <= n_dims <= MAX_DIMS:
+            raise c.fail(f"tensor {name} has {n_dims} dimensions, expected 1 to {MAX_DIMS}")
+        shape = c.unpack(f"{n_dims}Q", name)
+        type_id, offset = c.unpack("IQ", name)
+        if 0 in shape or math.prod(shape) >= 1 << 62:
+            raise c.fail(f"tensor {name} has impossible dimensions {shape}")
+        try:
+            type_ = GGMLQuantizationType(type_id)
+        except ValueError:
+            known = ", ".join(t.name for t in GGMLQuantizationType)
+            raise c.fail(f"tensor {name} has unknown type {type_id}; known are {known}") from None
+        block = GGML_QUANT_SIZES[type_][0]
+        if shape[0] % block:
+            raise c.fail(f"tensor {name} has rows of {shape[0]} weights, not a multiple of {block} as {type_.name} needs")
+        yield Tensor(name, shape, type_, offset)
+
+
+def _check_data(c: _Cursor, tensors: Sequence[Tensor], data_offset: int, alignment: int) -> None:
+    expected = 0
+    for t in sorted(tensors, key=lambda t: t.offset):
+        if t.offset % alignment:
+            raise c.fail(f"tensor {t.name} begins at {t.offset}, not a multiple of the alignment {alignment}")
+        if t.offset < expected:
+            raise c.fail(f"tensor {t.name} overlaps the one before it")
+        expected = t.offset + t.nbytes
+        if data_offset + expected > c.size:
+            raise c.fail(
+                f"truncated in tensor {t.name}: needs {data_offset + expected:,} bytes, has {c.size:,}; "
+                "copy or download the file again"
+            )
+
+
+def check_model(path: Path, header: Header) -> None:
+    """What llama.cpp would abort on, or answer wrongly from, in a header that is well-formed; raises DataError."""
+
+    def fail(what: str) -> DataError:
+        return DataError(f"{path.name}: {what}")
+
+    meta = header.metadata
+    arch = meta.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise fail("has no general.architecture; it is not a language model")
+    blocks = meta.get(f"{arch}.block_count")
+    if not isinstance(blocks, int) or not 1 <= blocks <= MAX_BLOCKS:
+        raise fail(f"has {arch}.block_count {blocks}, expected 1 to {MAX_BLOCKS}")
+    tokens = meta.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise fail("has no vocabulary (tokenizer.ggml.tokens)")
+    if len(set(tokens)) != len(tokens):
+        raise fail("has the same token twice in its vocabulary")
+    for key, value in meta.items():
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not 0 <= value < len(tokens):
+            raise fail(f"{key} is {value}, outside the vocabulary of {len(tokens):,}")

@@ -1,0 +1,98 @@
+"""llama.cpp's shared libraries through ctypes: the quantizer, conversions, log capture, build facts.
+
+The libraries are those that llama-cpp-python ships. ctypes releases the GIL during each call, so a thread pool scales.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from .errors import NativeError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@cache
+def libllama() -> Any:
+    """llama-cpp-python's own bindings (`llama_cpp.llama_cpp`)."""
+    try:
+        from llama_cpp import llama_cpp  # noqa: PLC0415 - loads the native library
+    except (ImportError, OSError, RuntimeError) as e:
+        raise NativeError(f"llama-cpp-python could not be loaded ({e}); install it again") from None
+    return llama_cpp
+
+
+@cache
+def libggml() -> ctypes.CDLL:
+    """ggml's base library, with the signatures of what is used here (ggml.h)."""
+    import llama_cpp  # noqa: PLC0415
+    from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415
+
+    libllama()
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    lib: ctypes.CDLL = load_shared_library("ggml-base", folder)
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    for name in ("ggml_bf16_to_fp32_row", "ggml_fp16_to_fp32_row"):
+        getattr(lib, name).restype = None
+        getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    lib.ggml_type_name.restype = ctypes.c_char_p
+    lib.ggml_type_name.argtypes = [ctypes.c_int]
+    lib.ggml_type_size.restype = ctypes.c_size_t
+    lib.ggml_type_size.argtypes = [ctypes.c_int]
+    return lib
+
+
+@cache
+def type_names() -> dict[str, GGMLQuantizationType]:
+    """ggml's own type names, as its log prints them, for every type both ggml and gguf-py know."""
+    return {libggml().ggml_type_name(t.value).decode(): t for t in GGMLQuantizationType}
+
+
+def widen(raw: U8, dtype: str, out: F32) -> None:
+    """Checkpoint bytes of `dtype` (BF16, F16 or F32) to float32, into `out` (1-D, as many values as `raw` holds)."""
+    if dtype == "F32":
+        out[:] = raw.view(np.float32)
+        return
+    convert = libggml().ggml_bf16_to_fp32_row if dtype == "BF16" else libggml().ggml_fp16_to_fp32_row
+    convert(raw.ctypes.data, out.ctypes.data, out.size)
+
+
+def quantize(type_: GGMLQuantizationType, rows: F32, out: U8) -> U8:
+    """Encode float32 `rows` (n_rows, n_per_row), C-contiguous, as `type_` into `out`; returns the part written."""
+    written = libggml().ggml_quantize_chunk(
+        type_.value, rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], None
+    )
+    return out[:written]
+
+
+_callbacks: list[Any] = []  # ctypes callbacks must outlive their registration
+
+
+def capture_log(sink: Callable[[int, str], None]) -> None:
+    """Send llama.cpp's log lines (level 1 debug … 4 error, text) to `sink` instead of stderr."""
+
+    def receive(level: int, text: bytes, _: object) -> None:
+        sink(level, text.decode("utf-8", "replace"))
+
+    callback = LogCallback(receive)
+    _callbacks.append(callback)
+    libllama().llama_log_set(callback, None)

@@ -1,0 +1,89 @@
+"""The only place that prints: progress on a terminal, plain lines in a pipe, errors as one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def size(n_bytes: float) -> str:
+    """Decimal units, as disks and model pages have them."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
+def note(text: str) -> None:
+    """One line for the person, never on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def error(text: str) -> None:
+    note("jmedlite: " + " ".join(text.split()))
+
+
+def warn(text: str) -> None:
+    note("jmedlite: warning: " + " ".join(text.split()))
+
+
+def document(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, ensure_ascii=False, indent=1), flush=True)
+
+
+def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; columns are (heading, "left" or "right")."""
+    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
+    from rich.table import Table  # noqa: PLC0415
+
+    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading, justify in columns:
+        grid.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    console.print(grid)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function for (bytes done, bytes in all): a bar with rate and time left, or a line per tenth in a pipe."""
+    if sys.stderr.isatty():
+        from rich import progress as bars  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+
+        with bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.DownloadColumn(),
+            bars.TransferSpeedColumn(),
+            bars.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        ) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    started, told = time.monotonic(), 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        tenth = done * 10 // max(1, total)
+        if tenth > told:
+            told = tenth
+            elapsed = time.monotonic() - started
+            left = elapsed * (total - done) / max(1, done)
+            note(f"{label}: {tenth * 10} %, {size(done)} of {size(total)}, {elapsed:.0f} s, {left:.0f} s left")
+
+    yield tell

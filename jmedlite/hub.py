@@ -1,0 +1,126 @@
+"""A model's name to files on this machine: a folder as it is, or a Hub id through huggingface_hub's cache."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import DataError, InputMissing, NotPermitted, Unavailable, UsageError
+
+DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
+_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+CHECKPOINT_FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+    "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "README.md",
+)  # fmt: skip
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A local folder and where it came from; `revision` is a full commit hash for a Hub model."""
+
+    folder: Path
+    name: str
+    repo: str | None = None
+    revision: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For a manifest: no local path."""
+        return {"name": self.name, "repo": self.repo, "revision": self.revision}
+
+
+def parse_id(model: str) -> tuple[str, str | None] | None:
+    """`owner/name[@revision]` as (repo, revision); None where it is not a Hub id."""
+    found = _ID.fullmatch(model)
+    return (found["repo"], found["revision"]) if found else None
+
+
+def resolve(model: str, patterns: tuple[str, ...] = CHECKPOINT_FILES) -> Source:
+    """The local folder of `model`, downloading only the files that `patterns` name.
+
+    Raises InputMissing, UsageError, Unavailable, NotPermitted.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(path, path.resolve().name)
+    if path.exists():
+        raise UsageError(f"{model}: is a file, expected a checkpoint folder or a Hub id (owner/name)")
+    parsed = parse_id(model)
+    if parsed is None or model.startswith((".", "~", os.sep)):
+        raise InputMissing(f"{model}: no such folder, and not a Hub id (owner/name[@revision])")
+    repo, revision = parsed
+    folder = _download(repo, revision, patterns)
+    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+    return Source(folder, repo.partition("/")[2], repo, commit)
+
+
+def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """huggingface_hub's snapshot of one commit; cut downloads go on where they stopped."""
+    import huggingface_hub  # noqa: PLC0415 - slow to import, and not needed for local folders
+
+    with _faults(repo, revision):
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        else:
+            info = huggingface_hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
+            files = {
+                s.rfilename: s for s in info.siblings or [] if any(fnmatch.fnmatch(s.rfilename, p) for p in patterns)
+            }
+            folder = Path(
+                huggingface_hub.snapshot_download(repo, revision=info.sha, allow_patterns=sorted(files) or ["-"])
+            )
+            _check_sizes(folder, {name: s.size for name, s in files.items()})
+    return folder
+
+
+def _check_sizes(folder: Path, sizes: dict[str, int | None]) -> None:
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file() or (size is not None and path.stat().st_size != size):
+            found = path.stat().st_size if path.is_file() else 0
+            raise Unavailable(f"{name}: the download has {found:,} bytes, the Hub says {size or 0:,}; run again")
+
+
+@contextmanager
+def _faults(repo: str, revision: str | None) -> Iterator[None]:
+    """huggingface_hub's and the network's exceptions as one-line faults."""
+    import httpx2 as httpx  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise NotPermitted(f"{repo}: the model is gated; accept its terms on its page and run `hf auth login`") from None
+    except errors.RevisionNotFoundError:
+        raise InputMissing(f"{repo}: has no revision {revision}") from None
+    except errors.RepositoryNotFoundError:
+        raise InputMissing(f"{repo}: no such model on the Hub, nor a local folder of that name") from None
+    except errors.LocalEntryNotFoundError:
+        raise Unavailable(
+            f"{repo}: is not in the local cache and the Hub can't be reached; "
+            "connect, or carry the model's folder here and give its path"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise Unavailable(f"{repo}: offline mode is on (HF_HUB_OFFLINE) and the model is not in the cache") from None
+    except errors.HFValidationError as e:
+        raise UsageError(f"{repo}: is not a valid Hub id ({e})") from None
+    except (errors.HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError) as e:
+        raise Unavailable(f"{repo}: the Hub could not be read ({_first_line(e)}); try again, finished files stay") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise Unavailable(f"{repo}: the Hub answered something unexpected ({_first_line(e)}); is a proxy between?") from None
+    except OSError as e:
+        if isinstance(e, DataError):
+            raise
+        raise Unavailable(f"{repo}: the download failed ({_first_line(e)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
