@@ -1,0 +1,3 @@
+from jmedlite.cli import main
+
+main()

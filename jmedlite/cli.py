@@ -1,0 +1,297 @@
+"""The command line: parses, calls, prints. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+# The pass has its own worker threads; BLAS threads under each would only fight them. Set before numpy loads.
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import typer
+
+from jmedlite import __version__, console
+from jmedlite.base.errors import DataError, InputMissing, Interrupted, JmedliteError, UsageError
+
+MAX_QUESTION = 1 << 20
+CLOSED_PIPE = 141
+
+app = typer.Typer(
+    name="jmedlite",
+    help="Medical language models on one laptop: merge LoRA, quantize to GGUF in one pass, ask offline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "JMEDLITE"},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"jmedlite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Medical language models on one laptop: merge LoRA, quantize to GGUF in one pass, ask offline."""
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, or Hub id owner/name[@revision].")] = "",
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="ADAPTER[:WEIGHT]", help="LoRA adapter to merge; repeatable.")
+    ] = None,
+    bits: Annotated[list[int] | None, typer.Option("--bits", "-b", help="2 3 4 5 6 8 or 16; repeatable.")] = None,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", "-t", help="llama.cpp's name, such as Q4_K_S; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path(),
+    name: Annotated[str | None, typer.Option(help="Beginning of the file names.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Bound of the pass, such as 1GB.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show types and sizes, write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge adapters and write one GGUF per level, all in one pass over the model."""
+    from jmedlite.hub import DEFAULT_MODEL
+    from jmedlite.quantizing import parse_memory, plan_quantization, run_plan
+
+    limit = parse_memory(memory) if memory else None
+    plan, source = plan_quantization(
+        model or DEFAULT_MODEL,
+        lora=lora or [],
+        bits=bits or [],
+        types=types or [],
+        out=out,
+        name=name,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    for warning in plan.warnings:
+        console.warn(warning)
+    levels = [
+        {
+            "level": p.level.name,
+            "file": str(p.path),
+            "size_bytes": p.total_bytes,
+            "bits_per_weight": round(p.bits_per_weight, 4),
+            "types": p.type_counts(),
+        }
+        for p in plan.levels
+    ]
+    facts: dict[str, Any] = {
+        "base": source.describe(),
+        "family": plan.family.title,
+        "license": plan.license,
+        "n_weights": plan.n_weights,
+        "adapters": [{"name": a.folder.name, "weight": a.weight, "changes": len(a.pairs)} for a in plan.adapters],
+        "levels": levels,
+    }
+    if not as_json:
+        _show_plan(facts, dry_run)
+    if dry_run:
+        if as_json:
+            console.document(facts)
+        return
+    with console.progress("quantizing") as progress:
+        written = run_plan(plan, source, threads=threads, memory=limit, progress=progress)
+    if as_json:
+        sums = {str(w.path): w for w in written}
+        for level in levels:
+            done = sums[level["file"]]
+            level["sha256"], facts["seconds"] = done.sha256, round(done.seconds, 2)
+        console.document(facts)
+        return
+    for w in written:
+        print(f"{w.path}  {console.size(w.size_bytes)}  {w.bits_per_weight:.2f} bits per weight")
+    rate = plan.source_bytes / max(1e-9, written[0].seconds)
+    console.note(f"done in {written[0].seconds:.0f} s ({console.size(rate)}/s of the original)")
+    console.note(f'next: jmedlite ask -m {written[-1].path} "高血圧の第一選択薬は何ですか。"')
+
+
+def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
+    base = facts["base"]
+    console.note(
+        f"{base['name']}: {facts['family']}, {facts['n_weights'] / 1e6:,.0f} M weights, "
+        f"licence: {facts['license'] or 'not stated in the model card'}"
+    )
+    for a in facts["adapters"]:
+        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights")
+    if dry_run:
+        console.table(
+            "",
+            [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
+            [
+                [
+                    level["level"],
+                    console.size(level["size_bytes"]),
+                    f"{level['bits_per_weight']:.2f}",
+                    ", ".join(f"{n} × {t}" for t, n in level["types"].items()),
+                ]
+                for level in facts["levels"]
+            ],
+        )
+    else:
+        total = sum(level["size_bytes"] for level in facts["levels"])
+        names = ", ".join(level["level"] for level in facts["levels"])
+        console.note(f"  → {names}: {console.size(total)} in {len(facts['levels'])} file(s)")
+
+
+def _find_gguf(model: str | None) -> Path:
+    """The GGUF file that `-m` names; the model quantized last where nothing is named."""
+    from jmedlite.settings import last_model
+
+    if not model:
+        found = last_model()
+        if found is None:
+            raise InputMissing("no model given, and none quantized yet; run `jmedlite quantize MODEL`, or give -m FILE")
+        return found
+    path = Path(model).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return files[0]
+        listing = ", ".join(f.name for f in files) or "none"
+        raise UsageError(f"{model}: is a folder (GGUF files in it: {listing}); name the file, or quantize it first")
+    if not path.is_file():
+        raise InputMissing(f"{model}: no such GGUF file; make one with `jmedlite quantize {model}`")
+    return path
+
+
+def _read_question(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise UsageError("no question; give it as an argument, or on standard input")
+    raw = sys.stdin.buffer.read(MAX_QUESTION + 1)
+    if len(raw) > MAX_QUESTION:
+        raise DataError(f"the question has more than {MAX_QUESTION:,} bytes; expected a question, not a file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"the question is not UTF-8 (byte {e.start}); save the text as UTF-8") from None
+
+
+@app.command()
+def ask(
+    question: Annotated[str | None, typer.Argument(help="The question; - or nothing: standard input.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="GGUF file; default: the last one made.")] = None,
+    system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
+    language: Annotated[str | None, typer.Option("--lang", help="ja or en; default: the question's.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    ctx: Annotated[int | None, typer.Option(help="Context in tokens; default: as the question needs.")] = None,
+    gpu_layers: Annotated[str, typer.Option(help="auto, all or a number.")] = "auto",
+    kv_type: Annotated[str, typer.Option(help="f16, q8_0 or q4_0.")] = "f16",
+    threads: Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="GGUF adapter to add; repeatable.")
+    ] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Show how long each step took.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask one question. The answer streams to standard output; nothing leaves this machine."""
+    from jmedlite.convert.lora import parse_spec
+    from jmedlite.prompts import NOTICE, language_of
+    from jmedlite.runner import Answer, Runner, check_question
+
+    if language not in (None, "ja", "en"):
+        raise UsageError(f"--lang {language}: expected ja or en")
+    if ctx is not None and ctx < 16:
+        raise UsageError(f"--ctx {ctx}: expected 16 or more")
+    path = _find_gguf(model)
+    text = _read_question(question)
+    check_question(text)
+    with Runner(
+        path, gpu_layers=gpu_layers, kv_type=kv_type, threads=threads, lora=[parse_spec(s) for s in lora or []]
+    ) as runner:
+        answer: Answer | None = None
+        for piece in runner.stream(
+            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, ctx=ctx, language=language
+        ):
+            if isinstance(piece, Answer):
+                answer = piece
+            elif not as_json:
+                print(piece, end="", flush=True)
+        assert answer is not None
+        notice = NOTICE[language or language_of(text)]
+        facts = runner.facts
+    if as_json:
+        console.document(
+            {
+                "answer": answer.text,
+                "stop": answer.stop,
+                "model": {"file": path.name, **facts},
+                "n_prompt": answer.n_prompt,
+                "n_generated": answer.n_generated,
+                "n_ctx": answer.n_ctx,
+                "timings": {**answer.timings, "generation_tps": answer.generation_tps},
+                "notice": notice,
+            }
+        )
+        return
+    print(flush=True)
+    if answer.stop != "eos":
+        limit = "--max-tokens" if answer.stop == "length" else "--ctx"
+        console.note(f"(the answer was cut at {answer.n_generated} tokens; raise {limit} for more)")
+    console.note(f"— {facts['name']}, licence: {facts['license'] or 'not stated'}. {notice}")
+    if timings:
+        t = answer.timings
+        console.note(
+            f"load {t['load_seconds']:.2f} s, prompt {answer.n_prompt} tokens in {t['prompt_seconds']:.2f} s, "
+            f"{answer.n_generated} tokens at {answer.generation_tps:.1f}/s"
+        )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show this machine as llama.cpp sees it."""
+    from jmedlite.hardware import describe_machine
+
+    facts = describe_machine()
+    if as_json:
+        console.document(facts)
+        return
+    gpus = [f"{g['name']}: {g['description']}, {console.size(g['free_bytes'])} free" for g in facts["gpus"]]
+    built = "yes" if facts["gpu_offload_built_in"] else "no (a CPU build of llama-cpp-python)"
+    rows = [
+        ["jmedlite", f"{facts['jmedlite']} (Python {facts['python']}, {facts['system']})"],
+        ["llama-cpp-python", facts["llama_cpp_python"]],
+        ["processor", f"{facts['cpu']}, {facts['physical_cores']} cores ({facts['logical_cores']} threads)"],
+        ["CPU features", ", ".join(facts["cpu_features"]) or "none reported"],
+        ["memory", f"{console.size(facts['ram_bytes'])}, {console.size(facts['ram_available_bytes'])} available"],
+        ["GPU offload", built],
+        ["GPUs", "; ".join(gpus) or "none seen"],
+    ]
+    console.table("", [("this machine", "left"), ("", "left")], rows)
+
+
+def main() -> None:
+    """Entry point: every expected fault becomes one line and its exit code."""
+    try:
+        app()
+    except JmedliteError as e:
+        console.error(str(e))
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
+    except BrokenPipeError:
+        # point the descriptor elsewhere, or the interpreter complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(CLOSED_PIPE)
+
+
+if __name__ == "__main__":
+    main()

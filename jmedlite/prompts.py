@@ -1,0 +1,140 @@
+"""From a question to a prompt: the system prompts, and the model's own chat template, rendered safely.
+
+A chat template is a program that came with the model file, so it runs sandboxed. What a person typed is never part of
+the template's input: a marker stands for it, and the text takes the marker's place after rendering. So the parts of the
+prompt that may hold control tokens and the parts that may not stay apart.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from jmedlite.base.errors import DataError
+
+NOTICE = {
+    "en": "For research only, not for diagnosis or treatment.",
+    "ja": "研究用の出力です。診断や治療の判断には使わないでください。",
+}
+SYSTEM = {
+    "en": (
+        "You are an assistant with broad knowledge of medicine. Answer accurately and concisely, "
+        "and say so when you are not sure."
+    ),
+    "ja": "あなたは医学に詳しいアシスタントです。質問に日本語で正確かつ簡潔に答えてください。確かでないことは、そのように述べてください。",
+}
+PLAIN = {"en": "{system}\n\nQuestion: {question}\nAnswer:", "ja": "{system}\n\n質問：{question}\n回答："}
+MAX_RENDERED = 1 << 20
+MAX_REPEAT = 100_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the prompt; only a trusted one may hold control tokens."""
+
+    text: str
+    trusted: bool
+
+
+def language_of(text: str) -> str:
+    """ "ja" where the text has kana or kanji, else "en"."""
+    return "ja" if any("\u3040" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff" for c in text) else "en"
+
+
+def build_prompt(
+    question: str, *, system: str | None, template: str | None, bos: str = "", eos: str = "", language: str | None = None
+) -> list[Part]:
+    """The prompt in parts: `template` rendered with a system and a user message, or a plain form without a template.
+
+    `system` is the person's own text (untrusted); None means the built-in one, "" none at all. Raises DataError.
+    """
+    language = language or language_of(question)
+    texts = {"question": question.strip()}
+    builtin = SYSTEM[language]
+    if system:
+        texts["system"] = system.strip()
+    markers = {key: f"\ue000{secrets.token_hex(8)}\ue001" for key in texts}
+    system_text = markers.get("system", "" if system == "" else builtin)
+    if template is None:
+        rendered = PLAIN[language].format(system=system_text, question=markers["question"]).lstrip()
+    else:
+        rendered = _render_with_system(template, system_text, markers["question"], bos, eos)
+    return _split(rendered, {markers[key]: text for key, text in texts.items()})
+
+
+def _render_with_system(template: str, system: str, question: str, bos: str, eos: str) -> str:
+    user = {"role": "user", "content": question}
+    if not system:
+        return render(template, [user], bos, eos)
+    try:
+        rendered = render(template, [{"role": "system", "content": system}, user], bos, eos)
+        if system in rendered:
+            return rendered
+    except DataError:
+        pass  # templates of Mistral's and Gemma's kind raise on a system message
+    return render(template, [{"role": "user", "content": f"{system}\n\n{question}"}], bos, eos)
+
+
+def _split(rendered: str, texts: dict[str, str]) -> list[Part]:
+    parts = [Part(rendered, True)]
+    for marker, text in texts.items():
+        if rendered.count(marker) != 1:
+            raise DataError("the model's chat template does not place the question exactly once; the file is unusable")
+        split: list[Part] = []
+        for part in parts:
+            before, found, after = part.text.partition(marker) if part.trusted else (part.text, "", "")
+            split.append(Part(before, part.trusted))
+            if found:
+                split += [Part(text, False), Part(after, True)]
+        parts = split
+    return [part for part in parts if part.text]
+
+
+def render(template: str, messages: list[dict[str, str]], bos: str, eos: str) -> str:
+    """Render a Hugging Face chat template in a sandbox; raises DataError.
+
+    The variables and functions are those of transformers' `apply_chat_template`.
+    """
+    import jinja2  # noqa: PLC0415
+    from jinja2.ext import loopcontrols  # noqa: PLC0415
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError  # noqa: PLC0415
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Also bounds what multiplication and powers can make."""
+
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**" or (
+                not (isinstance(left, int | float) and isinstance(right, int | float))
+                and max(x for x in (left, right, 0) if isinstance(x, int)) > MAX_REPEAT
+            ):
+                raise SecurityError("the template makes something too large")
+            return super().call_binop(context, operator, left, right)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().strftime(fmt)
+    environment.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+    try:
+        pieces, length = [], 0
+        for piece in environment.from_string(template).generate(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, bos_token=bos, eos_token=eos
+        ):
+            length += len(piece)
+            if length > MAX_RENDERED:
+                raise DataError(f"the model's chat template makes more than {MAX_RENDERED:,} characters")
+            pieces.append(piece)
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError("the model's chat template needs too much memory") from None
+    except Exception as e:  # a template can raise anything
+        raise DataError(f"the model's chat template can't be used: {' '.join(str(e).split())[:200]}") from None
+    return "".join(pieces)
