@@ -166,7 +166,7 @@ def _steps(pre_tokenizer: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _pre_tokenizer(described: dict[str, Any], vocab: dict[str, int]) -> str:
+def _pre_tokenizer(described: dict[str, Any]) -> str:
     steps = _steps(described.get("pre_tokenizer"))
     name = _PRE_TOKENIZERS.get((steps, bool(described["model"].get("ignore_merges"))))
     if name is None:
@@ -174,13 +174,7 @@ def _pre_tokenizer(described: dict[str, Any], vocab: dict[str, int]) -> str:
             f"tokenizer.json: its pre-tokenizer is none of {', '.join(sorted(set(_PRE_TOKENIZERS.values())))} "
             f"({' → '.join(steps) or 'none'}); llama.cpp would tokenize differently, so it is refused"
         )
-    if name == "gpt-2" and not any(_has_joined_digits(token) for token in vocab):
-        return "smollm"  # no token joins a digit to anything: digits stand alone, as SmolLM's pre-tokenizer has them
     return name
-
-
-def _has_joined_digits(token: str) -> bool:
-    return len(token) > 1 and any(c.isdigit() for c in token) and token.lstrip("Ġ").isdigit()
 
 
 def _normalizer(described: dict[str, Any]) -> str | None:
@@ -212,7 +206,7 @@ def _from_byte_level(described: dict[str, Any], added: dict[int, tuple[str, bool
     # GGUF keeps a merge as "left right"; a space inside a part is written as byte-level BPE writes it, "Ġ"
     joined = [f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}" for a, b in merges]
     return Vocabulary(
-        "gpt2", _pre_tokenizer(described, vocab), tokens, types, merges=joined, normalizer=_normalizer(described)
+        "gpt2", _pre_tokenizer(described), tokens, types, merges=joined, normalizer=_normalizer(described)
     )
 
 

@@ -12,7 +12,13 @@ import numpy as np
 from gguf import GGUFReader
 
 # The written list: docs/metadata.md says why for each.
-MAY_DIFFER = {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "jmedlite.tokenizer.normalizer"}
+MAY_DIFFER = {
+    "jmedlite.tokenizer.normalizer",
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.scores",
+}
 
 
 def values(reader: GGUFReader) -> dict[str, object]:

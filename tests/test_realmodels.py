@@ -1,0 +1,99 @@
+"""Real checkpoints, when there are any: `JMEDLITE_REAL_MODELS=FOLDER pytest -m realmodel`.
+
+FOLDER holds checkpoint folders (Qwen2 or Llama family). With JMEDLITE_REFERENCE_TOOLS (llama.cpp's `bin/` and
+`llama.cpp/convert_hf_to_gguf.py`) and JMEDLITE_REFERENCE_PYTHON (an interpreter with torch and transformers) the files
+are also compared with the reference toolchain's. JMEDLITE_IGAKUQA may name a clone of IgakuQA, for more text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jmedlite
+from jmedlite.base.gguf import read_header
+
+from .test_tokenizer import lines
+
+pytestmark = pytest.mark.realmodel
+FOLDER = Path(os.environ.get("JMEDLITE_REAL_MODELS", "."))
+MODELS = sorted(p.parent.name for p in FOLDER.glob("*/config.json"))
+LEVELS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+
+
+@pytest.fixture(scope="module", params=MODELS or ["JMEDLITE_REAL_MODELS is not set"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """(model's name, folder with its GGUF files at every level)."""
+    out = tmp_path_factory.mktemp(request.param)
+    jmedlite.quantize(FOLDER / request.param, types=LEVELS, out=out, name="m")
+    return request.param, out
+
+
+def exam_lines() -> list[str]:
+    """Questions and choices of IgakuQA, Japanese and English."""
+    found: list[str] = []
+    for path in sorted(Path(os.environ.get("JMEDLITE_IGAKUQA", "/nonexistent")).glob("data/*/*.jsonl")):
+        for row in path.read_text(encoding="utf-8").splitlines():
+            item = json.loads(row)
+            for key in ("problem_text", "problem_text_en", "choices", "choices_en"):
+                value = item.get(key) or []
+                found += [value] if isinstance(value, str) else list(value)
+    return random.Random(0).sample(found, min(len(found), 4000))
+
+
+def test_tokens_equal_the_checkpoints(made: tuple[str, Path]) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    name, out = made
+    reference = tokenizers.Tokenizer.from_file(str(FOLDER / name / "tokenizer.json"))
+    texts = lines(2500) + exam_lines()
+    with jmedlite.Runner(out / "m-Q8_0.gguf") as runner:
+        for special in (True, False):
+            reference.encode_special_tokens = not special
+            # llama.cpp takes "</s>" for a control token in any vocabulary that has it, added or not
+            added = {t.content for t in reference.get_added_tokens_decoder().values()}
+            different = [
+                t
+                for t in texts
+                if not (special and "</s>" in t and "</s>" not in added)
+                and runner.tokenize(t, parse_special=special) != reference.encode(t, add_special_tokens=False).ids
+            ]
+            assert not different, (len(different), len(texts), different[:3])
+
+
+def test_files_equal_the_reference_toolchain(made: tuple[str, Path], tmp_path: Path) -> None:
+    tools = os.environ.get("JMEDLITE_REFERENCE_TOOLS")
+    if not tools:
+        pytest.skip("JMEDLITE_REFERENCE_TOOLS is not set")
+    name, out = made
+    converter = Path(tools) / "llama.cpp" / "convert_hf_to_gguf.py"
+    python = os.environ.get("JMEDLITE_REFERENCE_PYTHON", sys.executable)
+    bf16 = tmp_path / "BF16.gguf"
+    subprocess.run(
+        [python, converter, FOLDER / name, "--outtype", "bf16", "--outfile", bf16], check=True, capture_output=True
+    )
+    compare = Path(__file__).parent.parent / "tools" / "compare_gguf.py"
+    for level in LEVELS:
+        reference = bf16
+        if level != "BF16":
+            reference = tmp_path / "ref.gguf"
+            quantizer = Path(tools) / "bin" / "llama-quantize"
+            subprocess.run([quantizer, bf16, reference, level], check=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, compare, out / f"m-{level}.gguf", reference], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_answers(made: tuple[str, Path]) -> None:
+    name, out = made
+    with jmedlite.Runner(out / "m-Q8_0.gguf") as runner:
+        answer = runner.ask("What is the capital of France?", max_tokens=64)
+    assert "Paris" in answer.text
+    assert answer.stop == "eos"
+    assert read_header(out / "m-Q8_0.gguf").metadata["general.name"]
