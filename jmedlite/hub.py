@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import DataError, InputMissing, NotPermitted, Unavailable, UsageError
+from jmedlite.base.errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -65,19 +65,15 @@ def resolve(model: str, patterns: tuple[str, ...] = CHECKPOINT_FILES) -> Source:
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """huggingface_hub's snapshot of one commit; cut downloads go on where they stopped."""
     import huggingface_hub  # noqa: PLC0415 - slow to import, and not needed for local folders
+    from huggingface_hub import constants  # noqa: PLC0415
 
     with _faults(repo, revision):
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
-            folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
-        else:
-            info = huggingface_hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
-            files = {
-                s.rfilename: s for s in info.siblings or [] if any(fnmatch.fnmatch(s.rfilename, p) for p in patterns)
-            }
-            folder = Path(
-                huggingface_hub.snapshot_download(repo, revision=info.sha, allow_patterns=sorted(files) or ["-"])
-            )
-            _check_sizes(folder, {name: s.size for name, s in files.items()})
+        # by the revision's name, so that the cache learns which commit it is and can answer offline
+        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        if not constants.HF_HUB_OFFLINE:
+            info = huggingface_hub.HfApi().model_info(repo, revision=folder.name, files_metadata=True)
+            wanted = {s.rfilename: s.size for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)}
+            _check_sizes(folder, wanted)
     return folder
 
 
@@ -92,11 +88,12 @@ def _check_sizes(folder: Path, sizes: dict[str, int | None]) -> None:
 @contextmanager
 def _faults(repo: str, revision: str | None) -> Iterator[None]:
     """huggingface_hub's and the network's exceptions as one-line faults."""
-    import httpx2 as httpx  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
 
     try:
         yield
+    except JmedliteError:
+        raise
     except errors.GatedRepoError:
         raise NotPermitted(f"{repo}: the model is gated; accept its terms on its page and run `hf auth login`") from None
     except errors.RevisionNotFoundError:
@@ -112,14 +109,17 @@ def _faults(repo: str, revision: str | None) -> Iterator[None]:
         raise Unavailable(f"{repo}: offline mode is on (HF_HUB_OFFLINE) and the model is not in the cache") from None
     except errors.HFValidationError as e:
         raise UsageError(f"{repo}: is not a valid Hub id ({e})") from None
-    except (errors.HfHubHTTPError, httpx.HTTPError, ConnectionError, TimeoutError) as e:
+    except errors.HfHubHTTPError as e:
         raise Unavailable(f"{repo}: the Hub could not be read ({_first_line(e)}); try again, finished files stay") from None
     except (ValueError, KeyError, TypeError) as e:
         raise Unavailable(f"{repo}: the Hub answered something unexpected ({_first_line(e)}); is a proxy between?") from None
     except OSError as e:
-        if isinstance(e, DataError):
+        raise Unavailable(f"{repo}: the download failed ({_first_line(e)}); run again to go on where it stopped") from None
+    except Exception as e:
+        # huggingface_hub lets its HTTP library's exceptions through, and has changed libraries between releases
+        if type(e).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
             raise
-        raise Unavailable(f"{repo}: the download failed ({_first_line(e)})") from None
+        raise Unavailable(f"{repo}: the Hub can't be reached ({_first_line(e)}); connect, or use a local folder") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,143 @@
+"""Against transformers and PEFT in float32, on tiny models: merged weights, next-token logits, tokens.
+
+Run with `pytest -m oracle`, after `pip install torch` and `pip install -e ".[test,oracle]"`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jmedlite
+from jmedlite.convert.pipeline import interleave_rotary
+
+from . import builders
+from .test_pipeline import read
+
+pytestmark = pytest.mark.oracle
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "list": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 16},
+    "regex": {"target_modules": r".*layers\.1\..*(k_proj|up_proj)", "r": 4},
+    "all-linear": {"target_modules": "all-linear", "r": 2},
+    "rslora": {"target_modules": LINEAR, "r": 8, "lora_alpha": 16, "use_rslora": True},
+    "rank pattern": {"target_modules": LINEAR, "r": 4, "rank_pattern": {"down_proj": 2, r"layers\.0\.self_attn\.q_proj": 6}},
+    "alpha pattern": {"target_modules": LINEAR, "r": 4, "alpha_pattern": {"o_proj": 3, r"layers\.1\.mlp\..*": 20}},
+    "both patterns, rslora": {
+        "target_modules": LINEAR, "r": 4, "use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 7},
+    },
+    "fan_in_fan_out": {"target_modules": ["q_proj", "down_proj"], "r": 4, "fan_in_fan_out": True},
+    "some layers": {"target_modules": ["q_proj"], "r": 4, "layers_to_transform": [1]},
+    "excluded": {"target_modules": LINEAR, "r": 4, "exclude_modules": ["down_proj"]},
+    "the head": {"target_modules": ["lm_head", "q_proj"], "r": 4},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama", "mistral"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    builders.checkpoint(folder, request.param, dtype="F32")
+    return request.param, folder
+
+
+def load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merge_equals_peft(base: tuple[str, Path], tmp_path: Path, variant: str) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    family, folder = base
+    torch.manual_seed(0)
+    options = {"task_type": "CAUSAL_LM", **VARIANTS[variant]}
+    wrapped = get_peft_model(load(folder), LoraConfig(init_lora_weights=False, **options))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(load(folder), tmp_path / "adapter").merge_and_unload().state_dict()
+    (path,) = jmedlite.quantize(folder, lora=[str(tmp_path / "adapter")], types=["F32"], out=tmp_path, name="merged")
+    (plain,) = jmedlite.quantize(folder, types=["F32"], out=tmp_path, name="plain")
+    found, before = read(path), read(plain)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down"}  # fmt: skip
+    changed = 0
+    for key, value in merged.items():
+        expected = value.numpy()
+        if key == "lm_head.weight":
+            ours = "output.weight"
+        elif ".layers." in key and key.removesuffix(".weight").split(".", 3)[3] in names:
+            _, _, i, module = key.removesuffix(".weight").split(".", 3)
+            ours = f"blk.{i}.{names[module]}.weight"
+            if family != "qwen2" and module in ("self_attn.q_proj", "self_attn.k_proj"):
+                expected = interleave_rotary(expected, builders.HEAD_DIM)
+        else:
+            continue
+        changed += not np.array_equal(found[ours], before[ours])
+        # both round a sum of r products and one addition in float32, in an order of their own
+        scale = np.abs(found[ours] - before[ours]).max() + np.abs(before[ours]).max()
+        np.testing.assert_allclose(found[ours], expected, rtol=0, atol=4 * np.finfo(np.float32).eps * scale, err_msg=key)
+    assert changed == sum(".lora_A." in k for k in wrapped.state_dict())
+
+
+def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
+    """Logits (n_tokens, n_vocab) of llama.cpp with a float32 cache, by its C interface alone."""
+    from llama_cpp import llama_cpp
+
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx, params.type_k, params.type_v, params.flash_attn_type = 64, 0, 0, 0
+    context = llama_cpp.llama_init_from_model(model, params)
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, t in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = t, i, 1, 1
+        batch.seq_id[i][0] = 0
+    assert llama_cpp.llama_decode(context, batch) == 0
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    found = np.stack(
+        [np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (n_vocab,)).copy() for i in range(len(tokens))]
+    )
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
+    return found
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "num_key_value_heads": 4}),
+        ("llama", {"head_dim": 32}),
+        ("llama", {"rope_scaling": LLAMA3_ROPE}),
+        ("mistral", {"sliding_window": None}),
+    ],
+)
+def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    import torch
+
+    builders.checkpoint(tmp_path / "m", family, dtype="F32", **changes)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 256, 48).tolist()
+    with torch.no_grad():
+        expected = load(tmp_path / "m")(torch.tensor([tokens])).logits[0].numpy()
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=1e-3)
+
+
