@@ -72,7 +72,7 @@ class Runner:
             env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
         )
         try:
-            self.facts = next(
+            loaded = next(
                 self._events(
                     {
                         "op": "load",
@@ -85,6 +85,7 @@ class Runner:
                     last="loaded",
                 )
             )
+            self.facts: dict[str, Any] = {k: v for k, v in loaded.items() if k != "event"}
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,150 @@
+"""The runner on a tiny model: answers, control tokens, the command line's output, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jmedlite
+from jmedlite.engine import Engine
+from jmedlite.hardware import auto_gpu_layers
+from jmedlite.prompts import Part, build_prompt
+from jmedlite.runner import Answer
+
+from . import builders
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runner")
+    builders.checkpoint(folder / "m")
+    (path,) = jmedlite.quantize(folder / "m", bits=[8], out=folder)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Engine:
+    return Engine({"path": str(model), "threads": 1, "kv_type": "f16", "gpu_layers": "0"})
+
+
+def test_same_question_same_answer_and_the_model_stays_loaded(model: Path) -> None:
+    with jmedlite.Runner(model, threads=2) as runner:
+        one, two = (runner.ask("胃潰瘍の原因は。", max_tokens=24) for _ in range(2))
+        assert one.text == two.text
+        assert one.n_generated == 24
+        assert one.stop == "length"
+        pieces = list(runner.stream("胃潰瘍の原因は。", max_tokens=24))
+        last = pieces[-1]
+        assert isinstance(last, Answer)
+        assert "".join(p for p in pieces[:-1] if isinstance(p, str)).rstrip() == last.text == one.text
+        hot = [runner.ask("q", max_tokens=24, temperature=2.0, seed=s).text for s in (1, 1, 2)]
+        assert hot[0] == hot[1] != hot[2]
+
+
+def test_prompt_tokens_are_those_of_the_whole_text(engine: Engine) -> None:
+    parts = build_prompt("hello  the\n", system="be brief", template=builders.CHATML)
+    whole = "".join(p.text for p in parts)
+    assert engine.tokenize_parts(parts) == engine.tokenize(whole, parse_special=True)
+
+
+@pytest.mark.parametrize("name", builders.SPECIALS)
+def test_typed_control_tokens_stay_text(engine: Engine, name: str) -> None:
+    control = engine.tokenize(name, parse_special=True)
+    assert len(control) == 1
+    typed = engine.tokenize_parts(build_prompt(f"a {name} b", system="", template=builders.CHATML))
+    without = engine.tokenize_parts(build_prompt("a  b", system="", template=builders.CHATML))
+    assert typed.count(control[0]) == without.count(control[0])
+    assert len(typed) > len(without) + 3  # it is there, letter by letter
+
+
+def test_text_around_the_question_is_joined_before_it_is_tokenized(engine: Engine) -> None:
+    parts = [Part("he", True), Part("ll", False), Part("o", True)]
+    assert engine.tokenize_parts(parts) == engine.tokenize("hello")
+    assert len(engine.tokenize("hello")) == 1
+
+
+def test_no_half_characters(model: Path) -> None:
+    with jmedlite.Runner(model, threads=1) as runner:
+        for piece in runner.stream("🙂", max_tokens=40, temperature=5.0, seed=3):
+            (piece.text if isinstance(piece, Answer) else piece).encode("utf-8")
+
+
+BLOCK = """
+import socket, sys
+def refuse(*a, **k):
+    sys.stderr.write("NETWORK ATTEMPT\\n")
+    raise OSError("no network")
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+def ask(model: Path, tmp_path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`jmedlite ask` in a process, with every attempt to connect reported, in the child too."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "JMEDLITE_STATE": str(tmp_path / "state"), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "jmedlite", "ask", "-m", str(model), "--max-tokens", "8", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=60, check=False, **options)
+
+
+def test_ask_prints_the_answer_and_the_notice_once(model: Path, tmp_path: Path) -> None:
+    done = ask(model, tmp_path, "高血圧とは。")
+    assert done.returncode == 0, done.stderr
+    assert "NETWORK" not in done.stderr
+    assert done.stderr.count("診断や治療の判断には使わないでください") == 1
+    assert "licence: not stated" in done.stderr
+    with jmedlite.Runner(model) as runner:
+        assert done.stdout.rstrip() == runner.ask("高血圧とは。", max_tokens=8).text
+
+
+@pytest.mark.parametrize("dash", [(), ("-",)])
+def test_question_on_standard_input_as_json(model: Path, tmp_path: Path, dash: tuple[str, ...]) -> None:
+    done = ask(model, tmp_path, "--json", *dash, input="What is fever?\n")
+    found = json.loads(done.stdout)
+    assert found["n_generated"] == 8
+    assert found["stop"] == "length"
+    assert found["notice"] == "For research only, not for diagnosis or treatment."
+    assert set(found["timings"]) >= {"load_seconds", "prompt_seconds", "generation_seconds", "generation_tps"}
+
+
+def test_help_is_instant_and_loads_nothing_heavy() -> None:
+    code = "import sys, jmedlite.cli; print([m for m in ('numpy', 'gguf', 'llama_cpp', 'rich', 'jinja2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "layers"), [(0, 0), (0.4, 0), (4, 21), (8, 29), (24, 29)]
+)  # a 7B at 4.7 GB with 28 layers and the head
+def test_offload_plan(free_gb: float, layers: int) -> None:
+    assert auto_gpu_layers(int(free_gb * 1e9), int(4.68e9), 28) == pytest.approx(layers, abs=2 if layers == 21 else 0)
+
+
+def test_default_model_is_the_last_one_made(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m")
+    env = os.environ | {"JMEDLITE_STATE": str(tmp_path / "state")}
+    make = [sys.executable, "-m", "jmedlite", "quantize", str(tmp_path / "m"), "-b", "8", "-o", str(tmp_path), "--json"]
+    made = subprocess.run(make, env=env, capture_output=True, text=True, check=True)
+    file = json.loads(made.stdout)["levels"][0]
+    assert Path(file["file"]).stat().st_size == file["size_bytes"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jmedlite", "ask", "hello", "--max-tokens", "2", "--json"],
+        env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["model"]["file"] == "m-Q8_0.gguf"
+
+
+def test_dry_run_writes_nothing_and_knows_the_sizes(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m", "llama")
+    command = [sys.executable, "-m", "jmedlite", "quantize", str(tmp_path / "m"), "-b", "4", "-b", "2", "--json"]
+    planned = subprocess.run([*command, "--dry-run", "-o", str(tmp_path / "o")], capture_output=True, text=True, check=True)
+    assert not (tmp_path / "o").exists()
+    env = os.environ | {"JMEDLITE_STATE": str(tmp_path / "state")}
+    made = subprocess.run([*command, "-o", str(tmp_path / "o")], env=env, capture_output=True, text=True, check=True)
+    sizes = [[level["size_bytes"] for level in json.loads(d.stdout)["levels"]] for d in (planned, made)]
+    assert sizes[0] == sizes[1] == [f.stat().st_size for f in (tmp_path / "o" / "m-Q4_K_M.gguf", tmp_path / "o" / "m-Q2_K.gguf")]
