@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jmedlite.base.errors import DataError
+from jmedlite.base.gguf import MAX_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     head_dim = integer(config, "head_dim", max(1, n_embd // n_head))
     if n_head % n_head_kv:
         raise DataError(f"config.json: {n_head} attention heads can't share {n_head_kv} key-value heads")
+    if (n_layer := integer(config, "num_hidden_layers")) > MAX_BLOCKS:
+        raise DataError(f"config.json: num_hidden_layers is {n_layer:,}, llama.cpp reads at most {MAX_BLOCKS}")
     if head_dim % 2:
         raise DataError(f"config.json: heads of {head_dim} dimensions, expected an even number")
     return {
@@ -144,7 +147,7 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         "head_dim": head_dim,
         "n_ff": integer(config, "intermediate_size"),
         "n_vocab": integer(config, "vocab_size"),
-        "n_layer": integer(config, "num_hidden_layers"),
+        "n_layer": n_layer,
     }
 
 

@@ -55,6 +55,8 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
         raise InputMissing(f"{path}: no such file") from None
     except PermissionError:
         raise NotPermitted(f"{path}: may not be read (permission denied)") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, expected a file") from None
     except (ValueError, RecursionError) as e:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"{path.name}: is not valid JSON ({e})") from None
     if not isinstance(found, dict):
@@ -106,7 +108,12 @@ def _entry(path: Path, name: str, entry: Any, base: int) -> StoredTensor:
 
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        well_formed = isinstance(shape, list) and all(map(whole, [*shape, begin, end])) and begin <= end
+        well_formed = (
+            isinstance(dtype, str)
+            and isinstance(shape, list)
+            and all(map(whole, [*shape, begin, end]))
+            and begin <= end
+        )
     except (KeyError, TypeError, ValueError):
         well_formed = False
     if not well_formed:
@@ -171,7 +178,10 @@ class Checkpoint:
             weight_map = read_json(self.folder / INDEX).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise DataError(f"{INDEX}: has no weight_map")
-            shards = {name: _shard_path(self.folder, name) for name in dict.fromkeys(weight_map.values())}
+            shards: dict[str, Path] = {}
+            for name in weight_map.values():
+                if not isinstance(name, str) or name not in shards:  # a list would not even hash
+                    shards[name] = _shard_path(self.folder, name)
             found: dict[str, StoredTensor] = {}
             for name, path in shards.items():
                 for tensor in read_safetensors_header(path).values():

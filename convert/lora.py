@@ -19,7 +19,7 @@ import numpy as np
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.native import F32, widen
 
-from .checkpoint import WEIGHT_DTYPES, Checkpoint, StoredTensor, read_json, read_safetensors_header
+from .checkpoint import DTYPE_BYTES, WEIGHT_DTYPES, Checkpoint, StoredTensor, read_json, read_safetensors_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
@@ -149,6 +149,8 @@ class Adapter:
                 raise self._fail(f"uses DoRA ({name}), which is not supported yet; merge it with PEFT first")
             found = _KEY.fullmatch(name)
             if not found:
+                if self._is_copy_of_base(name, tensor):
+                    continue
                 raise self._fail(self._describe_stranger(name, tensor, checkpoint))
             if tensor.dtype not in WEIGHT_DTYPES:
                 raise self._fail(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
@@ -157,6 +159,25 @@ class Adapter:
         if not sides:
             raise self._fail("holds no LoRA weights")
         return {f"{module}.weight": self._pair(module, two, checkpoint) for module, two in sides.items()}
+
+    def _is_copy_of_base(self, name: str, tensor: StoredTensor) -> bool:
+        """PEFT saves untouched embeddings and heads along where the head is a target; such a copy changes nothing."""
+        key = name.removeprefix("base_model.model.").replace(".base_layer.weight", ".weight")
+        base = self._checkpoint.tensors.get(key)
+        if base is None or base.shape != tensor.shape or not {base.dtype, tensor.dtype} <= set(WEIGHT_DTYPES):
+            return False
+        n, step = math.prod(base.shape), 1 << 20
+        values = np.empty((2, min(n, step)), np.float32)
+        for start in range(0, n, step):
+            k = min(step, n - start)
+            for row, t in zip(values, (base, tensor), strict=True):
+                width = DTYPE_BYTES[t.dtype]
+                raw = np.empty(k * width, np.uint8)
+                self._checkpoint.read(t, start * width, raw)
+                widen(raw, t.dtype, row[:k])
+            if not np.array_equal(values[0, :k], values[1, :k]):
+                return False
+        return True
 
     @staticmethod
     def _describe_stranger(name: str, tensor: StoredTensor, checkpoint: Checkpoint) -> str:
@@ -167,6 +188,8 @@ class Adapter:
                     f"adds tokens: its {end} has {tensor.shape[0]:,} rows, the base has {base.shape[0]:,}; "
                     "resized vocabularies are not supported yet"
                 )
+            if name.endswith(end):
+                return f"holds a trained {end} ({name}); fully trained embeddings and heads are not supported yet"
         return f"holds {name}, which is not a LoRA matrix this version knows"
 
     def _pair(self, module: str, sides: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> Pair:
@@ -177,7 +200,9 @@ class Adapter:
         if weight is None:
             raise self._fail(f"changes {module}, which the base model does not have; it belongs to another base")
         if len(weight.shape) != 2 or len(a.shape) != 2 or len(b.shape) != 2:
-            raise self._fail(f"{module}: A {list(a.shape)}, B {list(b.shape)}, W {list(weight.shape)}: expected matrices")
+            raise self._fail(
+                f"{module}: A {list(a.shape)}, B {list(b.shape)}, W {list(weight.shape)}: expected matrices"
+            )
         rank = self._pattern("rank_pattern", module, float(self.config.get("r", 8)))
         if a.shape[0] != b.shape[1] or a.shape[0] != rank:
             raise self._fail(

@@ -87,7 +87,9 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     return vocabulary
 
 
-def _added_tokens(folder: Path, config: dict[str, Any], described: dict[str, Any] | None) -> dict[int, tuple[str, bool]]:
+def _added_tokens(
+    folder: Path, config: dict[str, Any], described: dict[str, Any] | None
+) -> dict[int, tuple[str, bool]]:
     """{id: (text, is it a control token?)} from every place where Hugging Face keeps added tokens."""
     found: dict[int, tuple[str, bool]] = {}
     named = {

@@ -42,8 +42,8 @@ def document(value: Any) -> None:
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; columns are (heading, "left" or "right")."""
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading, justify in columns:
@@ -60,8 +60,8 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function for (bytes done, bytes in all): a bar with rate and time left, or a line per tenth in a pipe."""
     if sys.stderr.isatty():
-        from rich import progress as bars  # noqa: PLC0415
-        from rich.console import Console  # noqa: PLC0415
+        from rich import progress as bars
+        from rich.console import Console
 
         with bars.Progress(
             bars.TextColumn("{task.description}"),

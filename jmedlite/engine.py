@@ -38,7 +38,7 @@ def protect_process() -> None:
     """No core dumps (the question is in memory); Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(ImportError, ValueError, OSError):
-        import resource  # noqa: PLC0415 - not on Windows
+        import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -47,9 +47,9 @@ def protect_process() -> None:
 def limited_memory(extra: int) -> Iterator[None]:
     """Bound the address space while the body runs, where the system can."""
     try:
-        import resource  # noqa: PLC0415
+        import resource
 
-        import psutil  # noqa: PLC0415
+        import psutil
 
         old = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + extra, old[1]))
@@ -79,7 +79,9 @@ def bounded_prompt(emit: Emit, **arguments: Any) -> list[Part]:
         thread.start()
         thread.join(TEMPLATE_SECONDS)
     if thread.is_alive() or not box:
-        emit("error", code=DataError.exit_code, message=f"the model's chat template ran for over {TEMPLATE_SECONDS:g} s")
+        emit(
+            "error", code=DataError.exit_code, message=f"the model's chat template ran for over {TEMPLATE_SECONDS:g} s"
+        )
         os._exit(DataError.exit_code)  # the thread can't be stopped
     if isinstance(box[0], JmedliteError):
         raise box[0]
@@ -93,7 +95,7 @@ class Engine:
         self.path = Path(request["path"])
         self.header: Header = read_header(self.path)
         check_model(self.path, self.header)
-        from jmedlite.base.native import capture_log, libllama  # noqa: PLC0415 - after the checks
+        from jmedlite.base.native import capture_log, libllama
 
         self._errors: list[str] = []
         capture_log(lambda level, text: self._errors.append(text.strip()) if level == 4 else None)
@@ -283,7 +285,7 @@ class Engine:
             raise NativeError(f"llama.cpp could not evaluate the prompt (status {status}: {self._last_error()})")
 
     def _check_logits(self, context: Any, n_vocab: int) -> None:
-        import numpy as np  # noqa: PLC0415
+        import numpy as np
 
         logits = np.ctypeslib.as_array(self.llama.llama_get_logits_ith(context, -1), (n_vocab,))
         if not np.isfinite(logits).all():
@@ -303,24 +305,22 @@ class Engine:
         single = (ctypes.c_int32 * 1)()
         batch = llama.llama_batch_get_one(single, 1)
         stop, n = "length", 0
-        for n in range(limit):
+        while n < limit:
             token = llama.llama_sampler_sample(sampler, context, -1)
             if llama.llama_vocab_is_eog(vocab, token):
                 stop = "eos"
                 break
+            n += 1
             if text := utf8.decode(self.piece(token)):
                 emit("token", text=text)
-            if len(prompt) + n + 1 >= n_ctx:
+            if len(prompt) + n >= n_ctx:
                 stop = "context"
-                n += 1
                 break
-            if n + 1 < limit:
+            if n < limit:
                 single[0] = token
                 if llama.llama_decode(context, batch) != 0:
                     raise NativeError(f"llama.cpp could not evaluate a token ({self._last_error()})")
                 self._check_logits(context, n_vocab)
-        else:
-            n = limit
         if rest := utf8.decode(b"", final=True):
             emit("token", text=rest)
         ended = time.monotonic()

@@ -1,4 +1,4 @@
-"""What this machine has, as far as running a model goes: processor, memory, GPUs as ggml sees them, llama.cpp's build."""
+"""What this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def auto_gpu_layers(free_vram: int, model_bytes: int, n_layers: int) -> int:
 
 def physical_cores() -> int:
     """Cores, not hardware threads: llama.cpp's matrix products gain nothing from the second thread of a core."""
-    import psutil  # noqa: PLC0415
+    import psutil
 
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
@@ -32,8 +32,8 @@ def physical_cores() -> int:
 
 def devices() -> list[dict[str, Any]]:
     """Every compute device in ggml's registry (ggml-backend.h): name, description, kind, memory in bytes."""
-    import llama_cpp  # noqa: PLC0415
-    from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415
+    import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
 
     lib = load_shared_library("ggml", Path(llama_cpp.__file__).parent / "lib")
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
@@ -67,12 +67,14 @@ def devices() -> list[dict[str, Any]]:
 
 def describe_machine() -> dict[str, Any]:
     """The facts `jmedlite doctor` shows."""
-    import psutil  # noqa: PLC0415
+    import psutil
 
-    from jmedlite.base.native import libllama  # noqa: PLC0415
+    from jmedlite.base.native import libllama
 
     info = libllama().llama_print_system_info().decode("utf-8", "replace")
-    features = [part.split("=")[0].strip() for part in info.replace(":", "|").split("|") if part.strip().endswith("= 1")]
+    features = [
+        part.split("=")[0].strip() for part in info.replace(":", "|").split("|") if part.strip().endswith("= 1")
+    ]
     memory = psutil.virtual_memory()
     found = devices()
     cpu = next((d["description"] for d in found if d["kind"] == "CPU"), "") or platform.processor()

@@ -64,15 +64,17 @@ def resolve(model: str, patterns: tuple[str, ...] = CHECKPOINT_FILES) -> Source:
 
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """huggingface_hub's snapshot of one commit; cut downloads go on where they stopped."""
-    import huggingface_hub  # noqa: PLC0415 - slow to import, and not needed for local folders
-    from huggingface_hub import constants  # noqa: PLC0415
+    import huggingface_hub
+    from huggingface_hub import constants
 
     with _faults(repo, revision):
         # by the revision's name, so that the cache learns which commit it is and can answer offline
         folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
         if not constants.HF_HUB_OFFLINE:
             info = huggingface_hub.HfApi().model_info(repo, revision=folder.name, files_metadata=True)
-            wanted = {s.rfilename: s.size for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)}
+            wanted = {
+                s.rfilename: s.size for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)
+            }
             _check_sizes(folder, wanted)
     return folder
 
@@ -88,14 +90,16 @@ def _check_sizes(folder: Path, sizes: dict[str, int | None]) -> None:
 @contextmanager
 def _faults(repo: str, revision: str | None) -> Iterator[None]:
     """huggingface_hub's and the network's exceptions as one-line faults."""
-    from huggingface_hub import errors  # noqa: PLC0415
+    from huggingface_hub import errors
 
     try:
         yield
     except JmedliteError:
         raise
     except errors.GatedRepoError:
-        raise NotPermitted(f"{repo}: the model is gated; accept its terms on its page and run `hf auth login`") from None
+        raise NotPermitted(
+            f"{repo}: the model is gated; accept its terms on its page and run `hf auth login`"
+        ) from None
     except errors.RevisionNotFoundError:
         raise InputMissing(f"{repo}: has no revision {revision}") from None
     except errors.RepositoryNotFoundError:
@@ -110,16 +114,24 @@ def _faults(repo: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as e:
         raise UsageError(f"{repo}: is not a valid Hub id ({e})") from None
     except errors.HfHubHTTPError as e:
-        raise Unavailable(f"{repo}: the Hub could not be read ({_first_line(e)}); try again, finished files stay") from None
+        raise Unavailable(
+            f"{repo}: the Hub could not be read ({_first_line(e)}); try again, finished files stay"
+        ) from None
     except (ValueError, KeyError, TypeError) as e:
-        raise Unavailable(f"{repo}: the Hub answered something unexpected ({_first_line(e)}); is a proxy between?") from None
+        raise Unavailable(
+            f"{repo}: the Hub answered something unexpected ({_first_line(e)}); is a proxy between?"
+        ) from None
     except OSError as e:
-        raise Unavailable(f"{repo}: the download failed ({_first_line(e)}); run again to go on where it stopped") from None
+        raise Unavailable(
+            f"{repo}: the download failed ({_first_line(e)}); run again to go on where it stopped"
+        ) from None
     except Exception as e:
         # huggingface_hub lets its HTTP library's exceptions through, and has changed libraries between releases
         if type(e).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
             raise
-        raise Unavailable(f"{repo}: the Hub can't be reached ({_first_line(e)}); connect, or use a local folder") from None
+        raise Unavailable(
+            f"{repo}: the Hub can't be reached ({_first_line(e)}); connect, or use a local folder"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,7 +24,10 @@ SYSTEM = {
         "You are an assistant with broad knowledge of medicine. Answer accurately and concisely, "
         "and say so when you are not sure."
     ),
-    "ja": "あなたは医学に詳しいアシスタントです。質問に日本語で正確かつ簡潔に答えてください。確かでないことは、そのように述べてください。",
+    "ja": (
+        "あなたは医学に詳しいアシスタントです。質問に日本語で正確かつ簡潔に答えてください。"
+        "確かでないことは、そのように述べてください。"
+    ),
 }
 PLAIN = {"en": "{system}\n\nQuestion: {question}\nAnswer:", "ja": "{system}\n\n質問：{question}\n回答："}
 MAX_RENDERED = 1 << 20
@@ -45,7 +48,13 @@ def language_of(text: str) -> str:
 
 
 def build_prompt(
-    question: str, *, system: str | None, template: str | None, bos: str = "", eos: str = "", language: str | None = None
+    question: str,
+    *,
+    system: str | None,
+    template: str | None,
+    bos: str = "",
+    eos: str = "",
+    language: str | None = None,
 ) -> list[Part]:
     """The prompt in parts: `template` rendered with a system and a user message, or a plain form without a template.
 
@@ -98,9 +107,9 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str) ->
 
     The variables and functions are those of transformers' `apply_chat_template`.
     """
-    import jinja2  # noqa: PLC0415
-    from jinja2.ext import loopcontrols  # noqa: PLC0415
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError  # noqa: PLC0415
+    import jinja2
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Sandbox(ImmutableSandboxedEnvironment):
         """Also bounds what multiplication and powers can make."""

@@ -115,5 +115,3 @@ def quantize(
     )
     limit = parse_memory(memory) if isinstance(memory, str) else memory
     return [w.path for w in run_plan(plan, source, threads=threads, memory=limit, progress=progress)]
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -62,7 +63,7 @@ class Runner:
             raise UsageError(f"--gpu-layers {gpu_layers}: expected auto, all or a number")
         if kv_type not in ("f16", "q8_0", "q4_0"):
             raise UsageError(f"--kv-type {kv_type}: expected f16, q8_0 or q4_0")
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._child = subprocess.Popen(
             [sys.executable, "-m", "jmedlite.engine"],
             stdin=subprocess.PIPE,
@@ -182,10 +183,8 @@ class Runner:
         self._child.wait()
         for stream in (self._child.stdin, self._child.stdout, self._stderr):
             if stream:
-                try:
+                with contextlib.suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
 
     def __enter__(self) -> Runner:
         return self

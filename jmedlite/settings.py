@@ -11,7 +11,7 @@ def state_folder() -> Path:
     """Where this user's state is kept: $JMEDLITE_STATE, else the system's place for it."""
     if named := os.environ.get("JMEDLITE_STATE"):
         return Path(named)
-    import typer  # noqa: PLC0415
+    import typer
 
     return Path(typer.get_app_dir("jmedlite"))
 

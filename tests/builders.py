@@ -1,4 +1,4 @@
-"""Tiny real inputs, built in the test: checkpoints of every family, tokenizers, adapters. Small, but whole and loadable."""
+"""Tiny real inputs, built in the test: checkpoints of every family, tokenizers, adapters; small, but whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_safetensors(path: Path, tensors: Arrays, dtype: str = "BF16", header: 
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     chunks, at = [], 0
     for name, x in tensors.items():
-        data = {"BF16": lambda v: to_bf16(v), "F16": lambda v: v.astype(np.float16), "F32": lambda v: v}[dtype](x)
+        data = {"BF16": to_bf16, "F16": lambda v: v.astype(np.float16), "F32": lambda v: v}[dtype](x)
         raw = np.ascontiguousarray(data).tobytes()
         entries[name] = {"dtype": dtype, "shape": list(x.shape), "data_offsets": [at, at + len(raw)]}
         chunks.append(raw)
@@ -150,7 +150,9 @@ def checkpoint(
     (folder / "config.json").write_text(json.dumps(cfg))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": SPECIALS[0], "eos_token": SPECIALS[2], "pad_token": SPECIALS[0], "chat_template": CHATML})
+        json.dumps(
+            {"bos_token": SPECIALS[0], "eos_token": SPECIALS[2], "pad_token": SPECIALS[0], "chat_template": CHATML}
+        )
     )
     if shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)

@@ -59,7 +59,9 @@ class FakeHub:
             return self.send(to, 200, b"<html>please log in</html>", {"Content-Type": "text/html"}, body)
         if path.startswith("/api/models/" + REPO):
             if "/tree/" in path:
-                tree = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": "0" * 40} for n, f in files.items()]
+                tree = [
+                    {"type": "file", "path": n, "size": f.stat().st_size, "oid": "0" * 40} for n, f in files.items()
+                ]
                 return self.send(to, 200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
             found = {
                 "id": REPO, "modelId": REPO, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0,

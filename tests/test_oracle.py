@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jmedlite.convert.pipeline import interleave_rotary
 
 import jmedlite
-from jmedlite.convert.pipeline import interleave_rotary
 
 from . import builders
 from .test_pipeline import read
@@ -83,7 +83,9 @@ def test_merge_equals_peft(base: tuple[str, Path], tmp_path: Path, variant: str)
         changed += not np.array_equal(found[ours], before[ours])
         # both round a sum of r products and one addition in float32, in an order of their own
         scale = np.abs(found[ours] - before[ours]).max() + np.abs(before[ours]).max()
-        np.testing.assert_allclose(found[ours], expected, rtol=0, atol=4 * np.finfo(np.float32).eps * scale, err_msg=key)
+        np.testing.assert_allclose(
+            found[ours], expected, rtol=0, atol=4 * np.finfo(np.float32).eps * scale, err_msg=key
+        )
     assert changed == sum(".lora_A." in k for k in wrapped.state_dict())
 
 
@@ -103,7 +105,10 @@ def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
     assert llama_cpp.llama_decode(context, batch) == 0
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     found = np.stack(
-        [np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (n_vocab,)).copy() for i in range(len(tokens))]
+        [
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (n_vocab,)).copy()
+            for i in range(len(tokens))
+        ]
     )
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)
@@ -139,5 +144,3 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[st
         expected = load(tmp_path / "m")(torch.tensor([tokens])).logits[0].numpy()
     assert expected.std() > 0.1
     np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=1e-3)
-
-

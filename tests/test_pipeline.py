@@ -11,11 +11,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from jmedlite.convert.pipeline import interleave_rotary
+from jmedlite.convert.recipes import LEVELS, parse_levels
 
 import jmedlite
 from jmedlite.base.gguf import read_header
-from jmedlite.convert.pipeline import interleave_rotary
-from jmedlite.convert.recipes import LEVELS, parse_levels
 
 from . import builders
 
@@ -95,7 +95,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "regex targets": {"target_modules": r".*\.(q_proj|down_proj)"},
     "all linear": {
         "modules": tuple(
-            f"{g}_proj" for g in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+            f"{g}_proj"
+            for g in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
         ),
         "target_modules": "all-linear",
     },
@@ -109,9 +110,7 @@ def test_merge_is_the_formula(tmp_path: Path, kind: str, family: str) -> None:
     options = dict(ADAPTERS[kind])
     base = builders.checkpoint(tmp_path / "m", family)
     ab = builders.adapter(tmp_path / "a", base, **options)
-    (path,) = jmedlite.quantize(
-        tmp_path / "m", lora=[f"{tmp_path / 'a'}:0.5"], types=["F32"], out=tmp_path, threads=2
-    )
+    (path,) = jmedlite.quantize(tmp_path / "m", lora=[f"{tmp_path / 'a'}:0.5"], types=["F32"], out=tmp_path, threads=2)
     found = read(path)
     names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
              "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}  # fmt: skip

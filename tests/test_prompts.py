@@ -69,6 +69,8 @@ def test_question_must_appear_once(template: str) -> None:
         build_prompt("q", system="", template=template)
 
 
-@pytest.mark.parametrize(("question", "language"), [("胃潰瘍とは", "ja"), ("カルテ", "ja"), ("What?", "en"), ("é", "en")])
+@pytest.mark.parametrize(
+    ("question", "language"), [("胃潰瘍とは", "ja"), ("カルテ", "ja"), ("What?", "en"), ("é", "en")]
+)
 def test_language(question: str, language: str) -> None:
     assert language_of(question) == language

@@ -91,7 +91,7 @@ def test_files_equal_the_reference_toolchain(made: tuple[str, Path], tmp_path: P
 
 
 def test_answers(made: tuple[str, Path]) -> None:
-    name, out = made
+    _, out = made
     with jmedlite.Runner(out / "m-Q8_0.gguf") as runner:
         answer = runner.ask("What is the capital of France?", max_tokens=64)
     assert "Paris" in answer.text

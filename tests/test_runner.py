@@ -142,9 +142,15 @@ def test_default_model_is_the_last_one_made(tmp_path: Path) -> None:
 def test_dry_run_writes_nothing_and_knows_the_sizes(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m", "llama")
     command = [sys.executable, "-m", "jmedlite", "quantize", str(tmp_path / "m"), "-b", "4", "-b", "2", "--json"]
-    planned = subprocess.run([*command, "--dry-run", "-o", str(tmp_path / "o")], capture_output=True, text=True, check=True)
+    planned = subprocess.run(
+        [*command, "--dry-run", "-o", str(tmp_path / "o")], capture_output=True, text=True, check=True
+    )
     assert not (tmp_path / "o").exists()
     env = os.environ | {"JMEDLITE_STATE": str(tmp_path / "state")}
     made = subprocess.run([*command, "-o", str(tmp_path / "o")], env=env, capture_output=True, text=True, check=True)
     sizes = [[level["size_bytes"] for level in json.loads(d.stdout)["levels"]] for d in (planned, made)]
-    assert sizes[0] == sizes[1] == [f.stat().st_size for f in (tmp_path / "o" / "m-Q4_K_M.gguf", tmp_path / "o" / "m-Q2_K.gguf")]
+    assert (
+        sizes[0]
+        == sizes[1]
+        == [f.stat().st_size for f in (tmp_path / "o" / "m-Q4_K_M.gguf", tmp_path / "o" / "m-Q2_K.gguf")]
+    )

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jmedlite.convert.tokenizer import read_vocabulary
 
 import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import read_header
-from jmedlite.convert.tokenizer import read_vocabulary
 
 from . import builders
 
@@ -179,7 +179,9 @@ def test_pre_tokenizers(tmp_path: Path, steps: list[Any], ignore_merges: bool, n
         ({"model": {"type": "Unigram"}}, "Unigram"),
     ],
 )
-def test_what_llama_cpp_would_tokenize_differently_is_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+def test_what_llama_cpp_would_tokenize_differently_is_refused(
+    tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
     builders.checkpoint(tmp_path)
     described = builders.byte_level_tokenizer() | change
     (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")

@@ -140,9 +140,7 @@ def main() -> None:
 
     merge = measure("PEFT merge", [args.python, "-c", MERGE, args.model, args.lora, merged], merged)
     converter = args.tools / "llama.cpp" / "convert_hf_to_gguf.py"
-    convert = measure(
-        "convert", [args.python, converter, merged, "--outtype", "bf16", "--outfile", bf16], bf16
-    )
+    convert = measure("convert", [args.python, converter, merged, "--outtype", "bf16", "--outfile", bf16], bf16)
     shutil.rmtree(merged)
     quantized = llama_quantize(args.one)
     one = ours(f"jmedlite {args.one}", [args.one])

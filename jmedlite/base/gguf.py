@@ -237,9 +237,7 @@ def _read(c: _Cursor) -> Header:
     tensors = tuple(_read_tensors(c, n_tensors))
     data_offset = pad(c.at, alignment)
     _check_data(c, tensors, data_offset, alignment)
-    return Header(
-        metadata, types, tensors, data_offset, alignment, version, c.size, {t.name: t for t in tensors}
-    )
+    return Header(metadata, types, tensors, data_offset, alignment, version, c.size, {t.name: t for t in tensors})
 
 
 def _read_metadata(c: _Cursor, n_kv: int) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -285,7 +283,9 @@ def _read_tensors(c: _Cursor, n_tensors: int) -> Iterator[Tensor]:
             raise c.fail(f"tensor {name} has unknown type {type_id}; known are {known}") from None
         block = GGML_QUANT_SIZES[type_][0]
         if shape[0] % block:
-            raise c.fail(f"tensor {name} has rows of {shape[0]} weights, not a multiple of {block} as {type_.name} needs")
+            raise c.fail(
+                f"tensor {name} has rows of {shape[0]} weights, not a multiple of {block} as {type_.name} needs"
+            )
         yield Tensor(name, shape, type_, offset)
 
 

@@ -26,7 +26,7 @@ LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_voi
 def libllama() -> Any:
     """llama-cpp-python's own bindings (`llama_cpp.llama_cpp`)."""
     try:
-        from llama_cpp import llama_cpp  # noqa: PLC0415 - loads the native library
+        from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError) as e:
         raise NativeError(f"llama-cpp-python could not be loaded ({e}); install it again") from None
     return llama_cpp
@@ -35,8 +35,8 @@ def libllama() -> Any:
 @cache
 def libggml() -> ctypes.CDLL:
     """ggml's base library, with the signatures of what is used here (ggml.h)."""
-    import llama_cpp  # noqa: PLC0415
-    from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415
+    import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
 
     libllama()
     folder = Path(llama_cpp.__file__).parent / "lib"

@@ -1,4 +1,4 @@
-"""Files that appear only when whole: written beside their final name, flushed, checked, renamed, one writer at a time."""
+"""Files that appear only when whole: written beside their final name, flushed, checked, renamed; one writer."""
 
 from __future__ import annotations
 
