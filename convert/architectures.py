@@ -163,7 +163,7 @@ def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
         "mlp_bias": bool(config.get("mlp_bias")),
     }
     found: list[Rule] = []
-    layered = []
+    layered: list[Rule] = []
     for rule in family.rules:
         if rule.when is not None and not switches.get(rule.when, False):
             continue

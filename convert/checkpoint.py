@@ -210,7 +210,7 @@ class Checkpoint:
             if file is None:
                 file = self._files[tensor.path] = tensor.path.open("rb", buffering=0)
             file.seek(tensor.offset + start)
-            view = memoryview(out)
+            view = memoryview(out.data)
             while view:
                 n = file.readinto(view)  # type: ignore[attr-defined]
                 if not n:

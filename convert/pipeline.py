@@ -169,7 +169,7 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
 
         def put(k: int, data: U8 | bytes) -> None:
             outputs[k].write(data)
-            hashes[k].update(data)
+            hashes[k].update(data if isinstance(data, bytes) else data.data)
 
         for k, level in enumerate(plan.levels):
             put(k, level.header)

@@ -87,6 +87,10 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     return vocabulary
 
 
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _added_tokens(
     folder: Path, config: dict[str, Any], described: dict[str, Any] | None
 ) -> dict[int, tuple[str, bool]]:
@@ -95,7 +99,7 @@ def _added_tokens(
     named = {
         entry if isinstance(entry, str) else entry.get("content")
         for key in ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
-        for entry in (config.get(key) if isinstance(config.get(key), list) else [config.get(key)])
+        for entry in _as_list(config.get(key))
         if isinstance(entry, str | dict)
     }
 
@@ -195,7 +199,7 @@ def _model_parts(described: dict[str, Any]) -> tuple[dict[str, int], list[tuple[
         raise DataError("tokenizer.json: its model has no vocab or no merges")
     if any(not isinstance(i, int) or i < 0 for i in vocab.values()):
         raise DataError("tokenizer.json: a token's id is not a number")
-    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    pairs: list[Any] = [tuple(m.split(" ") if isinstance(m, str) else m) for m in merges]
     if any(len(p) != 2 or not all(isinstance(x, str) and x for x in p) for p in pairs):
         raise DataError("tokenizer.json: a merge is not a pair of tokens")
     return vocab, pairs

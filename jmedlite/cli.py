@@ -81,7 +81,7 @@ def quantize(
     )
     for warning in plan.warnings:
         console.warn(warning)
-    levels = [
+    levels: list[dict[str, Any]] = [
         {
             "level": p.level.name,
             "file": str(p.path),

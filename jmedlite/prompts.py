@@ -109,7 +109,8 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str) ->
     """
     import jinja2
     from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
         """Also bounds what multiplication and powers can make."""

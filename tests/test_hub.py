@@ -125,8 +125,9 @@ def run(tmp_path: Path, hub: FakeHub, model: str = REPO, **env: str) -> subproce
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **env,
     }  # fmt: skip
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
+    out = str(tmp_path / "out")
     return subprocess.run(
-        [sys.executable, "-m", "jmedlite", "quantize", model, "--bits", "8", "--out", str(tmp_path / "out"), "--overwrite"],
+        [sys.executable, "-m", "jmedlite", "quantize", model, "--bits", "8", "--out", out, "--overwrite"],
         env=kept | settings, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 

@@ -25,10 +25,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "regex": {"target_modules": r".*layers\.1\..*(k_proj|up_proj)", "r": 4},
     "all-linear": {"target_modules": "all-linear", "r": 2},
     "rslora": {"target_modules": LINEAR, "r": 8, "lora_alpha": 16, "use_rslora": True},
-    "rank pattern": {"target_modules": LINEAR, "r": 4, "rank_pattern": {"down_proj": 2, r"layers\.0\.self_attn\.q_proj": 6}},
+    "rank pattern": {
+        "target_modules": LINEAR, "r": 4, "rank_pattern": {"down_proj": 2, r"layers\.0\.self_attn\.q_proj": 6},
+    },
     "alpha pattern": {"target_modules": LINEAR, "r": 4, "alpha_pattern": {"o_proj": 3, r"layers\.1\.mlp\..*": 20}},
     "both patterns, rslora": {
-        "target_modules": LINEAR, "r": 4, "use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 7},
+        "target_modules": LINEAR, "r": 4, "use_rslora": True, "rank_pattern": {"q_proj": 3},
+        "alpha_pattern": {"q_proj": 7},
     },
     "fan_in_fan_out": {"target_modules": ["q_proj", "down_proj"], "r": 4, "fan_in_fan_out": True},
     "some layers": {"target_modules": ["q_proj"], "r": 4, "layers_to_transform": [1]},

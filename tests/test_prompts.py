@@ -33,7 +33,10 @@ def test_no_system_prompt() -> None:
 
 
 def test_template_without_system_role_gets_it_in_the_question() -> None:
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}[INST]{{ messages[0].content }}[/INST]"
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "[INST]{{ messages[0].content }}[/INST]"
+    )
     assert text(build_prompt("q", system="s", template=template)) == "[INST]s\n\nq[/INST]"
     silent = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
     assert text(build_prompt("q", system=None, template=silent)) == f"{SYSTEM['en']}\n\nq"

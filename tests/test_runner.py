@@ -113,7 +113,8 @@ def test_question_on_standard_input_as_json(model: Path, tmp_path: Path, dash: t
 
 
 def test_help_is_instant_and_loads_nothing_heavy() -> None:
-    code = "import sys, jmedlite.cli; print([m for m in ('numpy', 'gguf', 'llama_cpp', 'rich', 'jinja2') if m in sys.modules])"
+    heavy = ("numpy", "gguf", "llama_cpp", "rich", "jinja2")
+    code = f"import sys, jmedlite.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -20,7 +20,8 @@ from . import builders
 SAMPLES = [
     "高血圧の第一選択薬は何ですか。", "Hello, world! hello hello  hello\n\n\nthe the", "ｶﾀｶﾅ ＡＢＣ　全角１２３",
     "😀👩‍⚕️🇯🇵", "    indented\n\tcode(x) { return x**2; }", "a" * 300, " " * 70, "I'll they'RE we'd 12345 3.14",
-    "", " ", "\n", "<|im_start|>system", "<|im_end", "<s></s>", "が か゛ が", "\u3000\u3000問１", "HbA1c 7.2%、LDL-C 160 mg/dL",
+    "", " ", "\n", "<|im_start|>system", "<|im_end", "<s></s>", "が か゛ が", "\u3000\u3000問１",
+    "HbA1c 7.2%、LDL-C 160 mg/dL",
 ]  # fmt: skip
 
 

@@ -29,10 +29,10 @@ def main() -> None:
     with jmedlite.Runner(args.model, threads=threads) as runner:
         for k in range(args.rounds + 1):
             answer = runner.ask("日本の高血圧診療について詳しく説明してください。", max_tokens=args.tokens)
+            command = [args.bench, "-m", args.model, "-p", "0", "-n", str(args.tokens), "-r", "1"]
             bench = subprocess.run(
-                [args.bench, "-m", args.model, "-p", "0", "-n", str(args.tokens), "-r", "1", "-t", str(threads), "-o", "json"],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
+                [*command, "-t", str(threads), "-o", "json"], capture_output=True, text=True, check=True
+            )
             theirs = json.loads(bench.stdout)[0]["avg_ts"]
             if k:  # the first round warms up
                 pairs.append((answer.generation_tps, theirs))

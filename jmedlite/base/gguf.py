@@ -85,7 +85,7 @@ class Header:
 def nbytes(type_: GGMLQuantizationType, n_elements: int) -> int:
     """Bytes that `n_elements` take in `type_`; n_elements must be a multiple of the type's block size."""
     block, size = GGML_QUANT_SIZES[type_]
-    return n_elements // block * size
+    return n_elements // int(block) * int(size)
 
 
 def pad(offset: int, alignment: int = DEFAULT_ALIGNMENT) -> int:
