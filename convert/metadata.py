@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,16 @@ from .architectures import Family
 from .tokenizer import Vocabulary
 
 Entries = dict[str, tuple[Any, int, int | None]]
+F32_MAX = float(np.finfo(np.float32).max)
 logging.getLogger("gguf").setLevel(logging.ERROR)
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json's rotary settings, from either place where transformers has kept them."""
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise DataError(f"config.json: its rope settings are {given!r}, expected an object")
+    found = dict(given)
     if "rope_theta" not in found and config.get("rope_theta") is not None:
         found["rope_theta"] = config["rope_theta"]
     if "rope_type" not in found and "type" in found:
@@ -42,9 +47,16 @@ def llama3_rope_factors(config: Mapping[str, Any], head_dim: int) -> F32:
     Source: `rope_type: llama3` of transformers' modeling_rope_utils; llama.cpp divides each frequency by its factor.
     """
     rope = rope_parameters(config)
-    base, factor = float(rope.get("rope_theta", 10000.0)), float(rope.get("factor", 8.0))
-    low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
-    context = float(rope.get("original_max_position_embeddings", 8192))
+    try:
+        base, factor = float(rope.get("rope_theta", 10000.0)), float(rope.get("factor", 8.0))
+        low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
+        context = float(rope.get("original_max_position_embeddings", 8192))
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DataError(f"config.json: its rope settings {rope} are malformed ({e})") from None
+    if not (all(0 < x < math.inf for x in (base, factor, low, high, context)) and low < high):
+        raise DataError(
+            f"config.json: its rope settings {rope} must be positive, low_freq_factor below high_freq_factor"
+        )
     wavelength = 2 * np.pi * np.float64(base) ** (np.arange(0, head_dim, 2) / head_dim)
     smooth = (context / wavelength - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
@@ -141,8 +153,10 @@ def _rope(writer: Any, family: Family, config: Mapping[str, Any]) -> None:
         elif kind != "default" and not (kind == "llama3" and family.llama3_rope):
             raise DataError(f"config.json: rope type {kind!r} is not supported for {family.title}")
         if rope.get("rope_theta") is not None:
+            if not 0 < float(rope["rope_theta"]) < F32_MAX:
+                raise ValueError(f"rope_theta {rope['rope_theta']}")
             writer.add_rope_freq_base(float(rope["rope_theta"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise DataError(f"config.json: its rope settings {rope} are incomplete or malformed ({e})") from None
 
 

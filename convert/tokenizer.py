@@ -68,6 +68,19 @@ def _looks_special(token: str) -> bool:
 
 def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     """The vocabulary of the checkpoint in `folder`, padded to the `n_vocab` rows of its embedding."""
+    try:
+        return _read_vocabulary(folder, n_vocab)
+    except (
+        AttributeError,
+        TypeError,
+        KeyError,
+        IndexError,
+        ValueError,
+    ) as e:  # JSON of another form than the library's
+        raise DataError(f"{folder.name}: its tokenizer files are malformed ({e})") from None
+
+
+def _read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
     added = _added_tokens(folder, config, described)
@@ -108,6 +121,8 @@ def _added_tokens(
             token_id = int(token_id)
         except (TypeError, ValueError):
             raise DataError(f"the tokenizer adds {text!r} with the id {token_id!r}, expected a number") from None
+        if token_id < 0:
+            raise DataError(f"the tokenizer adds {text!r} with the id {token_id}, expected 0 or more")
         if not isinstance(text, str) or not text:
             raise DataError(f"the tokenizer's added token {token_id} has no text")
         found[token_id] = (text, special or text in named or _looks_special(text))

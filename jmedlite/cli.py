@@ -14,10 +14,9 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 import typer
 
 from jmedlite import __version__, console
-from jmedlite.base.errors import DataError, InputMissing, Interrupted, JmedliteError, UsageError
+from jmedlite.base.errors import ClosedPipe, DataError, InputMissing, Interrupted, JmedliteError, UsageError
 
 MAX_QUESTION = 1 << 20
-CLOSED_PIPE = 141
 
 app = typer.Typer(
     name="jmedlite",
@@ -33,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"jmedlite {__version__}")
+        console.out(f"jmedlite {__version__}")
         raise typer.Exit
 
 
@@ -115,7 +114,7 @@ def quantize(
         console.document(facts)
         return
     for w in written:
-        print(f"{w.path}  {console.size(w.size_bytes)}  {w.bits_per_weight:.2f} bits per weight")
+        console.out(f"{w.path}  {console.size(w.size_bytes)}  {w.bits_per_weight:.2f} bits per weight")
     rate = plan.source_bytes / max(1e-9, written[0].seconds)
     console.note(f"done in {written[0].seconds:.0f} s ({console.size(rate)}/s of the original)")
     console.note(f'next: jmedlite ask -m {written[-1].path} "高血圧の第一選択薬は何ですか。"')
@@ -225,7 +224,7 @@ def ask(
             if isinstance(piece, Answer):
                 answer = piece
             elif not as_json:
-                print(piece, end="", flush=True)
+                console.out(piece, end="")
         assert answer is not None
         notice = NOTICE[language or language_of(text)]
         facts = runner.facts
@@ -243,7 +242,7 @@ def ask(
             }
         )
         return
-    print(flush=True)
+    console.out("")
     if answer.stop != "eos":
         limit = "--max-tokens" if answer.stop == "length" else "--ctx"
         console.note(f"(the answer was cut at {answer.n_generated} tokens; raise {limit} for more)")
@@ -283,16 +282,14 @@ def main() -> None:
     """Entry point: every expected fault becomes one line and its exit code."""
     try:
         app()
+    except ClosedPipe as e:
+        sys.exit(e.exit_code)
     except JmedliteError as e:
         console.error(str(e))
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        console.note("")
         sys.exit(Interrupted.exit_code)
-    except BrokenPipeError:
-        # point the descriptor elsewhere, or the interpreter complains when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(CLOSED_PIPE)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from jmedlite.base.errors import ClosedPipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +23,22 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.2f} GB"
+
+
+def out(text: str, end: str = "\n") -> None:
+    """Text on standard output, at once; raises ClosedPipe where nobody reads it any more."""
+    with _pipe():
+        print(text, end=end, flush=True)
+
+
+@contextmanager
+def _pipe() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # point the descriptor elsewhere, or the interpreter complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ClosedPipe from None
 
 
 def note(text: str) -> None:
@@ -37,7 +56,7 @@ def warn(text: str) -> None:
 
 def document(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, ensure_ascii=False, indent=1), flush=True)
+    out(json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
@@ -53,7 +72,9 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequenc
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
-    console.print(grid)
+    with _pipe():
+        console.print(grid)
+        sys.stdout.flush()
 
 
 @contextmanager

@@ -108,14 +108,15 @@ class Engine:
         started = time.monotonic()
         self.model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.model:
-            raise DataError(f"{self.path.name}: llama.cpp could not load it ({self._last_error()})")
+            raise DataError(f"{self.path.name}: llama.cpp could not load it ({self._reason()})")
         self.load_seconds = time.monotonic() - started
         self.vocab = llama.llama_model_get_vocab(self.model)
         self.adapters = self._load_adapters(request.get("lora") or [])
         self._control = self._control_tokens()
 
-    def _last_error(self) -> str:
-        return self._errors[-1] if self._errors else "it gave no reason"
+    def _reason(self) -> str:
+        # the first line has the reason, those after it only say what failed because of it
+        return self._errors[0].rpartition(": ")[2] if self._errors else "it gave no reason"
 
     def _gpu_layers(self, wanted: str) -> int:
         if wanted == "all":
@@ -135,7 +136,7 @@ class Engine:
             read_header(Path(path))
             adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(path))
             if not adapter:
-                raise DataError(f"{Path(path).name}: is not a LoRA adapter for this model ({self._last_error()})")
+                raise DataError(f"{Path(path).name}: is not a LoRA adapter for this model ({self._reason()})")
             found.append((adapter, scale))
         return found
 
@@ -220,7 +221,7 @@ class Engine:
         context = llama.llama_init_from_model(self.model, params)
         if not context:
             raise NativeError(
-                f"llama.cpp could not make a context of {n_ctx:,} tokens ({self._last_error()}); try a smaller --ctx"
+                f"llama.cpp could not make a context of {n_ctx:,} tokens ({self._reason()}); try a smaller --ctx"
             )
         if self.adapters:
             n = len(self.adapters)
@@ -259,6 +260,7 @@ class Engine:
 
     def ask(self, request: dict[str, Any], emit: Emit) -> None:
         """Answer one question as `token` events and an `end` event."""
+        self._errors.clear()
         template = self.header.metadata.get("tokenizer.chat_template")
         parts = bounded_prompt(
             emit,
@@ -282,7 +284,7 @@ class Engine:
         buffer = (ctypes.c_int32 * len(tokens))(*tokens)
         status = self.llama.llama_decode(context, self.llama.llama_batch_get_one(buffer, len(tokens)))
         if status != 0:
-            raise NativeError(f"llama.cpp could not evaluate the prompt (status {status}: {self._last_error()})")
+            raise NativeError(f"llama.cpp could not evaluate the prompt (status {status}: {self._reason()})")
 
     def _check_logits(self, context: Any, n_vocab: int) -> None:
         import numpy as np
@@ -319,7 +321,7 @@ class Engine:
             if n < limit:
                 single[0] = token
                 if llama.llama_decode(context, batch) != 0:
-                    raise NativeError(f"llama.cpp could not evaluate a token ({self._last_error()})")
+                    raise NativeError(f"llama.cpp could not evaluate a token ({self._reason()})")
                 self._check_logits(context, n_vocab)
         if rest := utf8.decode(b"", final=True):
             emit("token", text=rest)

@@ -108,8 +108,8 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str) ->
     The variables and functions are those of transformers' `apply_chat_template`.
     """
     import jinja2
-    from jinja2.ext import loopcontrols
     from jinja2.exceptions import SecurityError
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):

@@ -63,6 +63,12 @@ class NotPermitted(JmedliteError):
     exit_code = 77
 
 
+class ClosedPipe(JmedliteError):
+    """Whoever read standard output went away; there is nobody to tell."""
+
+    exit_code = 141
+
+
 class Interrupted(JmedliteError):
     """The person pressed Ctrl-C."""
 

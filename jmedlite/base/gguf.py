@@ -115,8 +115,17 @@ def pack_value(value: Any, type_: int, element_type: int | None = None) -> bytes
 
 
 def pack_metadata(entries: Mapping[str, tuple[Any, int, int | None]]) -> bytes:
-    """`{key: (value, type, element type or None)}` as the key-value section of a header."""
-    return b"".join(_pack_string(key) + pack_value(*entry) for key, entry in entries.items())
+    """`{key: (value, type, element type or None)}` as the key-value section of a header.
+
+    Raises DataError for a value that its type can't hold: values come from other people's configuration files.
+    """
+    packed = []
+    for key, entry in entries.items():
+        try:
+            packed.append(_pack_string(key) + pack_value(*entry))
+        except (struct.error, OverflowError, TypeError, AttributeError, UnicodeEncodeError) as e:
+            raise DataError(f"the metadata key {key} can't hold {str(entry[0])[:80]!r} ({e})") from None
+    return b"".join(packed)
 
 
 def layout(tensors: Sequence[Tensor], alignment: int = DEFAULT_ALIGNMENT) -> tuple[list[Tensor], int]:
@@ -318,10 +327,12 @@ def check_model(path: Path, header: Header) -> None:
     if not isinstance(blocks, int) or not 1 <= blocks <= MAX_BLOCKS:
         raise fail(f"has {arch}.block_count {blocks}, expected 1 to {MAX_BLOCKS}")
     tokens = meta.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
+    if header.types.get("tokenizer.ggml.tokens") != (ARRAY, STRING) or not tokens:
         raise fail("has no vocabulary (tokenizer.ggml.tokens)")
     if len(set(tokens)) != len(tokens):
         raise fail("has the same token twice in its vocabulary")
     for key, value in meta.items():
-        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not 0 <= value < len(tokens):
-            raise fail(f"{key} is {value}, outside the vocabulary of {len(tokens):,}")
+        if not (key.startswith("tokenizer.ggml.") and key.endswith("_token_id")):
+            continue
+        if not isinstance(value, int) or not 0 <= value < len(tokens):
+            raise fail(f"{key} is {str(value)[:80]}, outside the vocabulary of {len(tokens):,}")
