@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.outputs import write_text
+from jmedlite.base.outputs import sha256_file, write_text
 
 from .lora import WEIGHTS
 from .pipeline import Written
 from .planning import Plan
 
 FORMAT = 1
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -110,10 +110,10 @@ def _encode(block: Block, slot: Slot, pairs: Sequence[LoadedPair]) -> dict[GGMLQ
     elif job.constant is not None:
         flat[:] = job.constant
     rows = flat.reshape(block.n_rows, job.n_cols)
-    for pair in pairs:
-        pair.add_to(rows, block.start, slot.scratch[:n].reshape(rows.shape))
     source_name = job.source.name if job.source else job.name
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # check_finite tells
+        for pair in pairs:
+            pair.add_to(rows, block.start, slot.scratch[:n].reshape(rows.shape))
         check_finite(flat, source_name, block.types)
     if job.rotary_rows:
         rows = interleave_rotary(rows, job.rotary_rows)

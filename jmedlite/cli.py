@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -280,6 +281,10 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: every expected fault becomes one line and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # a pipe on Windows has the code page of the system, which may lack what a model writes
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         app()
     except ClosedPipe as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
+from jmedlite.base.outputs import sha256_file
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -67,24 +69,34 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     import huggingface_hub
     from huggingface_hub import constants
 
+    started = time.time()
     with _faults(repo, revision):
         # by the revision's name, so that the cache learns which commit it is and can answer offline
         folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
         if not constants.HF_HUB_OFFLINE:
             info = huggingface_hub.HfApi().model_info(repo, revision=folder.name, files_metadata=True)
-            wanted = {
-                s.rfilename: s.size for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)
-            }
-            _check_sizes(folder, wanted)
+            wanted = [s for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)]
+            _check_files(folder, wanted, since=started)
     return folder
 
 
-def _check_sizes(folder: Path, sizes: dict[str, int | None]) -> None:
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file() or (size is not None and path.stat().st_size != size):
-            found = path.stat().st_size if path.is_file() else 0
-            raise Unavailable(f"{name}: the download has {found:,} bytes, the Hub says {size or 0:,}; run again")
+def _check_files(folder: Path, files: list[Any], since: float) -> None:
+    """Sizes of all files, and hashes of what was downloaded since `since`; files that are wrong are removed."""
+    faults = []
+    for file in files:
+        path = folder / file.rfilename
+        size = path.stat().st_size if path.is_file() else 0
+        if not path.is_file() or (file.size is not None and size != file.size):
+            faults.append(f"{file.rfilename}: the download has {size:,} bytes, the Hub says {file.size or 0:,}")
+        elif file.lfs is not None and path.stat().st_mtime >= since - 2 and sha256_file(path) != file.lfs.sha256:
+            faults.append(f"{file.rfilename}: the download has another SHA-256 than the Hub says")
+        else:
+            continue
+        if path.is_file():
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+    if faults:
+        raise Unavailable(f"{faults[0]} ({len(faults)} file(s) removed); run again")
 
 
 @contextmanager

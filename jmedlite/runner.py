@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, InputMissing, JmedliteError, NativeError, UsageError
+from jmedlite.base.errors import BY_EXIT_CODE, DataError, InputMissing, JmedliteError, NativeError, UsageError
 
 from .hardware import physical_cores
 
@@ -108,6 +108,8 @@ class Runner:
         greedy decoding, so that the same question gets the same answer.
         """
         check_question(question)
+        if system:
+            check_question(system)
         if max_tokens < 1:
             raise UsageError(f"--max-tokens {max_tokens}: expected 1 or more")
         request = {
@@ -149,7 +151,7 @@ class Runner:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         try:
-            self._child.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self._child.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
             self._child.stdin.flush()
         except OSError:
             raise self._death() from None
@@ -196,8 +198,12 @@ class Runner:
 
 
 def check_question(question: str) -> None:
-    """A question must have text and no NUL; raises UsageError."""
+    """A question must have text, no NUL and only characters; raises UsageError or DataError."""
     if not question.strip():
         raise UsageError("the question is empty; give it as an argument or on standard input")
     if "\0" in question:
         raise UsageError("the question contains a NUL character; is it a text?")
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError:  # undecodable bytes of an argument arrive as lone surrogates
+        raise DataError("the question is not UTF-8; save or type the text as UTF-8") from None

@@ -85,6 +85,23 @@ def test_questions(tiny_gguf: Path, arguments: list[str], stdin: bytes, code: in
     assert "word word" not in line  # the question itself is never repeated
 
 
+@posix
+def test_question_argument_that_is_not_utf8(tiny_gguf: Path) -> None:
+    done = subprocess.run(
+        [*map(str.encode, [*COMMAND, "ask", "-m", str(tiny_gguf)]), b"caf\xe9"], capture_output=True, check=False
+    )
+    check(done, 65, "UTF-8")
+
+
+def test_japanese_in_a_pipe_of_another_code_page(tiny_gguf: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "ask", "-m", str(tiny_gguf), "--max-tokens", "2", "熱とは"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "診断" in done.stderr.decode("utf-8")
+
+
 def test_ask_missing_and_foreign_files(tmp_path: Path) -> None:
     check(run("ask", "q", "-m", str(tmp_path / "none.gguf")), 66, "none.gguf", "jmedlite quantize")
     (tmp_path / "x.gguf").write_bytes(b"<html>")

@@ -65,7 +65,7 @@ class FakeHub:
                 return self.send(to, 200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
             found = {
                 "id": REPO, "modelId": REPO, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0,
-                "siblings": [{"rfilename": n, "size": f.stat().st_size} for n, f in files.items()],
+                "siblings": [{"rfilename": n, "size": f.stat().st_size} | self.lfs(f) for n, f in files.items()],
             }  # fmt: skip
             return self.send(to, 200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
         prefix = f"/{REPO}/resolve/{COMMIT}/"
@@ -73,9 +73,18 @@ class FakeHub:
             return self.send_file(to, files[path.removeprefix(prefix)], body)
         self.send(to, 404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, body)
 
+    @staticmethod
+    def lfs(file: Path) -> dict[str, Any]:
+        if file.suffix != ".safetensors":
+            return {}
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        return {"lfs": {"sha256": sha256, "size": file.stat().st_size, "pointerSize": 134}}
+
     def send_file(self, to: BaseHTTPRequestHandler, file: Path, body: bool) -> None:
         data = file.read_bytes()
         etag = hashlib.sha256(data).hexdigest()
+        if self.mode == "tampered" and file.suffix == ".safetensors":
+            data = data[:-1] + bytes([data[-1] ^ 1])
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         start = 0
         if found := re.fullmatch(r"bytes=(\d+)-.*", to.headers.get("Range") or ""):
@@ -176,6 +185,17 @@ def test_a_page_instead_of_the_hub(tmp_path: Path, hub: FakeHub) -> None:
     assert done.returncode == 69, done.stderr
     assert REPO in one_line(done)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_tampered_weights_are_not_kept(tmp_path: Path, hub: FakeHub) -> None:
+    hub.mode = "tampered"
+    done = run(tmp_path, hub)
+    assert done.returncode == 69, done.stderr
+    assert "SHA-256" in one_line(done)
+    assert not list((tmp_path / "out").glob("*"))
+    hub.mode = "good"
+    done = run(tmp_path, hub)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_such_model(tmp_path: Path, hub: FakeHub) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -104,6 +105,9 @@ class OutputFile:
         with contextlib.suppress(OSError):
             lock_file.unlink()  # while held: a waiting run then finds a new file
         self._lock.release()
+        if os.name == "nt":  # where an open file can't be removed
+            with contextlib.suppress(OSError):
+                lock_file.unlink()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,6 +118,12 @@ class OutputFile:
             with contextlib.suppress(OSError):
                 self.partial.unlink()
         self._release()
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
