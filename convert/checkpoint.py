@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jmedlite.base.errors import DataError, InputMissing, IoFault, NotPermitted
+from jmedlite.base.errors import DataError, InputMissing, IoFault
+from jmedlite.base.inputs import reading
 from jmedlite.base.native import U8
 
 MAX_HEADER = 100_000_000
@@ -47,16 +48,12 @@ class StoredTensor:
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes; raises InputMissing or DataError."""
-    try:
+    with reading(path):
         if path.stat().st_size > limit:
             raise DataError(f"{path.name}: has {path.stat().st_size:,} bytes, expected at most {limit:,}")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputMissing(f"{path}: no such file") from None
-    except PermissionError:
-        raise NotPermitted(f"{path}: may not be read (permission denied)") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a file") from None
+        blob = path.read_bytes()
+    try:
+        found = json.loads(blob)
     except (ValueError, RecursionError) as e:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"{path.name}: is not valid JSON ({e})") from None
     if not isinstance(found, dict):
@@ -73,23 +70,18 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file; every length is bounded and the data must be covered without holes."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            if len(head) < 8:
-                raise DataError(f"{path.name}: has {size} bytes, too short for a safetensors file")
-            (length,) = struct.unpack("<Q", head)
-            if length > MAX_HEADER or length > size - 8:
-                raise DataError(
-                    f"{path.name}: claims a header of {length:,} bytes, the file has {size:,} "
-                    f"(limit {MAX_HEADER:,}); it is truncated or not a safetensors file"
-                )
-            blob = file.read(length)
-    except FileNotFoundError:
-        raise InputMissing(f"{path}: no such file") from None
-    except PermissionError:
-        raise NotPermitted(f"{path}: may not be read (permission denied)") from None
+    with reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        if len(head) < 8:
+            raise DataError(f"{path.name}: has {size} bytes, too short for a safetensors file")
+        (length,) = struct.unpack("<Q", head)
+        if length > MAX_HEADER or length > size - 8:
+            raise DataError(
+                f"{path.name}: claims a header of {length:,} bytes, the file has {size:,} "
+                f"(limit {MAX_HEADER:,}); it is truncated or not a safetensors file"
+            )
+        blob = file.read(length)
     try:
         entries = json.loads(blob, object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as e:
@@ -206,7 +198,7 @@ class Checkpoint:
     def read(self, tensor: StoredTensor, start: int, out: U8) -> None:
         """Fill `out` with the tensor's bytes from byte `start` on."""
         file = self._files.get(tensor.path)
-        try:
+        with reading(tensor.path):
             if file is None:
                 file = self._files[tensor.path] = tensor.path.open("rb", buffering=0)
             file.seek(tensor.offset + start)
@@ -216,8 +208,6 @@ class Checkpoint:
                 if not n:
                     raise IoFault(f"{tensor.path}: ended while {tensor.name} was read; did another program change it?")
                 view = view[n:]
-        except OSError as e:
-            raise IoFault(f"{tensor.path}: could not be read ({e.strerror or e})") from None
 
     def read_all(self, tensor: StoredTensor) -> U8:
         out = np.empty(tensor.nbytes, np.uint8)

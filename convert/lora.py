@@ -109,7 +109,8 @@ class Adapter:
         if config.get("use_dora"):
             raise self._fail("uses DoRA (use_dora), which is not supported yet; merge it with PEFT first")
         if config.get("modules_to_save"):
-            names = ", ".join(map(str, config["modules_to_save"]))
+            saved = config["modules_to_save"]
+            names = ", ".join(map(str, saved)) if isinstance(saved, list) else str(saved)
             raise self._fail(f"has fully trained modules (modules_to_save: {names}), which are not supported yet")
         if config.get("bias", "none") != "none" or config.get("lora_bias"):
             raise self._fail("has trained biases (bias / lora_bias), which are not supported yet")
@@ -135,6 +136,8 @@ class Adapter:
         for key, value in (self.config.get(which) or {}).items():
             try:
                 if re.match(rf"(.*\.)?({key})$", module):
+                    if not math.isfinite(float(value)):
+                        raise ValueError("not a finite number")
                     return float(value)
             except (re.error, TypeError, ValueError) as e:
                 raise self._fail(f"has the unusable {which} entry {key!r}: {value!r} ({e})") from None
@@ -259,7 +262,11 @@ class Adapter:
             if name.endswith(".weight") and len(t.shape) == 2 and name.removesuffix(".weight") not in embeddings
         }
         given = {name.removesuffix(".weight") for name in self.pairs}
-        wanted = {module for module in linear if self._is_target(module, linear)}
+        try:
+            wanted = {module for module in linear if self._is_target(module, linear)}
+        except (TypeError, re.error) as e:
+            names = "target_modules, exclude_modules, layers_to_transform or layers_pattern"
+            raise self._fail(f"has unusable {names} ({e})") from None
         if missing := sorted(wanted - given):
             raise self._fail(f"targets {len(wanted)} modules, but its file has no weights for {_some(missing)}")
         if strangers := sorted(given - wanted):

@@ -97,12 +97,14 @@ def _entry(key: str, value: Any) -> tuple[Any, int, int | None]:
 def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> None:
     try:
         card = gguf.Metadata.load(None, folder, name, n_weights)
+        settings = gguf.Metadata.load_generation_config(folder)
+        card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
-        raise DataError(f"{folder.name}: its model card (README.md) can't be read ({str(e).splitlines()[0]})") from None
+        raise DataError(
+            f"{folder.name}: its README.md or generation_config.json can't be read ({str(e).splitlines()[0]})"
+        ) from None
     card.name = card.name or folder.name
     card.size_label = card.size_label or gguf.size_label(n_weights, n_weights, 0, 0)
-    settings = gguf.Metadata.load_generation_config(folder)
-    card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
     card.set_gguf_meta_model(writer)
 
 

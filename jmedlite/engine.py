@@ -339,9 +339,10 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         meta = self.header.metadata
+        licenses = (meta.get("general.license.name"), meta.get("general.license"))
         return {
             "name": meta.get("general.name") or self.path.stem,
-            "license": meta.get("general.license.name") or meta.get("general.license"),
+            "license": next((x for x in licenses if isinstance(x, str) and x), None),
             "architecture": meta["general.architecture"],
             "n_ctx_train": self.llama.llama_model_n_ctx_train(self.model),
             "n_gpu_layers": self.n_gpu_layers,

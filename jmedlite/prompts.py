@@ -32,6 +32,7 @@ SYSTEM = {
 PLAIN = {"en": "{system}\n\nQuestion: {question}\nAnswer:", "ja": "{system}\n\n質問：{question}\n回答："}
 MAX_RENDERED = 1 << 20
 MAX_REPEAT = 100_000
+MAX_INTEGER_BITS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,15 @@ def render(template: str, messages: list[dict[str, str]], bos: str, eos: str) ->
         intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" or (
-                not (isinstance(left, int | float) and isinstance(right, int | float))
-                and max(x for x in (left, right, 0) if isinstance(x, int)) > MAX_REPEAT
+            # a product of huge integers holds the interpreter's lock, so that no time limit could end it
+            bits = [x.bit_length() for x in (left, right) if isinstance(x, int)]
+            if (
+                operator == "**"
+                or sum(bits) > MAX_INTEGER_BITS
+                or (
+                    not (isinstance(left, int | float) and isinstance(right, int | float))
+                    and max(x for x in (left, right, 0) if isinstance(x, int)) > MAX_REPEAT
+                )
             ):
                 raise SecurityError("the template makes something too large")
             return super().call_binop(context, operator, left, right)

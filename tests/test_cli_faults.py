@@ -131,6 +131,9 @@ def with_template(tmp_path: Path, template: str) -> Path:
         "{{ raise_exception('not today') }}",
         "{{ ''.__class__.__bases__[0].__subclasses__() }}",
         "{% set x = namespace(s='x' * 90000) %}{% for i in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}",
+        # one product of huge integers holds the interpreter's lock for hours, so no time limit could end it
+        "{% set x = namespace(s='f' * 90000) %}{% for i in range(10) %}{% set x.s = x.s ~ x.s %}{% endfor %}"
+        "{% set n = x.s|int(0, 16) %}{{ (n * n) is odd }}{{ messages }}",
     ],
 )
 def test_hostile_chat_templates(tmp_path: Path, template: str) -> None:
@@ -158,15 +161,22 @@ def test_a_file_llama_cpp_refuses(tiny_gguf: Path, tmp_path: Path) -> None:
     check(run("ask", "q", "-m", str(tmp_path / "odd.gguf")), 65, "odd.gguf", "ffn_down")
 
 
-@posix
-def test_the_model_process_dies(endless_gguf: Path) -> None:
+def streaming(model: Path) -> tuple[subprocess.Popen[bytes], bytes]:
+    """`jmedlite ask` in the middle of a long answer, in a process group of its own, and the answer's first byte."""
     child = subprocess.Popen(
-        [*COMMAND, "ask", "q", "-m", str(endless_gguf), "--max-tokens", "60000"],
+        [*COMMAND, "ask", "q", "-m", str(model), "--max-tokens", "60000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
+        bufsize=0,
     )
     assert child.stdout is not None
-    child.stdout.read(1)
+    return child, child.stdout.read(1)
+
+
+@posix
+def test_the_model_process_dies(endless_gguf: Path) -> None:
+    child, _ = streaming(endless_gguf)
     (engine,) = psutil.Process(child.pid).children()
     assert "q" not in engine.cmdline()  # the question is not in the child's arguments
     engine.send_signal(signal.SIGKILL)
@@ -178,15 +188,7 @@ def test_the_model_process_dies(endless_gguf: Path) -> None:
 
 @posix
 def test_interrupt_while_streaming(endless_gguf: Path) -> None:
-    child = subprocess.Popen(
-        [*COMMAND, "ask", "q", "-m", str(endless_gguf), "--max-tokens", "60000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        bufsize=0,
-    )
-    assert child.stdout is not None
-    first = child.stdout.read(1)
+    child, first = streaming(endless_gguf)
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the whole group
     rest, err = child.communicate(timeout=20)
     assert child.returncode == 130
@@ -196,14 +198,9 @@ def test_interrupt_while_streaming(endless_gguf: Path) -> None:
 
 @posix
 def test_closed_standard_output(endless_gguf: Path) -> None:
-    child = subprocess.Popen(
-        [*COMMAND, "ask", "q", "-m", str(endless_gguf), "--max-tokens", "60000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    child, _ = streaming(endless_gguf)
     assert child.stdout is not None
     assert child.stderr is not None
-    child.stdout.read(1)
     child.stdout.close()
     err = child.stderr.read()
     assert child.wait(timeout=20) == 141

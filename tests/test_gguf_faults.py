@@ -117,6 +117,14 @@ MODEL_FAULTS: dict[str, tuple[list[bytes], str]] = {
     "no vocabulary": (model_kv(tokens=b""), "vocabulary"),
     "token twice": (model_kv(tokens=strings("tokenizer.ggml.tokens", ["a", "a", "c"])), "same token twice"),
     "bos outside": (model_kv(bos=u32("tokenizer.ggml.bos_token_id", 3)), "bos_token_id is 3, outside .* 3"),
+    "tokens are numbers": (
+        model_kv(tokens=string("tokenizer.ggml.tokens") + struct.pack("<IIQ3I", gguf.ARRAY, gguf.UINT32, 3, 1, 2, 3)),
+        "vocabulary",
+    ),
+    "bos is text": (
+        model_kv(bos=string("tokenizer.ggml.bos_token_id") + struct.pack("<I", gguf.STRING) + string("x")),
+        "bos_token_id is x",
+    ),
     "eos outside": (model_kv(bos=u32("tokenizer.ggml.eos_token_id", 99)), "eos_token_id is 99"),
 }
 

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from .errors import DataError, InputMissing, NotPermitted
+from .errors import DataError
+from .inputs import reading
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -213,16 +214,9 @@ def read_header(path: Path) -> Header:
 
     Raises InputMissing, NotPermitted, or DataError naming what is wrong.
     """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return _read(_Cursor(file, size, path))
-    except FileNotFoundError:
-        raise InputMissing(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a GGUF file") from None
-    except PermissionError:
-        raise NotPermitted(f"{path}: may not be read (permission denied)") from None
+    with reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return _read(_Cursor(file, size, path))
 
 
 def _read(c: _Cursor) -> Header:
