@@ -210,8 +210,6 @@ def ask(
 
     if language not in (None, "ja", "en"):
         raise UsageError(f"--lang {language}: expected ja or en")
-    if ctx is not None and ctx < 16:
-        raise UsageError(f"--ctx {ctx}: expected 16 or more")
     path = _find_gguf(model)
     text = _read_question(question)
     check_question(text)

@@ -116,7 +116,7 @@ class Engine:
 
     def _reason(self) -> str:
         # the first line has the reason, those after it only say what failed because of it
-        return self._errors[0].rpartition(": ")[2] if self._errors else "it gave no reason"
+        return re.sub(r"^\w+: (error loading model: )?", "", self._errors[0]) if self._errors else "it gave no reason"
 
     def _gpu_layers(self, wanted: str) -> int:
         if wanted == "all":

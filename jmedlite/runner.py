@@ -59,8 +59,12 @@ class Runner:
         path = Path(model)
         if not path.is_file():
             raise InputMissing(f"{model}: no such GGUF file")
-        if str(gpu_layers) not in ("auto", "all") and not str(gpu_layers).isdecimal():
-            raise UsageError(f"--gpu-layers {gpu_layers}: expected auto, all or a number")
+        if str(gpu_layers) not in ("auto", "all"):
+            if not str(gpu_layers).lstrip("-").isdecimal():
+                raise UsageError(f"--gpu-layers {gpu_layers}: expected auto, all or a whole number")
+            check_range("--gpu-layers", gpu_layers, 0, 10_000, "auto, all or ")
+        if threads is not None:
+            check_range("--threads", threads, 1, 1024)
         if kv_type not in ("f16", "q8_0", "q4_0"):
             raise UsageError(f"--kv-type {kv_type}: expected f16, q8_0 or q4_0")
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
@@ -110,8 +114,10 @@ class Runner:
         check_question(question)
         if system:
             check_question(system)
-        if max_tokens < 1:
-            raise UsageError(f"--max-tokens {max_tokens}: expected 1 or more")
+        check_range("--max-tokens", max_tokens, 1, 1 << 24)
+        check_range("--temperature", temperature, 0, 100)
+        if ctx is not None:
+            check_range("--ctx", ctx, 16, 1 << 24)
         request = {
             "op": "ask",
             "question": question,
@@ -195,6 +201,16 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_range(option: str, value: float | str, low: int, high: int, others: str = "") -> None:
+    """A number must lie within [low, high]; raises UsageError (also for NaN)."""
+    try:
+        inside = low <= float(value) <= high
+    except ValueError:
+        inside = False
+    if not inside:
+        raise UsageError(f"{option} {value}: expected {others}{low} to {high:,}")
 
 
 def check_question(question: str) -> None:

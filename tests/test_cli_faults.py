@@ -75,6 +75,12 @@ def test_quantize_missing_model(tmp_path: Path) -> None:
         (["q", "--kv-type", "q1"], b"", 2, ["q8_0"]),
         (["q", "--gpu-layers", "some"], b"", 2, ["auto, all"]),
         (["q", "--max-tokens", "0"], b"", 2, ["--max-tokens 0"]),
+        (["q", "--temperature", "nan"], b"", 2, ["--temperature nan"]),
+        (["q", "--ctx", "8589934592"], b"", 2, ["--ctx 8589934592"]),
+        (["q", "--ctx", "3"], b"", 2, ["--ctx 3", "16 to"]),
+        (["q", "--threads", "-3"], b"", 2, ["--threads -3"]),
+        (["q", "--gpu-layers", "99999999999"], b"", 2, ["--gpu-layers"]),
+        (["q", "--gpu-layers", "2.5"], b"", 2, ["--gpu-layers 2.5"]),
         (["q", "--lang", "fr"], b"", 2, ["ja or en"]),
     ],
 )

@@ -112,6 +112,10 @@ def test_header_faults(tmp_path: Path, fault: str) -> None:
 
 MODEL_FAULTS: dict[str, tuple[list[bytes], str]] = {
     "no architecture": (model_kv(arch=b""), "general.architecture"),
+    "unknown architecture": (
+        model_kv(arch=string("general.architecture") + struct.pack("<I", gguf.STRING) + string("martian")),
+        "'martian'; known are .*llama.*qwen2",
+    ),
     "no blocks": (model_kv(blocks=u32("llama.block_count", 0)), "block_count 0"),
     "too many blocks": (model_kv(blocks=u32("llama.block_count", 513)), "block_count 513, expected 1 to 512"),
     "no vocabulary": (model_kv(tokens=b""), "vocabulary"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType
 
 from .errors import DataError
 from .inputs import reading
@@ -317,6 +317,9 @@ def check_model(path: Path, header: Header) -> None:
     arch = meta.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         raise fail("has no general.architecture; it is not a language model")
+    if arch not in MODEL_ARCH_NAMES.values():
+        known = ", ".join(sorted(MODEL_ARCH_NAMES.values()))
+        raise fail(f"is of the unknown architecture {arch!r}; known are {known}")
     blocks = meta.get(f"{arch}.block_count")
     if not isinstance(blocks, int) or not 1 <= blocks <= MAX_BLOCKS:
         raise fail(f"has {arch}.block_count {blocks}, expected 1 to {MAX_BLOCKS}")
