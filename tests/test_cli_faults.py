@@ -46,6 +46,7 @@ def check(done: subprocess.CompletedProcess[bytes], code: int, *words: str) -> s
         (["--type", "Q9"], 2, ["--type Q9", "Q4_K_M"]),
         (["--type", "iq2_xs"], 2, ["IQ2_XS", "importance matrix"]),
         (["--memory", "lots"], 2, ["lots", "2GB"]),
+        (["--memory", "20MB"], 2, ["--memory 20MB", "at least"]),
         (["--name", "../x"], 2, ["--name", "plain file name"]),
         (["--threads", "0"], 2, ["--threads 0"]),
         (["--lora", "a:nan"], 2, ["finite"]),
