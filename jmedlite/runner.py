@@ -67,6 +67,17 @@ class Runner:
             check_range("--threads", threads, 1, 1024)
         if kv_type not in ("f16", "q8_0", "q4_0"):
             raise UsageError(f"--kv-type {kv_type}: expected f16, q8_0 or q4_0")
+        self._load = {
+            "op": "load",
+            "path": str(path.resolve()),
+            "gpu_layers": str(gpu_layers),
+            "kv_type": kv_type,
+            "threads": threads or physical_cores(),
+            "lora": [(str(Path(p).resolve()), w) for p, w in lora],
+        }
+        self._start()
+
+    def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._child = subprocess.Popen(
             [sys.executable, "-m", "jmedlite.engine"],
@@ -76,24 +87,13 @@ class Runner:
             # ggml starts a debugger on an abort unless told not to
             env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
         )
+        self._abandoned = False
         try:
-            loaded = next(
-                self._events(
-                    {
-                        "op": "load",
-                        "path": str(path.resolve()),
-                        "gpu_layers": str(gpu_layers),
-                        "kv_type": kv_type,
-                        "threads": threads or physical_cores(),
-                        "lora": [(str(Path(p).resolve()), w) for p, w in lora],
-                    },
-                    last="loaded",
-                )
-            )
-            self.facts: dict[str, Any] = {k: v for k, v in loaded.items() if k != "event"}
+            (loaded,) = self._events(self._load, last="loaded")
         except BaseException:
             self.close()
             raise
+        self.facts: dict[str, Any] = {k: v for k, v in loaded.items() if k != "event"}
 
     def stream(
         self,
@@ -150,12 +150,18 @@ class Runner:
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids as llama.cpp gives them, without BOS; `parse_special` lets text name control tokens."""
         request = {"op": "tokenize", "text": text, "parse_special": parse_special}
-        ids: list[int] = next(self._events(request, last="tokens"))["ids"]
+        (event,) = self._events(request, last="tokens")
+        ids: list[int] = event["ids"]
         return ids
 
     def _events(self, request: dict[str, Any], last: str) -> Iterator[dict[str, Any]]:
+        """Send a request, yield its events up to the `last`; starts anew after an answer that nobody read to its end."""
+        if self._abandoned:
+            self.close()
+            self._start()
         assert self._child.stdin is not None
         assert self._child.stdout is not None
+        self._abandoned = True
         try:
             self._child.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
             self._child.stdin.flush()
@@ -163,6 +169,7 @@ class Runner:
             raise self._death() from None
         for line in self._child.stdout:
             event: dict[str, Any] = json.loads(line)
+            self._abandoned = event["event"] not in ("error", last)
             if event["event"] == "error":
                 kind = BY_EXIT_CODE.get(event["code"], JmedliteError)
                 raise kind(event["message"])

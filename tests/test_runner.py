@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import jmedlite
+from jmedlite.base.errors import DataError
 from jmedlite.engine import Engine
 from jmedlite.hardware import auto_gpu_layers
 from jmedlite.prompts import Part, build_prompt
@@ -45,6 +46,18 @@ def test_same_question_same_answer_and_the_model_stays_loaded(model: Path) -> No
         assert "".join(p for p in pieces[:-1] if isinstance(p, str)).rstrip() == last.text == one.text
         hot = [runner.ask("q", max_tokens=24, temperature=2.0, seed=s).text for s in (1, 1, 2)]
         assert hot[0] == hot[1] != hot[2]
+
+
+def test_an_answer_left_half_way_does_not_mix_with_the_next(model: Path) -> None:
+    with jmedlite.Runner(model, threads=1) as runner:
+        expected = runner.ask("second", max_tokens=8).text
+        stream = runner.stream("first", max_tokens=400)
+        next(stream)
+        stream.close()
+        assert runner.ask("second", max_tokens=8).text == expected
+        with pytest.raises(DataError, match="too long"):
+            runner.ask("word " * 3000)
+        assert runner.ask("second", max_tokens=8).text == expected
 
 
 def test_prompt_tokens_are_those_of_the_whole_text(engine: Engine) -> None:
