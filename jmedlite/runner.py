@@ -155,7 +155,7 @@ class Runner:
         return ids
 
     def _events(self, request: dict[str, Any], last: str) -> Iterator[dict[str, Any]]:
-        """Send a request, yield its events up to the `last`; starts anew after an answer that nobody read to its end."""
+        """Send a request, yield its events up to `last`; starts anew after an answer that nobody read to its end."""
         if self._abandoned:
             self.close()
             self._start()
