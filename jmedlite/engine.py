@@ -225,11 +225,12 @@ class Engine:
             )
         if self.adapters:
             n = len(self.adapters)
-            pointers = (ctypes.c_void_p * n)(*[a for a, _ in self.adapters])
-            scales = (ctypes.c_float * n)(*[s for _, s in self.adapters])
-            llama.llama_set_adapters_lora(
-                context, ctypes.cast(pointers, ctypes.POINTER(llama.llama_adapter_lora_p_ctypes)), n, scales
+            pointers = (llama.llama_adapter_lora_p_ctypes * n)(
+                *[ctypes.cast(a, llama.llama_adapter_lora_p_ctypes) for a, _ in self.adapters]
             )
+            scales = (ctypes.c_float * n)(*[scale for _, scale in self.adapters])
+            if llama.llama_set_adapters_lora(context, pointers, n, scales) != 0:
+                raise NativeError(f"llama.cpp could not apply the adapter ({self._reason()})")
         return context
 
     def _sampler(self, request: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 import jmedlite
@@ -58,6 +59,35 @@ def test_an_answer_left_half_way_does_not_mix_with_the_next(model: Path) -> None
         with pytest.raises(DataError, match="too long"):
             runner.ask("word " * 3000)
         assert runner.ask("second", max_tokens=8).text == expected
+
+
+def write_gguf_adapter(path: Path, ab: builders.Arrays, alpha: float) -> None:
+    """An adapter as convert_lora_to_gguf.py lays it out, by gguf-py."""
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, x in ab.items():
+        i, leaf, side = int(key.split(".")[4]), key.split(".")[-3], key.split(".")[-2]
+        name = {"q_proj": "attn_q", "down_proj": "ffn_down"}[leaf]
+        writer.add_tensor(f"blk.{i}.{name}.weight.{side.lower()}", x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_adapter_at_run_time_equals_the_merged_model(tmp_path: Path) -> None:
+    base = builders.checkpoint(tmp_path / "m")
+    ab = builders.adapter(tmp_path / "a", base)
+    write_gguf_adapter(tmp_path / "a.gguf", ab, alpha=8)
+    (plain,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
+    (merged,) = jmedlite.quantize(tmp_path / "m", lora=[f"{tmp_path / 'a'}:0.5"], types=["F32"], out=tmp_path)
+    answers = []
+    for path, lora in ((plain, [(tmp_path / "a.gguf", 0.5)]), (merged, []), (plain, [])):
+        with jmedlite.Runner(path, threads=1, lora=lora) as runner:
+            answers.append(runner.ask("発熱の原因は。", max_tokens=16).text)
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_prompt_tokens_are_those_of_the_whole_text(engine: Engine) -> None:
