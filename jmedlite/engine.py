@@ -64,6 +64,8 @@ def limited_memory(extra: int) -> Iterator[None]:
 
 def bounded_prompt(emit: Emit, **arguments: Any) -> list[Part]:
     """`build_prompt` with a second to finish in; a template that loops ends this process with an error event."""
+    import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
+
     box: list[list[Part] | JmedliteError] = []
 
     def work() -> None:
