@@ -56,6 +56,11 @@ class Block:
     start: int
     n_rows: int
 
+    @property
+    def source_bytes(self) -> int:
+        source = self.job.source
+        return self.n_rows * self.job.n_cols * DTYPE_BYTES[source.dtype] if source else 0
+
 
 class Slot:
     """The buffers of one block on its way, reused for all."""
@@ -140,9 +145,14 @@ def _rows_per_block(job: Job, block_elements: int) -> int:
     return max(1, block_elements // (job.n_cols * unit)) * unit
 
 
+def _n_slots(threads: int) -> int:
+    """Enough that no worker waits while the main thread reads or writes."""
+    return threads * 2 + 2
+
+
 def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]:
     """(elements of the largest block, number of slots) within `memory` bytes, or by default."""
-    n_slots = threads * 2 + 2
+    n_slots = _n_slots(threads)
     types = {t.type for p in plan.levels for t in p.tensors}
 
     def needed(n_elements: int) -> int:
@@ -163,6 +173,39 @@ def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]
     return wanted, -(-largest // 256) * 256
 
 
+class _Outputs:
+    """The files of all levels, written in step; each gets its name only in `publish`, when all are whole."""
+
+    def __init__(self, plan: Plan, stack: contextlib.ExitStack) -> None:
+        self._levels = plan.levels
+        self._files = [stack.enter_context(OutputFile(p.path)) for p in plan.levels]
+        self._hashes = [hashlib.sha256() for _ in plan.levels]
+        self._index = {job.name: i for i, job in enumerate(plan.jobs)}
+        for k, level in enumerate(plan.levels):
+            self._put(k, level.header)
+
+    def _put(self, k: int, data: U8 | bytes) -> None:
+        self._files[k].write(data)
+        self._hashes[k].update(data if isinstance(data, bytes) else data.data)
+
+    def put(self, block: Block, encoded: dict[GGMLQuantizationType, U8]) -> None:
+        """Append a block to every level, and the padding after a tensor's last."""
+        for k, level in enumerate(self._levels):
+            tensor = level.tensors[self._index[block.job.name]]
+            self._put(k, encoded[tensor.type])
+            if block.start + block.n_rows == block.job.n_rows:
+                self._put(k, bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
+
+    def publish(self) -> list[str]:
+        """Flush, check and name every file; returns their SHA-256."""
+        for file, level in zip(self._files, self._levels, strict=True):
+            file.flush()
+            _check(file, level)
+        for file in self._files:
+            file.publish()
+        return [h.hexdigest() for h in self._hashes]
+
+
 def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Progress | None = None) -> list[Written]:
     """Run the pass. `progress(bytes done, bytes in all)` counts the source; nothing appears unless all is well.
 
@@ -174,49 +217,33 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
     types = {t.type for p in plan.levels for t in p.tensors}
     with contextlib.ExitStack() as stack:
         stack.callback(plan.checkpoint.close)
-        outputs = [stack.enter_context(OutputFile(p.path)) for p in plan.levels]
-        hashes = [hashlib.sha256() for _ in outputs]
+        outputs = _Outputs(plan, stack)
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
-
-        def put(k: int, data: U8 | bytes) -> None:
-            outputs[k].write(data)
-            hashes[k].update(data if isinstance(data, bytes) else data.data)
-
-        for k, level in enumerate(plan.levels):
-            put(k, level.header)
-        free = [Slot(slot_elements, types, bool(plan.adapters)) for _ in range(threads * 2 + 2)]
+        free = [Slot(slot_elements, types, bool(plan.adapters)) for _ in range(_n_slots(threads))]
         pending: deque[tuple[Block, Slot, Future[dict[GGMLQuantizationType, U8]]]] = deque()
-        index = {job.name: i for i, job in enumerate(plan.jobs)}
         done = 0
 
         def collect() -> None:
             nonlocal done
             block, slot, future = pending.popleft()
-            encoded = future.result()
-            job = block.job
-            for k, level in enumerate(plan.levels):
-                tensor = level.tensors[index[job.name]]
-                put(k, encoded[tensor.type])
-                if block.start + block.n_rows == job.n_rows:
-                    put(k, bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
+            outputs.put(block, future.result())
             free.append(slot)
-            if job.source is not None:
-                done += block.n_rows * job.n_cols * DTYPE_BYTES[job.source.dtype]
+            done += block.source_bytes
             if progress:
                 progress(done, plan.source_bytes)
 
         try:
             pairs: list[LoadedPair] = []
             for block in _blocks(plan, block_elements):
+                source = block.job.source
                 if block.start == 0:
-                    pairs = [a.load(block.job.source.name) for a in block.job.adapters if block.job.source]
+                    pairs = [a.load(source.name) for a in block.job.adapters if source]
                 while not free:
                     collect()
                 slot = free.pop()
-                if block.job.source is not None:
-                    width = DTYPE_BYTES[block.job.source.dtype] * block.job.n_cols
-                    raw = slot.raw[: block.n_rows * width]
-                    plan.checkpoint.read(block.job.source, block.start * width, raw)
+                if source is not None:
+                    start = block.start * block.job.n_cols * DTYPE_BYTES[source.dtype]
+                    plan.checkpoint.read(source, start, slot.raw[: block.source_bytes])
                 pending.append((block, slot, pool.submit(_encode, block, slot, pairs)))
             while pending:
                 collect()
@@ -224,15 +251,11 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
             for _, _, future in pending:
                 future.cancel()
             raise
-        for output, level in zip(outputs, plan.levels, strict=True):
-            output.flush()
-            _check(output, level)
-        for output in outputs:
-            output.publish()
+        sums = outputs.publish()
     seconds = time.monotonic() - started
     return [
-        Written(p.path, p.level.name, p.total_bytes, p.bits_per_weight, h.hexdigest(), seconds)
-        for p, h in zip(plan.levels, hashes, strict=True)
+        Written(p.path, p.level.name, p.total_bytes, p.bits_per_weight, sha256, seconds)
+        for p, sha256 in zip(plan.levels, sums, strict=True)
     ]
 
 

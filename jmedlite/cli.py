@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # The pass has its own worker threads; BLAS threads under each would only fight them. Set before numpy loads.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
@@ -16,6 +16,11 @@ import typer
 
 from jmedlite import __version__, console
 from jmedlite.base.errors import ClosedPipe, DataError, InputMissing, Interrupted, JmedliteError, UsageError
+
+if TYPE_CHECKING:
+    from jmedlite.convert.planning import Plan
+    from jmedlite.hub import Source
+    from jmedlite.runner import Answer
 
 MAX_QUESTION = 1 << 20
 
@@ -81,24 +86,7 @@ def quantize(
     )
     for warning in plan.warnings:
         console.warn(warning)
-    levels: list[dict[str, Any]] = [
-        {
-            "level": p.level.name,
-            "file": str(p.path),
-            "size_bytes": p.total_bytes,
-            "bits_per_weight": round(p.bits_per_weight, 4),
-            "types": p.type_counts(),
-        }
-        for p in plan.levels
-    ]
-    facts: dict[str, Any] = {
-        "base": source.describe(),
-        "family": plan.family.title,
-        "license": plan.license,
-        "n_weights": plan.n_weights,
-        "adapters": [{"name": a.folder.name, "weight": a.weight, "changes": len(a.pairs)} for a in plan.adapters],
-        "levels": levels,
-    }
+    facts = _describe_plan(plan, source)
     if not as_json:
         _show_plan(facts, dry_run)
     if dry_run:
@@ -109,7 +97,7 @@ def quantize(
         written = run_plan(plan, source, threads=threads, memory=limit, progress=progress)
     if as_json:
         sums = {str(w.path): w for w in written}
-        for level in levels:
+        for level in facts["levels"]:
             done = sums[level["file"]]
             level["sha256"], facts["seconds"] = done.sha256, round(done.seconds, 2)
         console.document(facts)
@@ -119,6 +107,28 @@ def quantize(
     rate = plan.source_bytes / max(1e-9, written[0].seconds)
     console.note(f"done in {written[0].seconds:.0f} s ({console.size(rate)}/s of the original)")
     console.note(f'next: jmedlite ask -m {written[-1].path} "高血圧の第一選択薬は何ですか。"')
+
+
+def _describe_plan(plan: Plan, source: Source) -> dict[str, Any]:
+    """What `quantize` is about to do, as the JSON document shows it."""
+    levels = [
+        {
+            "level": p.level.name,
+            "file": str(p.path),
+            "size_bytes": p.total_bytes,
+            "bits_per_weight": round(p.bits_per_weight, 4),
+            "types": p.type_counts(),
+        }
+        for p in plan.levels
+    ]
+    return {
+        "base": source.describe(),
+        "family": plan.family.title,
+        "license": plan.license,
+        "n_weights": plan.n_weights,
+        "adapters": [{"name": a.folder.name, "weight": a.weight, "changes": len(a.pairs)} for a in plan.adapters],
+        "levels": levels,
+    }
 
 
 def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
@@ -225,21 +235,10 @@ def ask(
             elif not as_json:
                 console.out(piece, end="")
         assert answer is not None
-        notice = NOTICE[language or language_of(text)]
         facts = runner.facts
+    notice = NOTICE[language or language_of(text)]
     if as_json:
-        console.document(
-            {
-                "answer": answer.text,
-                "stop": answer.stop,
-                "model": {"file": path.name, **facts},
-                "n_prompt": answer.n_prompt,
-                "n_generated": answer.n_generated,
-                "n_ctx": answer.n_ctx,
-                "timings": {**answer.timings, "generation_tps": answer.generation_tps},
-                "notice": notice,
-            }
-        )
+        console.document({**_describe_answer(answer), "model": {"file": path.name, **facts}, "notice": notice})
         return
     console.out("")
     if answer.stop != "eos":
@@ -252,6 +251,17 @@ def ask(
             f"load {t['load_seconds']:.2f} s, prompt {answer.n_prompt} tokens in {t['prompt_seconds']:.2f} s, "
             f"{answer.n_generated} tokens at {answer.generation_tps:.1f}/s"
         )
+
+
+def _describe_answer(answer: Answer) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
+        "stop": answer.stop,
+        "n_prompt": answer.n_prompt,
+        "n_generated": answer.n_generated,
+        "n_ctx": answer.n_ctx,
+        "timings": {**answer.timings, "generation_tps": answer.generation_tps},
+    }
 
 
 @app.command()

@@ -176,6 +176,8 @@ def streaming(model: Path) -> tuple[subprocess.Popen[bytes], bytes]:
         stderr=subprocess.PIPE,
         start_new_session=True,
         bufsize=0,
+        # a test run in the background of a shell ignores SIGINT, and so would all that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     assert child.stdout is not None
     return child, child.stdout.read(1)
