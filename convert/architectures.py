@@ -38,6 +38,7 @@ class Family:
     rules: tuple[Rule, ...]
     vocab_size_key: bool = False  # llama.cpp's converter writes {arch}.vocab_size and rope.dimension_count
     llama3_rope: bool = False
+    head_dim: int | None = None  # where config.json has none and it is not hidden_size / num_attention_heads
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
 
@@ -73,8 +74,14 @@ _LLAMA_BIASES = (
     Rule("model.layers.{i}.mlp.down_proj.bias", "blk.{i}.ffn_down.bias", ("n_embd",), when="mlp_bias"),
 )
 
+_QK_NORMS = (
+    Rule("model.layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight", ("head_dim",)),
+    Rule("model.layers.{i}.self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight", ("head_dim",)),
+)
+
 FAMILIES = (
     Family("Qwen2/2.5", ("Qwen2ForCausalLM",), "qwen2", _decoder(None, rotary=False)),
+    Family("Qwen3", ("Qwen3ForCausalLM",), "qwen3", _decoder("never", rotary=False) + _QK_NORMS, head_dim=128),
     Family(
         "Llama 2/3, SmolLM",
         ("LlamaForCausalLM", "LLaMAForCausalLM"),
@@ -131,7 +138,7 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     """The numbers that shapes are made of, from config.json."""
     n_embd, n_head = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     n_head_kv = integer(config, "num_key_value_heads", n_head)
-    head_dim = integer(config, "head_dim", max(1, n_embd // n_head))
+    head_dim = integer(config, "head_dim", family.head_dim or max(1, n_embd // n_head))
     if n_head % n_head_kv:
         raise DataError(f"config.json: {n_head} attention heads can't share {n_head_kv} key-value heads")
     if (n_layer := integer(config, "num_hidden_layers")) > MAX_BLOCKS:

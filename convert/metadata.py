@@ -125,7 +125,7 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise DataError(f"config.json: rms_norm_eps is {eps!r}, expected a small positive number")
     writer.add_layer_norm_rms_eps(eps)
-    if config.get("head_dim") is not None:
+    if config.get("head_dim") is not None or family.head_dim is not None:
         writer.add_key_length(dims["head_dim"])
         writer.add_value_length(dims["head_dim"])
     if family.vocab_size_key:

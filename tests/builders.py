@@ -92,7 +92,12 @@ def n_tokens(tokenizer: dict[str, Any]) -> int:
 
 def config(family: str, n_vocab: int, **changes: Any) -> dict[str, Any]:
     """config.json of a tiny model of "qwen2", "llama" or "mistral"."""
-    name = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[family]
+    name = {
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+    }[family]
     base = {
         "architectures": [name], "model_type": family, "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "num_hidden_layers": LAYERS,
@@ -100,7 +105,9 @@ def config(family: str, n_vocab: int, **changes: Any) -> dict[str, Any]:
         "tie_word_embeddings": False, "torch_dtype": "bfloat16", "hidden_act": "silu",
         "bos_token_id": n_vocab - 3, "eos_token_id": n_vocab - 1,
     }  # fmt: skip
-    return {**base, **changes}
+    if family == "qwen3":  # where it is missing, transformers takes 128, whatever the hidden size
+        base["head_dim"] = HEAD_DIM
+    return {k: v for k, v in {**base, **changes}.items() if v is not None}
 
 
 def weights(cfg: dict[str, Any], seed: int = 0, scale: float = 0.05) -> Arrays:
@@ -111,7 +118,8 @@ def weights(cfg: dict[str, Any], seed: int = 0, scale: float = 0.05) -> Arrays:
         return from_bf16(to_bf16(rng.standard_normal(shape, np.float32) * np.float32(scale)))
 
     h, f, v = cfg["hidden_size"], cfg["intermediate_size"], cfg["vocab_size"]
-    head = cfg.get("head_dim") or h // cfg["num_attention_heads"]
+    default = 128 if cfg["model_type"] == "qwen3" else h // cfg["num_attention_heads"]
+    head = cfg.get("head_dim") or default
     q, kv = cfg["num_attention_heads"] * head, cfg["num_key_value_heads"] * head
     found = {"model.embed_tokens.weight": draw(v, h), "model.norm.weight": 1 + draw(h)}
     if not cfg["tie_word_embeddings"]:
@@ -125,6 +133,8 @@ def weights(cfg: dict[str, Any], seed: int = 0, scale: float = 0.05) -> Arrays:
             p + "mlp.gate_proj.weight": draw(f, h), p + "mlp.up_proj.weight": draw(f, h),
             p + "mlp.down_proj.weight": draw(h, f),
         }  # fmt: skip
+        if cfg["model_type"] == "qwen3":
+            found |= {f"{p}self_attn.{n}_norm.weight": 1 + draw(head) for n in "qk"}
         if cfg["model_type"] == "qwen2" or cfg.get("attention_bias"):
             found |= {f"{p}self_attn.{n}_proj.bias": draw(r) for n, r in (("q", q), ("k", kv), ("v", kv))}
         if cfg.get("attention_bias") and cfg["model_type"] == "llama":

@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["qwen2", "llama", "mistral"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "llama", "mistral"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param) / "base"
     builders.checkpoint(folder, request.param, dtype="F32")
@@ -79,7 +79,7 @@ def test_merge_equals_peft(base: tuple[str, Path], tmp_path: Path, variant: str)
         elif ".layers." in key and key.removesuffix(".weight").split(".", 3)[3] in names:
             _, _, i, module = key.removesuffix(".weight").split(".", 3)
             ours = f"blk.{i}.{names[module]}.weight"
-            if family != "qwen2" and module in ("self_attn.q_proj", "self_attn.k_proj"):
+            if family in ("llama", "mistral") and module in ("self_attn.q_proj", "self_attn.k_proj"):
                 expected = interleave_rotary(expected, builders.HEAD_DIM)
         else:
             continue
@@ -130,6 +130,8 @@ LLAMA3_ROPE = {
     [
         ("qwen2", {}),
         ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3", {"head_dim": None}),  # 128
+        ("qwen3", {"head_dim": 64, "tie_word_embeddings": True}),
         ("llama", {}),
         ("llama", {"attention_bias": True, "num_key_value_heads": 4}),
         ("llama", {"head_dim": 32}),

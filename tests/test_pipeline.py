@@ -44,7 +44,7 @@ def llama_quantize(source: Path, target: Path, level: str) -> None:
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_every_level_equals_llama_quantize(tmp_path: Path, family: str) -> None:
     builders.checkpoint(tmp_path / "m", family, shards=3)
     made = jmedlite.quantize(tmp_path / "m", types=["BF16", *K_LEVELS], out=tmp_path / "out", threads=2)
