@@ -326,8 +326,7 @@ class Engine:
                 if llama.llama_decode(context, batch) != 0:
                     raise NativeError(f"llama.cpp could not evaluate a token ({self._reason()})")
                 self._check_logits(context, n_vocab)
-        if rest := utf8.decode(b"", final=True):
-            emit("token", text=rest)
+        # bytes of a character that was cut by the limit are dropped with the decoder
         ended = time.monotonic()
         emit(
             "end",

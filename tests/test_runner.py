@@ -112,10 +112,14 @@ def test_text_around_the_question_is_joined_before_it_is_tokenized(engine: Engin
     assert len(engine.tokenize("hello")) == 1
 
 
-def test_no_half_characters(model: Path) -> None:
-    with jmedlite.Runner(model, threads=1) as runner:
-        for piece in runner.stream("🙂", max_tokens=40, temperature=5.0, seed=3):
-            (piece.text if isinstance(piece, Answer) else piece).encode("utf-8")
+def test_a_character_cut_by_the_limit_is_dropped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = iter([*(bytes([b]) for b in "痛".encode()), b"\xe7", b"\x97"])
+    monkeypatch.setattr(engine, "piece", lambda token: next(pieces))
+    events: list[tuple[str, dict[str, Any]]] = []
+    request = {"question": "q", "system": "", "max_tokens": 5, "temperature": 0.0, "seed": 0}
+    engine.ask(request, lambda event, **fields: events.append((event, fields)))
+    assert [f.get("text") for _, f in events] == ["痛", None]
+    assert events[-1][1]["n_generated"] == 5
 
 
 BLOCK = """
