@@ -17,14 +17,14 @@ from jmedlite.base.gguf import MAX_BLOCKS
 class Rule:
     """One tensor: names with `{i}` for the layer, shape in named dimensions (row-major).
 
-    `rotary` names the head count whose heads' rows go from Hugging Face's half-split rotary order to llama.cpp's
-    interleaved one. `when` names a configuration switch; without it the tensor must not be there.
+    `rotary`: the rows of each head go from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
+    `when` names a configuration switch, without which the tensor must not be there; None means it always is.
     """
 
     hf: str
     gguf: str
     shape: tuple[str, ...]
-    rotary: str | None = None
+    rotary: bool = False
     when: str | None = None
 
 
@@ -44,19 +44,18 @@ class Family:
 
 
 def _decoder(qkv_bias: str | None, rotary: bool) -> tuple[Rule, ...]:
-    """The tensors Llama and Qwen2 share; `qkv_bias` is the switch of the attention biases ("" means always)."""
+    """The tensors Llama and Qwen2 share; `qkv_bias` is the switch of the attention biases (see Rule.when)."""
     layer, blk = "model.layers.{i}.", "blk.{i}."
-    q, k = ("n_head", "n_head_kv") if rotary else (None, None)
     rules = [
         Rule("model.embed_tokens.weight", "token_embd.weight", ("n_vocab", "n_embd")),
         Rule("model.norm.weight", "output_norm.weight", ("n_embd",)),
         Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
         Rule(layer + "input_layernorm.weight", blk + "attn_norm.weight", ("n_embd",)),
-        Rule(layer + "self_attn.q_proj.weight", blk + "attn_q.weight", ("n_q", "n_embd"), q),
-        Rule(layer + "self_attn.k_proj.weight", blk + "attn_k.weight", ("n_kv", "n_embd"), k),
+        Rule(layer + "self_attn.q_proj.weight", blk + "attn_q.weight", ("n_q", "n_embd"), rotary),
+        Rule(layer + "self_attn.k_proj.weight", blk + "attn_k.weight", ("n_kv", "n_embd"), rotary),
         Rule(layer + "self_attn.v_proj.weight", blk + "attn_v.weight", ("n_kv", "n_embd")),
-        Rule(layer + "self_attn.q_proj.bias", blk + "attn_q.bias", ("n_q",), q, when=qkv_bias),
-        Rule(layer + "self_attn.k_proj.bias", blk + "attn_k.bias", ("n_kv",), k, when=qkv_bias),
+        Rule(layer + "self_attn.q_proj.bias", blk + "attn_q.bias", ("n_q",), rotary, when=qkv_bias),
+        Rule(layer + "self_attn.k_proj.bias", blk + "attn_k.bias", ("n_kv",), rotary, when=qkv_bias),
         Rule(layer + "self_attn.v_proj.bias", blk + "attn_v.bias", ("n_kv",), when=qkv_bias),
         Rule(layer + "self_attn.o_proj.weight", blk + "attn_output.weight", ("n_embd", "n_q")),
         Rule(layer + "post_attention_layernorm.weight", blk + "ffn_norm.weight", ("n_embd",)),

@@ -91,8 +91,8 @@ class Adapter:
             hint = "; its .bin weights are not read by this version" if any(folder.glob("*.bin")) else ""
             raise InputMissing(f"{folder / WEIGHTS}: no such file{hint}")
         self._checkpoint = checkpoint
-        self.pairs = self._match(read_safetensors_header(folder / WEIGHTS), checkpoint)
-        self._check_targets(checkpoint)
+        self.pairs = self._match(read_safetensors_header(folder / WEIGHTS))
+        self._check_targets()
         base, own = self.config.get("base_model_name_or_path"), checkpoint.config.get("_name_or_path")
         if isinstance(base, str) and isinstance(own, str) and Path(base).name != Path(own).name:
             self.warnings.append(f"{folder.name}: was trained on {base}, the base calls itself {own}")
@@ -143,7 +143,7 @@ class Adapter:
                 raise self._fail(f"has the unusable {which} entry {key!r}: {value!r} ({e})") from None
         return default
 
-    def _match(self, tensors: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> dict[str, Pair]:
+    def _match(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Pair]:
         sides: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in tensors.items():
             if "lora_embedding_" in name:
@@ -154,14 +154,14 @@ class Adapter:
             if not found:
                 if self._is_copy_of_base(name, tensor):
                     continue
-                raise self._fail(self._describe_stranger(name, tensor, checkpoint))
+                raise self._fail(self._describe_stranger(name, tensor))
             if tensor.dtype not in WEIGHT_DTYPES:
                 raise self._fail(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
             if sides.setdefault(found["module"], {}).setdefault(found["side"], tensor) is not tensor:
                 raise self._fail(f"holds lora_{found['side']} of {found['module']} twice")
         if not sides:
             raise self._fail("holds no LoRA weights")
-        return {f"{module}.weight": self._pair(module, two, checkpoint) for module, two in sides.items()}
+        return {f"{module}.weight": self._pair(module, two) for module, two in sides.items()}
 
     def _is_copy_of_base(self, name: str, tensor: StoredTensor) -> bool:
         """PEFT saves untouched embeddings and heads along where the head is a target; such a copy changes nothing."""
@@ -182,10 +182,9 @@ class Adapter:
                 return False
         return True
 
-    @staticmethod
-    def _describe_stranger(name: str, tensor: StoredTensor, checkpoint: Checkpoint) -> str:
+    def _describe_stranger(self, name: str, tensor: StoredTensor) -> str:
         for end in ("embed_tokens.weight", "lm_head.weight", "embed_in.weight", "embed_out.weight"):
-            base = next((t for t in checkpoint.tensors.values() if t.name.endswith(end)), None)
+            base = next((t for t in self._checkpoint.tensors.values() if t.name.endswith(end)), None)
             if name.endswith(end) and base and tensor.shape and tensor.shape[0] != base.shape[0]:
                 return (
                     f"adds tokens: its {end} has {tensor.shape[0]:,} rows, the base has {base.shape[0]:,}; "
@@ -195,11 +194,11 @@ class Adapter:
                 return f"holds a trained {end} ({name}); fully trained embeddings and heads are not supported yet"
         return f"holds {name}, which is not a LoRA matrix this version knows"
 
-    def _pair(self, module: str, sides: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> Pair:
+    def _pair(self, module: str, sides: Mapping[str, StoredTensor]) -> Pair:
         if missing := {"A", "B"} - set(sides):
             raise self._fail(f"{module} has no lora_{missing.pop()}")
         a, b = sides["A"], sides["B"]
-        weight = checkpoint.tensors.get(f"{module}.weight")
+        weight = self._checkpoint.tensors.get(f"{module}.weight")
         if weight is None:
             raise self._fail(f"changes {module}, which the base model does not have; it belongs to another base")
         if len(weight.shape) != 2 or len(a.shape) != 2 or len(b.shape) != 2:
@@ -251,14 +250,14 @@ class Adapter:
         index = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)
         return index is not None and int(index[1]) in ([layers] if isinstance(layers, int) else layers)
 
-    def _check_targets(self, checkpoint: Checkpoint) -> None:
+    def _check_targets(self) -> None:
         """The modules named in the configuration and those in the file must be the same."""
         if self.config.get("target_modules") is None:
             return
         embeddings = {"model.embed_tokens", "gpt_neox.embed_in"}
         linear = {
             name.removesuffix(".weight")
-            for name, t in checkpoint.tensors.items()
+            for name, t in self._checkpoint.tensors.items()
             if name.endswith(".weight") and len(t.shape) == 2 and name.removesuffix(".weight") not in embeddings
         }
         given = {name.removesuffix(".weight") for name in self.pairs}

@@ -49,8 +49,9 @@ class Written:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, start + n_rows) of a job's source."""
+    """Rows [start, start + n_rows) of a job's source; `index` is the job's place in the plan and in every file."""
 
+    index: int
     job: Job
     types: frozenset[GGMLQuantizationType]
     start: int
@@ -137,7 +138,7 @@ def _blocks(plan: Plan, block_elements: int) -> Iterator[Block]:
         types = frozenset(p.tensors[i].type for p in plan.levels)
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
         for start in range(0, job.n_rows, step):
-            yield Block(job, types, start, min(step, job.n_rows - start))
+            yield Block(i, job, types, start, min(step, job.n_rows - start))
 
 
 def _rows_per_block(job: Job, block_elements: int) -> int:
@@ -153,7 +154,7 @@ def _n_slots(threads: int) -> int:
 def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]:
     """(elements of the largest block, number of slots) within `memory` bytes, or by default."""
     n_slots = _n_slots(threads)
-    types = {t.type for p in plan.levels for t in p.tensors}
+    types = plan.types
 
     def needed(n_elements: int) -> int:
         return FIXED_MEMORY + n_slots * Slot.nbytes(n_elements, types, bool(plan.adapters))
@@ -180,7 +181,6 @@ class _Outputs:
         self._levels = plan.levels
         self._files = [stack.enter_context(OutputFile(p.path)) for p in plan.levels]
         self._hashes = [hashlib.sha256() for _ in plan.levels]
-        self._index = {job.name: i for i, job in enumerate(plan.jobs)}
         for k, level in enumerate(plan.levels):
             self._put(k, level.header)
 
@@ -191,7 +191,7 @@ class _Outputs:
     def put(self, block: Block, encoded: dict[GGMLQuantizationType, U8]) -> None:
         """Append a block to every level, and the padding after a tensor's last."""
         for k, level in enumerate(self._levels):
-            tensor = level.tensors[self._index[block.job.name]]
+            tensor = level.tensors[block.index]
             self._put(k, encoded[tensor.type])
             if block.start + block.n_rows == block.job.n_rows:
                 self._put(k, bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
@@ -214,7 +214,7 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
     """
     started = time.monotonic()
     block_elements, slot_elements = _block_size(plan, threads, memory)
-    types = {t.type for p in plan.levels for t in p.tensors}
+    types, source_bytes = plan.types, plan.source_bytes
     with contextlib.ExitStack() as stack:
         stack.callback(plan.checkpoint.close)
         outputs = _Outputs(plan, stack)
@@ -230,7 +230,7 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
             free.append(slot)
             done += block.source_bytes
             if progress:
-                progress(done, plan.source_bytes)
+                progress(done, source_bytes)
 
         try:
             pairs: list[LoadedPair] = []

@@ -92,6 +92,11 @@ class Plan:
         return sum(job.source.nbytes for job in self.jobs if job.source)
 
     @property
+    def types(self) -> set[GGMLQuantizationType]:
+        """Every type that some level stores."""
+        return {t.type for level in self.levels for t in level.tensors}
+
+    @property
     def n_weights(self) -> int:
         return sum(job.n_elements for job in self.jobs)
 

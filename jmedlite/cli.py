@@ -141,7 +141,6 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights")
     if dry_run:
         console.table(
-            "",
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
             [
                 [
@@ -284,7 +283,7 @@ def doctor(as_json: Json = False) -> None:
         ["GPU offload", built],
         ["GPUs", "; ".join(gpus) or "none seen"],
     ]
-    console.table("", [("this machine", "left"), ("", "left")], rows)
+    console.table([("this machine", "left"), ("", "left")], rows)
 
 
 def main() -> None:

@@ -59,12 +59,12 @@ def document(value: Any) -> None:
     out(json.dumps(value, ensure_ascii=False, indent=1))
 
 
-def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; columns are (heading, "left" or "right")."""
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for heading, justify in columns:
         grid.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:

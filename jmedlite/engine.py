@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gguf.constants import GGMLQuantizationType
+
 from jmedlite.base.errors import DataError, JmedliteError, NativeError, UsageError
 from jmedlite.base.gguf import Header, check_model, read_header
 
@@ -28,7 +30,7 @@ from .hardware import auto_gpu_layers, devices
 from .prompts import Part, build_prompt
 
 TEMPLATE_SECONDS = 1.0
-KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
+N_BATCH = 512
 ALL_LAYERS = 999
 SPM = 1  # llama_vocab_type
 Emit = Callable[..., None]
@@ -104,7 +106,7 @@ class Engine:
         self.llama = llama = libllama()
         llama.llama_backend_init()
         self.n_threads = int(request["threads"])
-        self.kv_type = KV_TYPES[request["kv_type"]]
+        self.kv_type = int(GGMLQuantizationType[request["kv_type"].upper()])
         params = llama.llama_model_default_params()
         self.n_gpu_layers = params.n_gpu_layers = self._gpu_layers(request["gpu_layers"])
         started = time.monotonic()
@@ -216,7 +218,7 @@ class Engine:
         llama = self.llama
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = 512
+        params.n_batch = params.n_ubatch = N_BATCH
         params.n_threads = params.n_threads_batch = self.n_threads
         params.type_k = params.type_v = self.kv_type
         params.no_perf = True
@@ -302,8 +304,8 @@ class Engine:
         llama, vocab = self.llama, self.vocab
         n_vocab = llama.llama_vocab_n_tokens(vocab)
         started = time.monotonic()
-        for at in range(0, len(prompt), 512):
-            self._decode(context, prompt[at : at + 512])
+        for at in range(0, len(prompt), N_BATCH):
+            self._decode(context, prompt[at : at + N_BATCH])
         self._check_logits(context, n_vocab)
         first = time.monotonic()
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")

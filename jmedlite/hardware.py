@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 GPU_MARGIN = 512 << 20
@@ -21,21 +20,25 @@ def auto_gpu_layers(free_vram: int, model_bytes: int, n_layers: int) -> int:
     return min(n_layers + 1, int(usable / (model_bytes * 1.1) * (n_layers + 1)))
 
 
+def available_processors() -> int:
+    """The processors (hardware threads) this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def physical_cores() -> int:
     """Cores, not hardware threads: llama.cpp's matrix products gain nothing from the second thread of a core."""
     import psutil
 
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return max(1, min(cores, allowed))
+    return max(1, min(psutil.cpu_count(logical=False) or available_processors(), available_processors()))
 
 
 def devices() -> list[dict[str, Any]]:
     """Every compute device in ggml's registry (ggml-backend.h): name, description, kind, memory in bytes."""
-    import llama_cpp
-    from llama_cpp._ctypes_extensions import load_shared_library
+    from jmedlite.base.native import load_library
 
-    lib = load_shared_library("ggml", Path(llama_cpp.__file__).parent / "lib")
+    lib = load_library("ggml")
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.restype = ctypes.c_void_p
     lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]

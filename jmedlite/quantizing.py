@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jmedlite.base.errors import UsageError
+from jmedlite.base.inputs import check_range
 from jmedlite.convert.lora import parse_spec
 from jmedlite.convert.manifest import write_manifest
 from jmedlite.convert.pipeline import Written, write
 from jmedlite.convert.planning import Plan, make_plan
 from jmedlite.convert.recipes import parse_levels
 
+from .hardware import available_processors
 from .hub import ADAPTER_FILES, DEFAULT_MODEL, Source, resolve
 from .settings import remember_model
+
+Q4_K_M_BITS = 4.8  # bits per weight of a 7B at that level
 
 
 def parse_memory(text: str) -> int:
@@ -25,13 +28,6 @@ def parse_memory(text: str) -> int:
         raise UsageError(f"{text}: is not an amount of memory; expected something like 2GB or 512MB")
     base = 1024 if found[3] else 1000
     return int(float(found[1]) * base ** " kmgt".index((found[2] or " ").lower()))
-
-
-def default_threads() -> int:
-    """The processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def plan_quantization(
@@ -79,13 +75,13 @@ def run_plan(
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
-    """Run the pass, write the manifests, remember the narrowest level as the default model of `ask`."""
-    if threads is not None and not 1 <= threads <= 256:
-        raise UsageError(f"--threads {threads}: expected 1 to 256")
-    written = write(plan, threads=threads or default_threads(), memory=memory, progress=progress)
+    """Run the pass, write the manifests, remember the level nearest to Q4_K_M as the default model of `ask`."""
+    if threads is not None:
+        check_range("--threads", threads, 1, 256)
+    written = write(plan, threads=threads or available_processors(), memory=memory, progress=progress)
     for file in written:
         write_manifest(plan, file, source.describe())
-    remember_model(min(written, key=lambda w: abs(w.bits_per_weight - 4.8)).path)
+    remember_model(min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path)
     return written
 
 

@@ -16,8 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from jmedlite.base.errors import BY_EXIT_CODE, DataError, InputMissing, JmedliteError, NativeError, UsageError
+from jmedlite.base.inputs import check_range
 
 from .hardware import physical_cores
+
+KV_TYPES = ("f16", "q8_0", "q4_0")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Runner:
             check_range("--gpu-layers", gpu_layers, 0, 10_000, "auto, all or ")
         if threads is not None:
             check_range("--threads", threads, 1, 1024)
-        if kv_type not in ("f16", "q8_0", "q4_0"):
-            raise UsageError(f"--kv-type {kv_type}: expected f16, q8_0 or q4_0")
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"--kv-type {kv_type}: expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
         self._load = {
             "op": "load",
             "path": str(path.resolve()),
@@ -208,16 +211,6 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_range(option: str, value: float | str, low: int, high: int, others: str = "") -> None:
-    """A number must lie within [low, high]; raises UsageError (also for NaN)."""
-    try:
-        inside = low <= float(value) <= high
-    except ValueError:
-        inside = False
-    if not inside:
-        raise UsageError(f"{option} {value}: expected {others}{low} to {high:,}")
 
 
 def check_question(question: str) -> None:

@@ -1,4 +1,4 @@
-"""Opening files that people name: what the system says, as a sentence."""
+"""What people give: files to open and numbers within bounds, with a sentence where they are not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DataError, InputMissing, IoFault, NotPermitted
+from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError
 
 
 @contextmanager
@@ -22,3 +22,13 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: is a folder, expected a file") from None
     except OSError as e:
         raise IoFault(f"{path}: could not be read ({e.strerror or e})") from None
+
+
+def check_range(option: str, value: float | str, low: int, high: int, others: str = "") -> None:
+    """A number must lie within [low, high]; raises UsageError (also for NaN)."""
+    try:
+        inside = low <= float(value) <= high
+    except ValueError:
+        inside = False
+    if not inside:
+        raise UsageError(f"{option} {value}: expected {others}{low} to {high:,}")

@@ -32,15 +32,20 @@ def libllama() -> Any:
     return llama_cpp
 
 
-@cache
-def libggml() -> ctypes.CDLL:
-    """ggml's base library, with the signatures of what is used here (ggml.h)."""
+def load_library(name: str) -> ctypes.CDLL:
+    """A shared library that llama-cpp-python ships beside its own, such as "ggml"."""
+    libllama()  # first: it says what is wrong with the installation
     import llama_cpp
     from llama_cpp._ctypes_extensions import load_shared_library
 
-    libllama()
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    lib: ctypes.CDLL = load_shared_library("ggml-base", folder)
+    lib: ctypes.CDLL = load_shared_library(name, Path(llama_cpp.__file__).parent / "lib")
+    return lib
+
+
+@cache
+def libggml() -> ctypes.CDLL:
+    """ggml's base library, with the signatures of what is used here (ggml.h)."""
+    lib = load_library("ggml-base")
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -56,8 +61,6 @@ def libggml() -> ctypes.CDLL:
         getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     lib.ggml_type_name.restype = ctypes.c_char_p
     lib.ggml_type_name.argtypes = [ctypes.c_int]
-    lib.ggml_type_size.restype = ctypes.c_size_t
-    lib.ggml_type_size.argtypes = [ctypes.c_int]
     return lib
 
 
