@@ -1,21 +1,23 @@
 """The child process that holds llama.cpp: reads requests, writes events, one JSON object a line.
 
-Runs as `python -m jmedlite.engine`. First request: what to load; then one per question. A question is never written
-anywhere but into the model's context. Expected faults become an `error` event; a native abort ends only this process.
+Runs as `python -m jmedlite.engine`. First request: what to load; then questions. A question is never written anywhere
+but into the model's context. Expected faults become an `error` event; a native abort ends only this process. Each
+request has a growing `id`; `{"op": "stop", "id": N}` ends request N early.
 """
 
 from __future__ import annotations
 
 import codecs
 import ctypes
+import importlib.metadata
 import json
 import os
+import queue
 import re
 import signal
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,16 +25,21 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
-from jmedlite.base.errors import DataError, JmedliteError, NativeError, UsageError
-from jmedlite.base.gguf import Header, check_model, read_header
+from jmedlite.base.errors import CannotCreate, ContextFull, DataError, JmedliteError, UsageError
+from jmedlite.base.gguf import check_model, read_header
+from jmedlite.base.inputs import reading
 
-from .hardware import auto_gpu_layers, devices
-from .prompts import Part, build_prompt
+from .evaluation import Evaluator, Settings, Stopped
+from .hardware import cpu_features, devices
+from .integrity import Integrity
+from .offload import MAPPED, Plan, Wish, make_plan, refusal
+from .prompts import Message, Part, build_prompt
+from .sampling import Sampling, make_chain
+from .statecache import StateCache, fingerprint
+from .vocabulary import Vocabulary, common_prefix
 
 TEMPLATE_SECONDS = 1.0
-N_BATCH = 512
-ALL_LAYERS = 999
-SPM = 1  # llama_vocab_type
+LOAD_READ, LOAD_MAPPED = 0, 1  # llama_load_mode
 Emit = Callable[..., None]
 
 
@@ -43,6 +50,15 @@ def protect_process() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def die_with_parent() -> None:
+    """On Linux the kernel ends this process with the parent; elsewhere the end of standard input does (`listen`)."""
+    with suppress(OSError, AttributeError):
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 @contextmanager
@@ -64,7 +80,7 @@ def limited_memory(extra: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, old)
 
 
-def bounded_prompt(emit: Emit, **arguments: Any) -> list[Part]:
+def bounded_prompt(emit: Emit, messages: list[Message], **arguments: Any) -> list[Part]:
     """`build_prompt` with a second to finish in; a template that loops ends this process with an error event."""
     import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
 
@@ -72,7 +88,7 @@ def bounded_prompt(emit: Emit, **arguments: Any) -> list[Part]:
 
     def work() -> None:
         try:
-            box.append(build_prompt(**arguments))
+            box.append(build_prompt(messages, **arguments))
         except JmedliteError as e:
             box.append(e)
         except MemoryError:
@@ -84,7 +100,10 @@ def bounded_prompt(emit: Emit, **arguments: Any) -> list[Part]:
         thread.join(TEMPLATE_SECONDS)
     if thread.is_alive() or not box:
         emit(
-            "error", code=DataError.exit_code, message=f"the model's chat template ran for over {TEMPLATE_SECONDS:g} s"
+            "error",
+            code=DataError.exit_code,
+            kind=DataError.__name__,
+            message=f"the model's chat template ran for over {TEMPLATE_SECONDS:g} s",
         )
         os._exit(DataError.exit_code)  # the thread can't be stopped
     if isinstance(box[0], JmedliteError):
@@ -92,51 +111,98 @@ def bounded_prompt(emit: Emit, **arguments: Any) -> list[Part]:
     return box[0]
 
 
-class Engine:
-    """One loaded model."""
+def engine_build() -> dict[str, Any]:
+    """What decides how a state is laid out and computed, besides the model: the build and the processor."""
+    return {"llama_cpp_python": importlib.metadata.version("llama-cpp-python"), "features": cpu_features()}
 
-    def __init__(self, request: dict[str, Any]) -> None:
+
+class Engine:
+    """One loaded model; `request` is the load request, `emit` gets a `plan` event before the model is loaded."""
+
+    def __init__(self, request: dict[str, Any], emit: Emit, stop: threading.Event | None = None) -> None:
         self.path = Path(request["path"])
-        self.header: Header = read_header(self.path)
-        check_model(self.path, self.header)
+        with reading(self.path):
+            self.header = read_header(self.path)
+            check_model(self.path, self.header)
+            mark = fingerprint(self.path, self.header.data_offset)
         from jmedlite.base.native import capture_log, libllama
 
         self._errors: list[str] = []
         capture_log(lambda level, text: self._errors.append(text.strip()) if level == 4 else None)
         self.llama = llama = libllama()
         llama.llama_backend_init()
-        self.n_threads = int(request["threads"])
-        self.kv_type = int(GGMLQuantizationType[request["kv_type"].upper()])
-        params = llama.llama_model_default_params()
-        self.n_gpu_layers = params.n_gpu_layers = self._gpu_layers(request["gpu_layers"])
+        self.request, self.stop = request, stop or threading.Event()
+        self.cache = StateCache(Path(request["cache"])) if request.get("cache") else None
+        self.integrity = Integrity(self.path, mark, self.cache)
+        self.plan = self._plan(emit)
         started = time.monotonic()
-        self.model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
+        self.model = llama.llama_model_load_from_file(os.fsencode(self.path), self._model_params())
         if not self.model:
             raise DataError(f"{self.path.name}: llama.cpp could not load it ({self._reason()})")
+        self.vocabulary = Vocabulary(llama, self.model, self.header)
+        adapters = self._load_adapters()
+        facts = {
+            "model": mark,
+            "lora": [(fingerprint(Path(p), 0), scale) for p, scale in request.get("lora") or []],
+            "engine": engine_build(),
+            **{k: request.get(k) for k in ("kv_type", "flash_attn", "threads")},
+            "offload": [self.plan.n_gpu_layers, *self.plan.split],
+        }
+        settings = Settings(
+            name=self.path.name,
+            n_ctx=min(self.plan.n_ctx, request.get("ctx") or self.plan.n_ctx),
+            full=bool(request.get("ctx")),
+            kv_type=int(GGMLQuantizationType[request["kv_type"].upper()]),
+            flash_attn=request["flash_attn"],
+            n_threads=int(request["threads"]),
+            adapters=adapters,
+            facts=facts,
+        )
+        self.evaluator = Evaluator(llama, self.model, settings, self.cache, self._reason, self.stop)
         self.load_seconds = time.monotonic() - started
-        self.vocab = llama.llama_model_get_vocab(self.model)
-        self.adapters = self._load_adapters(request.get("lora") or [])
-        self._control = self._control_tokens()
 
     def _reason(self) -> str:
         # the first line has the reason, those after it only say what failed because of it
         return re.sub(r"^\w+: (error loading model: )?", "", self._errors[0]) if self._errors else "it gave no reason"
 
-    def _gpu_layers(self, wanted: str) -> int:
-        if wanted == "all":
-            return ALL_LAYERS
-        if wanted != "auto":
-            return int(wanted)
-        gpus = [d for d in devices() if d["kind"] == "GPU"]
-        if not gpus:
-            return 0
-        arch = self.header.metadata["general.architecture"]
-        layers = int(self.header.metadata[f"{arch}.block_count"])
-        return auto_gpu_layers(max(int(d["free_bytes"]) for d in gpus), self.header.file_size, layers)
+    # --------------------------------------------------------------------------------------------------- load
 
-    def _load_adapters(self, specs: list[tuple[str, float]]) -> list[tuple[Any, float]]:
+    def _plan(self, emit: Emit) -> Plan:
+        """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
+        from .fitting import level_shapes, shape_on_this_machine, this_machine
+
+        wanted = self.request["gpu_layers"]
+        shape, machine = shape_on_this_machine(self.header), this_machine()
+        wish = Wish(
+            n_gpu_layers=None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted),
+            n_ctx=self.request.get("ctx"),
+            kv_type=self.request["kv_type"],
+            flash_attn=self.request["flash_attn"] != "off",
+            extra=sum(Path(p).stat().st_size for p, _ in self.request.get("lora") or [] if Path(p).is_file()),
+        )
+        plan = make_plan(shape, machine, wish)
+        if not plan.fits and not self.request.get("force"):
+            raise CannotCreate(refusal(self.path.name, plan, shape, machine, wish, level_shapes(self.header)))
+        emit("plan", sentence=plan.sentence(), **plan.figures())
+        return plan
+
+    def _model_params(self) -> Any:
+        llama, plan = self.llama, self.plan
+        params = llama.llama_model_default_params()
+        params.load_mode = LOAD_MAPPED if plan.loading == MAPPED else LOAD_READ
+        params.n_gpu_layers = plan.n_gpu_layers
+        if plan.gpus and plan.n_gpu_layers:
+            # named one by one, so that llama.cpp's order and number of devices is the plan's
+            pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"]
+            self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+            self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
+            params.devices = ctypes.cast(self._devices, type(params.devices))
+            params.tensor_split = self._split
+        return params
+
+    def _load_adapters(self) -> list[tuple[Any, float]]:
         found = []
-        for path, scale in specs:
+        for path, scale in self.request.get("lora") or []:
             read_header(Path(path))
             adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(path))
             if not adapter:
@@ -144,204 +210,134 @@ class Engine:
             found.append((adapter, scale))
         return found
 
-    # ---------------------------------------------------------------------------------------------- tokens
+    # ------------------------------------------------------------------------------------------------ prompts
 
-    def _control_tokens(self) -> dict[str, int]:
-        """Text of every control token (llama.cpp's own view, after its corrections at load) to its id."""
-        llama, tokens = self.llama, self.header.metadata["tokenizer.ggml.tokens"]
-        return {
-            raw.decode("utf-8", "replace"): i
-            for i, raw in enumerate(tokens)
-            if raw and llama.llama_vocab_is_control(self.vocab, i)
-        }
-
-    def token_text(self, key: str) -> str:
-        i = self.header.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        return "" if i is None else self.header.metadata["tokenizer.ggml.tokens"][i].decode("utf-8", "replace")
-
-    def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
-        """Tokens of one stretch of text, without BOS; control tokens only with `parse_special`."""
-        raw = text.encode("utf-8")
-        room = len(raw) + 8
-        while True:
-            tokens = (ctypes.c_int32 * room)()
-            n = self.llama.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, parse_special)
-            if n >= 0:
-                return list(tokens[:n])
-            room = -n
-
-    def tokenize_parts(self, parts: list[Part]) -> list[int]:
-        """Tokens of a prompt: control tokens from trusted parts only, all other text joined before it is tokenized.
-
-        This is what tokenizing the whole text would give if nobody had typed a control token's name.
-        """
-        if self.header.metadata.get("jmedlite.tokenizer.normalizer") == "NFC":
-            parts = [Part(unicodedata.normalize("NFC", p.text), p.trusted) for p in parts]
-        # longest first: "<|im_start|>" must win over a control token that is its beginning
-        names = sorted(self._control, key=len, reverse=True)
-        control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        tokens: list[int] = []
-        text = ""
-        for part in parts:
-            if not part.trusted:
-                text += part.text
-                continue
-            at = 0
-            for found in control.finditer(part.text):
-                tokens += self._plain(text + part.text[at : found.start()], tokens)
-                tokens.append(self._control[found[0]])
-                text, at = "", found.end()
-            text += part.text[at:]
-        tokens += self._plain(text, tokens)
-        bos = self.llama.llama_vocab_bos(self.vocab)
-        if self.llama.llama_vocab_get_add_bos(self.vocab) and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
-        return tokens
-
-    def _plain(self, text: str, before: list[int]) -> list[int]:
-        llama = self.llama
-        if before and llama.llama_vocab_get_attr(self.vocab, before[-1]) & llama.LLAMA_TOKEN_ATTR_RSTRIP:
-            text = text.lstrip()
-        return self.tokenize(text) if text else []
-
-    def piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(256)
-        n = self.llama.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
-        if n < 0:
-            buffer = ctypes.create_string_buffer(-n)
-            n = self.llama.llama_token_to_piece(self.vocab, token, buffer, -n, 0, False)
-        return buffer.raw[: max(0, n)]
-
-    # ------------------------------------------------------------------------------------------ generation
-
-    def _context(self, n_ctx: int) -> Any:
-        llama = self.llama
-        params = llama.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = N_BATCH
-        params.n_threads = params.n_threads_batch = self.n_threads
-        params.type_k = params.type_v = self.kv_type
-        params.no_perf = True
-        context = llama.llama_init_from_model(self.model, params)
-        if not context:
-            raise NativeError(
-                f"llama.cpp could not make a context of {n_ctx:,} tokens ({self._reason()}); try a smaller --ctx"
-            )
-        if self.adapters:
-            n = len(self.adapters)
-            pointers = (llama.llama_adapter_lora_p_ctypes * n)(
-                *[ctypes.cast(a, llama.llama_adapter_lora_p_ctypes) for a, _ in self.adapters]
-            )
-            scales = (ctypes.c_float * n)(*[scale for _, scale in self.adapters])
-            if llama.llama_set_adapters_lora(context, pointers, n, scales) != 0:
-                raise NativeError(f"llama.cpp could not apply the adapter ({self._reason()})")
-        return context
-
-    def _sampler(self, request: dict[str, Any]) -> Any:
-        llama = self.llama
-        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if request["temperature"] <= 0:
-            steps = [llama.llama_sampler_init_greedy()]
-        else:
-            steps = [
-                llama.llama_sampler_init_top_k(40),
-                llama.llama_sampler_init_top_p(0.95, 1),
-                llama.llama_sampler_init_temp(request["temperature"]),
-                llama.llama_sampler_init_dist(request["seed"]),
-            ]
-        for step in steps:
-            llama.llama_sampler_chain_add(chain, step)
-        return chain
-
-    def _n_ctx(self, wanted: int | None, n_prompt: int, max_tokens: int) -> int:
-        trained = self.llama.llama_model_n_ctx_train(self.model)
-        limit = wanted or trained
-        if n_prompt >= limit:
-            raise DataError(
-                f"the question is too long: prompt and question have {n_prompt:,} tokens, the context has {limit:,}; "
-                + ("shorten the question" if wanted is None or wanted >= trained else "raise --ctx or shorten it")
-            )
-        return wanted or min(trained, -(-(n_prompt + max_tokens) // 256) * 256)
-
-    def ask(self, request: dict[str, Any], emit: Emit) -> None:
-        """Answer one question as `token` events and an `end` event."""
-        self._errors.clear()
-        template = self.header.metadata.get("tokenizer.chat_template")
-        parts = bounded_prompt(
+    def _parts(self, request: dict[str, Any], emit: Emit) -> list[Part]:
+        return bounded_prompt(
             emit,
-            question=request["question"],
+            [Message(**m) for m in request["messages"]],
             system=request.get("system"),
-            template=template,
-            bos=self.token_text("bos"),
-            eos=self.token_text("eos"),
+            template=self.header.metadata.get("tokenizer.chat_template"),
+            bos=self.vocabulary.text_of("bos"),
+            eos=self.vocabulary.text_of("eos"),
             language=request.get("language"),
         )
-        prompt = self.tokenize_parts(parts)
-        n_ctx = self._n_ctx(request.get("ctx"), len(prompt), request["max_tokens"])
-        context, sampler = self._context(n_ctx), self._sampler(request)
-        try:
-            self._generate(context, sampler, prompt, n_ctx, request["max_tokens"], emit)
-        finally:
-            self.llama.llama_sampler_free(sampler)
-            self.llama.llama_free(context)
 
-    def _decode(self, context: Any, tokens: list[int]) -> None:
-        buffer = (ctypes.c_int32 * len(tokens))(*tokens)
-        status = self.llama.llama_decode(context, self.llama.llama_batch_get_one(buffer, len(tokens)))
-        if status != 0:
-            raise NativeError(f"llama.cpp could not evaluate the prompt (status {status}: {self._reason()})")
+    def _check_room(self, n_prompt: int, reserve: int) -> None:
+        limit = self.evaluator.settings.n_ctx
+        if n_prompt + max(1, reserve) <= limit:
+            return
+        if limit >= int(self.llama.llama_model_n_ctx_train(self.model)):
+            advice = "shorten the question"
+        else:
+            advice = "raise --ctx or shorten it" if self.request.get("ctx") else "shorten it, or free memory"
+        raise ContextFull(
+            f"the question is too long: prompt and question have {n_prompt:,} tokens, the context has {limit:,}; "
+            + advice
+        )
 
-    def _check_logits(self, context: Any, n_vocab: int) -> None:
-        import numpy as np
+    # ------------------------------------------------------------------------------------------------ answers
 
-        logits = np.ctypeslib.as_array(self.llama.llama_get_logits_ith(context, -1), (n_vocab,))
-        if not np.isfinite(logits).all():
-            raise DataError(
-                f"{self.path.name}: the model's output is not finite, so the file is damaged; make or copy it again"
-            )
-
-    def _generate(self, context: Any, sampler: Any, prompt: list[int], n_ctx: int, limit: int, emit: Emit) -> None:
-        llama, vocab = self.llama, self.vocab
-        n_vocab = llama.llama_vocab_n_tokens(vocab)
+    def ask(self, request: dict[str, Any], emit: Emit) -> None:
+        """Answer a conversation as `token` events and an `end` event."""
         started = time.monotonic()
-        for at in range(0, len(prompt), N_BATCH):
-            self._decode(context, prompt[at : at + N_BATCH])
-        self._check_logits(context, n_vocab)
-        first = time.monotonic()
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        single = (ctypes.c_int32 * 1)()
-        batch = llama.llama_batch_get_one(single, 1)
-        stop, n = "length", 0
-        while n < limit:
-            token = llama.llama_sampler_sample(sampler, context, -1)
-            if llama.llama_vocab_is_eog(vocab, token):
-                stop = "eos"
-                break
-            n += 1
-            if text := utf8.decode(self.piece(token)):
-                emit("token", text=text)
-            if len(prompt) + n >= n_ctx:
-                stop = "context"
-                break
-            if n < limit:
-                single[0] = token
-                if llama.llama_decode(context, batch) != 0:
-                    raise NativeError(f"llama.cpp could not evaluate a token ({self._reason()})")
-                self._check_logits(context, n_vocab)
-        # bytes of a character that was cut by the limit are dropped with the decoder
+        self._errors.clear()
+        sampling = Sampling(**request["sampling"])
+        parts = self._parts(request, emit)
+        prompt, prefix = self.vocabulary.tokenize_parts(parts), self.vocabulary.public_prefix(parts)
+        self._check_room(len(prompt), min(request.get("reserve", 0), sampling.max_tokens))
+        chain = make_chain(self.llama, self.vocabulary.vocab, sampling)
+        n_cached, times = 0, [started]
+        stop, n = "stopped", 0
+        try:
+            room = min(self.evaluator.settings.n_ctx, len(prompt) + sampling.max_tokens)
+            self.evaluator.reserve(room)
+            n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
+            self.integrity.check()
+            times.append(time.monotonic())
+            for n, stop, text in self._generate(chain, sampling.max_tokens):  # noqa: B007 - the last ones count
+                if text:
+                    emit("token", text=text)
+                if len(times) == 2:
+                    times.append(time.monotonic())
+        except Stopped:
+            pass
+        finally:
+            self.llama.llama_sampler_free(chain)
         ended = time.monotonic()
+        prompted, first = [*times[1:], ended, ended][:2]
         emit(
             "end",
             stop=stop,
             n_prompt=len(prompt),
+            n_cached=n_cached,
             n_generated=n,
-            n_ctx=n_ctx,
+            n_ctx=self.evaluator.settings.n_ctx,
             load_seconds=self.load_seconds,
-            prompt_seconds=first - started,
-            generation_seconds=ended - first,
+            prompt_seconds=prompted - started,
+            first_token_seconds=first - started,
+            generation_seconds=ended - prompted,
         )
 
+    def _generate(self, chain: Any, limit: int) -> Iterator[tuple[int, str, str]]:
+        """(tokens so far, why it would end here, text that is whole now) for each token of an answer."""
+        evaluator, vocabulary, sample = self.evaluator, self.vocabulary, self.llama.llama_sampler_sample
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        n = 0
+        while True:
+            evaluator.logits()  # checked
+            token = sample(chain, evaluator.context, -1)
+            if vocabulary.ends(token):
+                yield n, "eos", ""
+                return
+            n += 1
+            full = len(evaluator.tokens) + 1 >= evaluator.settings.n_ctx
+            # bytes of a character that is cut by a limit are dropped with the decoder
+            yield n, "context" if full else "length", utf8.decode(vocabulary.piece(token))
+            if n >= limit or full:
+                return
+            if self.stop.is_set():
+                yield n, "stopped", ""
+                return
+            evaluator.step(token)
+
+    # ------------------------------------------------------------------------------------------------ scoring
+
+    def loglikelihoods(self, request: dict[str, Any], emit: Emit) -> None:
+        """ln p of each continuation's tokens after a context, as one `scores` event."""
+        vocabulary, evaluator = self.vocabulary, self.evaluator
+        prefix: list[int] = []
+        if request["template"]:
+            parts = self._parts({**request, "messages": [{"role": "user", "content": request["context"]}]}, emit)
+            prefix = vocabulary.public_prefix(parts)
+        else:
+            parts = [Part(request["context"], False, private=True)]
+        context = vocabulary.tokenize_parts(parts)
+        wholes = [vocabulary.tokenize_parts([*parts, Part(c, False, private=True)]) for c in request["continuations"]]
+        cuts = [common_prefix(context, whole) for whole in wholes]
+        if min(cuts) < 1:
+            raise UsageError("the context has no token before the continuation; give one that is not empty")
+        for whole, cut in zip(wholes, cuts, strict=True):
+            if cut == len(whole):
+                raise UsageError("a continuation adds no token to its context; give one that is not empty")
+            self._check_room(len(whole), 0)
+        evaluator.reserve(max(map(len, wholes)))
+        scores: list[dict[str, Any]] = []
+        for whole, cut in zip(wholes, cuts, strict=True):
+            shared = min(cuts)
+            if scores:
+                evaluator.keep(shared - 1)
+                evaluator.evaluate(whole[len(evaluator.tokens) : shared])
+            else:
+                evaluator.prefill(whole[: shared - 1], prefix)
+                evaluator.evaluate(whole[shared - 1 : shared])
+                self.integrity.check()
+            found = evaluator.log_probabilities(whole[shared:])[cut - shared :]
+            scores.append({"tokens": [p for p, _ in found], "greedy": all(top for _, top in found)})
+        emit("scores", scores=scores)
+
     def facts(self) -> dict[str, Any]:
+        """What the parent shows of the loaded model."""
         meta = self.header.metadata
         licenses = (meta.get("general.license.name"), meta.get("general.license"))
         return {
@@ -349,11 +345,55 @@ class Engine:
             "license": next((x for x in licenses if isinstance(x, str) and x), None),
             "architecture": meta["general.architecture"],
             "n_ctx_train": self.llama.llama_model_n_ctx_train(self.model),
-            "n_gpu_layers": self.n_gpu_layers,
-            "n_threads": self.n_threads,
+            "n_ctx": self.evaluator.settings.n_ctx,
+            "n_gpu_layers": self.plan.n_gpu_layers,
+            "n_threads": self.evaluator.settings.n_threads,
             "chat_template": "tokenizer.chat_template" in meta,
             "load_seconds": self.load_seconds,
         }
+
+
+def listen(requests: queue.SimpleQueue[dict[str, Any]], stop: threading.Event) -> None:
+    """Read requests as they come, so that a stop is heard while one is worked on; the parent's end is this one's."""
+    current = None
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        if request["op"] != "stop":
+            stop.clear()  # the parent sends no request before it has the last event of the one before
+            current = request["id"]
+            requests.put(request)
+        elif request["id"] == current:
+            stop.set()
+    os._exit(0)
+
+
+def serve(requests: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, emit: Emit) -> None:
+    """Work on one request after the other, until one to load fails."""
+    engine: Engine | None = None
+    while True:
+        request = requests.get()
+        try:
+            if request["op"] == "load":
+                if request["main_thread"]:  # the kernel's signal follows the thread that started this process
+                    die_with_parent()
+                engine = Engine(request, emit, stop)
+                emit("loaded", **engine.facts())
+            elif engine is None:
+                raise UsageError("nothing is loaded")
+            elif request["op"] == "tokenize":
+                emit("tokens", ids=engine.vocabulary.tokenize(request["text"], request["parse_special"]))
+            elif request["op"] == "loglikelihoods":
+                engine.loglikelihoods(request, emit)
+            elif request["op"] == "save":
+                emit("saved", done=engine.evaluator.save_conversation(request["name"]))
+            elif request["op"] == "resume":
+                emit("resumed", n_tokens=engine.evaluator.load_conversation(request["name"]))
+            else:
+                engine.ask(request, emit)
+        except JmedliteError as e:
+            emit("error", code=e.exit_code, kind=type(e).__name__, message=str(e))
+            if engine is None:
+                return
 
 
 def main() -> None:
@@ -365,23 +405,10 @@ def main() -> None:
         events.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
         events.flush()
 
-    engine: Engine | None = None
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        try:
-            if request["op"] == "load":
-                engine = Engine(request)
-                emit("loaded", **engine.facts())
-            elif engine is None:
-                raise UsageError("nothing is loaded")
-            elif request["op"] == "tokenize":
-                emit("tokens", ids=engine.tokenize(request["text"], request["parse_special"]))
-            else:
-                engine.ask(request, emit)
-        except JmedliteError as e:
-            emit("error", code=e.exit_code, message=str(e))
-            if engine is None:
-                return
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    stop = threading.Event()
+    threading.Thread(target=listen, args=(requests, stop), daemon=True).start()
+    serve(requests, stop, emit)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,8 @@ import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
-
-GPU_MARGIN = 512 << 20
-
-
-def auto_gpu_layers(free_vram: int, model_bytes: int, n_layers: int) -> int:
-    """Layers to offload so that the model, a tenth more for context and buffers, and a margin fit `free_vram` bytes."""
-    usable = free_vram - GPU_MARGIN
-    if usable <= 0:
-        return 0
-    return min(n_layers + 1, int(usable / (model_bytes * 1.1) * (n_layers + 1)))
 
 
 def available_processors() -> int:
@@ -32,6 +23,29 @@ def physical_cores() -> int:
     import psutil
 
     return max(1, min(psutil.cpu_count(logical=False) or available_processors(), available_processors()))
+
+
+def free_ram() -> int:
+    """Bytes of memory that processes can still take: what the system has available, within a container's limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        # the cache of files counts as used there, but gives way
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return free if limit == "max" else min(free, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return free
+
+
+def cpu_features() -> list[str]:
+    """What llama.cpp's build uses of this processor, by its own names ("AVX2", "NEON", "REPACK", …)."""
+    from jmedlite.base.native import libllama
+
+    info = libllama().llama_print_system_info().decode("utf-8", "replace")
+    return [part.split("=")[0].strip() for part in info.replace(":", "|").split("|") if part.strip().endswith("= 1")]
 
 
 def devices() -> list[dict[str, Any]]:
@@ -51,16 +65,22 @@ def devices() -> list[dict[str, Any]]:
     lib.ggml_backend_dev_memory.restype = None
     lib.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size_p, size_p]
     kinds = {0: "CPU", 1: "GPU", 2: "GPU", 3: "accelerator"}  # 2: integrated
+    own = any(lib.ggml_backend_dev_type(lib.ggml_backend_dev_get(i)) == 1 for i in range(lib.ggml_backend_dev_count()))
     found = []
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
+        kind = lib.ggml_backend_dev_type(device)
+        if kind == 2 and own:
+            continue  # llama.cpp leaves an integrated GPU alone where there is a better one
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append(
             {
                 "name": lib.ggml_backend_dev_name(device).decode("utf-8", "replace"),
                 "description": lib.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-                "kind": kinds.get(lib.ggml_backend_dev_type(device), "other"),
+                "kind": kinds.get(kind, "other"),
+                "pointer": device,
+                "shared_memory": kind == 2 or (kind == 1 and sys.platform == "darwin"),
                 "free_bytes": free.value,
                 "total_bytes": total.value,
             }
@@ -74,10 +94,6 @@ def describe_machine() -> dict[str, Any]:
 
     from jmedlite.base.native import libllama
 
-    info = libllama().llama_print_system_info().decode("utf-8", "replace")
-    features = [
-        part.split("=")[0].strip() for part in info.replace(":", "|").split("|") if part.strip().endswith("= 1")
-    ]
     memory = psutil.virtual_memory()
     found = devices()
     cpu = next((d["description"] for d in found if d["kind"] == "CPU"), "") or platform.processor()
@@ -86,12 +102,12 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable_bits": 64 if sys.maxsize > 1 << 32 else 32,
         "cpu": cpu,
-        "cpu_features": features,
+        "cpu_features": cpu_features(),
         "physical_cores": physical_cores(),
         "logical_cores": os.cpu_count() or 1,
         "ram_bytes": memory.total,
         "ram_available_bytes": memory.available,
-        "gpus": [d for d in found if d["kind"] == "GPU"],
+        "gpus": [{k: v for k, v in d.items() if k != "pointer"} for d in found if d["kind"] == "GPU"],
         "gpu_offload_built_in": bool(libllama().llama_supports_gpu_offload()),
         "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         "jmedlite": importlib.metadata.version("jmedlite"),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 import json
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jmedlite.base.errors import DataError
@@ -29,7 +30,7 @@ SYSTEM = {
         "確かでないことは、そのように述べてください。"
     ),
 }
-PLAIN = {"en": "{system}\n\nQuestion: {question}\nAnswer:", "ja": "{system}\n\n質問：{question}\n回答："}
+PLAIN = {"en": ("Question: ", "Answer:"), "ja": ("質問：", "回答：")}
 MAX_RENDERED = 1 << 20
 MAX_REPEAT = 100_000
 MAX_INTEGER_BITS = 1 << 12
@@ -37,10 +38,19 @@ MAX_INTEGER_BITS = 1 << 12
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the prompt; only a trusted one may hold control tokens."""
+    """A stretch of the prompt; only a trusted one may hold control tokens, a private one is never kept on disk."""
 
     text: str
     trusted: bool
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is "user" or "assistant"."""
+
+    role: str
+    content: str
 
 
 def language_of(text: str) -> str:
@@ -49,7 +59,7 @@ def language_of(text: str) -> str:
 
 
 def build_prompt(
-    question: str,
+    messages: Sequence[Message],
     *,
     system: str | None,
     template: str | None,
@@ -57,48 +67,61 @@ def build_prompt(
     eos: str = "",
     language: str | None = None,
 ) -> list[Part]:
-    """The prompt in parts: `template` rendered with a system and a user message, or a plain form without a template.
+    """The prompt in parts: `template` rendered with a system prompt and the conversation, up to the next answer.
 
-    `system` is the person's own text (untrusted); None means the built-in one, "" none at all. Raises DataError.
+    `messages` begin and end with the person's. `system` is the person's own text (untrusted); None means the built-in
+    one, "" none at all. Without a template the prompt has a plain form. Raises DataError.
     """
-    language = language or language_of(question)
-    texts = {"question": question.strip()}
-    builtin = SYSTEM[language]
-    if system:
-        texts["system"] = system.strip()
-    markers = {key: f"\ue000{secrets.token_hex(8)}\ue001" for key in texts}
-    system_text = markers.get("system", "" if system == "" else builtin)
+    language = language or language_of(messages[0].content)
+    parts: dict[str, Part] = {}
+
+    def marker(part: Part) -> str:
+        name = f"\ue000{secrets.token_hex(8)}\ue001"
+        parts[name] = part
+        return name
+
+    system_text = marker(Part(system.strip(), False)) if system else "" if system == "" else SYSTEM[language]
+    turns = [Message(m.role, marker(Part(m.content.strip(), False, private=True))) for m in messages]
     if template is None:
-        rendered = PLAIN[language].format(system=system_text, question=markers["question"]).lstrip()
+        rendered = _plain(turns, system_text, language)
     else:
-        rendered = _render_with_system(template, system_text, markers["question"], bos, eos)
-    return _split(rendered, {markers[key]: text for key, text in texts.items()})
+        rendered = _render_with_system(template, system_text, turns, bos, eos)
+    return _split(rendered, parts)
 
 
-def _render_with_system(template: str, system: str, question: str, bos: str, eos: str) -> str:
-    user = {"role": "user", "content": question}
+def _plain(turns: Sequence[Message], system: str, language: str) -> str:
+    asks, answers = PLAIN[language]
+    text = f"{system}\n\n" if system else ""
+    for turn in turns:
+        text += f"{asks}{turn.content}\n{answers}" if turn.role == "user" else f"{turn.content}\n\n"
+    return text
+
+
+def _render_with_system(template: str, system: str, turns: Sequence[Message], bos: str, eos: str) -> str:
+    plain = [{"role": t.role, "content": t.content} for t in turns]
     if not system:
-        return render(template, [user], bos, eos)
+        return render(template, plain, bos, eos)
     try:
-        rendered = render(template, [{"role": "system", "content": system}, user], bos, eos)
+        rendered = render(template, [{"role": "system", "content": system}, *plain], bos, eos)
         if system in rendered:
             return rendered
     except DataError:
         pass  # templates of Mistral's and Gemma's kind raise on a system message
-    return render(template, [{"role": "user", "content": f"{system}\n\n{question}"}], bos, eos)
+    first = {"role": "user", "content": f"{system}\n\n{turns[0].content}"}
+    return render(template, [first, *plain[1:]], bos, eos)
 
 
-def _split(rendered: str, texts: dict[str, str]) -> list[Part]:
+def _split(rendered: str, marked: dict[str, Part]) -> list[Part]:
     parts = [Part(rendered, True)]
-    for marker, text in texts.items():
+    for marker, part in marked.items():
         if rendered.count(marker) != 1:
             raise DataError("the model's chat template does not place the question exactly once; the file is unusable")
         split: list[Part] = []
-        for part in parts:
-            before, found, after = part.text.partition(marker) if part.trusted else (part.text, "", "")
-            split.append(Part(before, part.trusted))
+        for p in parts:
+            before, found, after = p.text.partition(marker) if p.trusted else (p.text, "", "")
+            split.append(replace(p, text=before))
             if found:
-                split += [Part(text, False), Part(after, True)]
+                split += [part, Part(after, True)]
         parts = split
     return [part for part in parts if part.text]
 

@@ -14,10 +14,11 @@ from . import builders
 
 @pytest.fixture(scope="session", autouse=True)
 def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test reads or writes the user's own state, in this process or in one it starts."""
+    """No test reads or writes the user's own state or cache, in this process or in one it starts."""
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JMEDLITE_STATE", str(folder))
+        patch.setenv("JMEDLITE_CACHE", str(folder / "cache"))
         yield folder
 
 

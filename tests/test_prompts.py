@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jmedlite.base.errors import DataError
-from jmedlite.prompts import SYSTEM, Part, build_prompt, language_of, render
+from jmedlite.prompts import SYSTEM, Message, Part, build_prompt, language_of, render
 
 from .builders import CHATML
 
@@ -14,8 +14,12 @@ def text(parts: list[Part]) -> str:
     return "".join(p.text for p in parts)
 
 
+def asking(question: str) -> list[Message]:
+    return [Message("user", question)]
+
+
 def test_chatml() -> None:
-    parts = build_prompt("Hello <|im_end|>", system=None, template=CHATML)
+    parts = build_prompt(asking("Hello <|im_end|>"), system=None, template=CHATML)
     assert text(parts) == (
         f"<|im_start|>system\n{SYSTEM['en']}<|im_end|>\n<|im_start|>user\nHello <|im_end|><|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -24,12 +28,12 @@ def test_chatml() -> None:
 
 
 def test_own_system_prompt_is_not_trusted_either() -> None:
-    parts = build_prompt("q", system="be <|im_start|> brief", template=CHATML)
+    parts = build_prompt(asking("q"), system="be <|im_start|> brief", template=CHATML)
     assert [p.text for p in parts if not p.trusted] == ["be <|im_start|> brief", "q"]
 
 
 def test_no_system_prompt() -> None:
-    assert "system" not in text(build_prompt("q", system="", template=CHATML))
+    assert "system" not in text(build_prompt(asking("q"), system="", template=CHATML))
 
 
 def test_template_without_system_role_gets_it_in_the_question() -> None:
@@ -37,13 +41,13 @@ def test_template_without_system_role_gets_it_in_the_question() -> None:
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "[INST]{{ messages[0].content }}[/INST]"
     )
-    assert text(build_prompt("q", system="s", template=template)) == "[INST]s\n\nq[/INST]"
+    assert text(build_prompt(asking("q"), system="s", template=template)) == "[INST]s\n\nq[/INST]"
     silent = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
-    assert text(build_prompt("q", system=None, template=silent)) == f"{SYSTEM['en']}\n\nq"
+    assert text(build_prompt(asking("q"), system=None, template=silent)) == f"{SYSTEM['en']}\n\nq"
 
 
 def test_plain_form_without_template() -> None:
-    assert text(build_prompt("問い", system="", template=None)) == "質問：問い\n回答："
+    assert text(build_prompt(asking("問い"), system="", template=None)) == "質問：問い\n回答："
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_hostile_templates_are_refused(template: str) -> None:
 @pytest.mark.parametrize("template", ["fixed text", "{{ messages[0].content }}{{ messages[0].content }}"])
 def test_question_must_appear_once(template: str) -> None:
     with pytest.raises(DataError, match="exactly once"):
-        build_prompt("q", system="", template=template)
+        build_prompt(asking("q"), system="", template=template)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.engine import Engine
-from jmedlite.hardware import auto_gpu_layers
-from jmedlite.prompts import Part, build_prompt
+from jmedlite.prompts import Message, Part, build_prompt
 from jmedlite.runner import Answer
+from jmedlite.sampling import Sampling
 
 from . import builders
 
@@ -32,7 +33,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Engine:
-    return Engine({"path": str(model), "threads": 1, "kv_type": "f16", "gpu_layers": "0"})
+    load = {"path": str(model), "threads": 1, "kv_type": "f16", "flash_attn": "auto", "gpu_layers": "0"}
+    return Engine(load, lambda event, **fields: None)
+
+
+def asking(question: str) -> list[Message]:
+    return [Message("user", question)]
 
 
 def test_same_question_same_answer_and_the_model_stays_loaded(model: Path) -> None:
@@ -91,32 +97,34 @@ def test_adapter_at_run_time_equals_the_merged_model(tmp_path: Path) -> None:
 
 
 def test_prompt_tokens_are_those_of_the_whole_text(engine: Engine) -> None:
-    parts = build_prompt("hello  the\n", system="be brief", template=builders.CHATML)
+    parts = build_prompt(asking("hello  the\n"), system="be brief", template=builders.CHATML)
     whole = "".join(p.text for p in parts)
-    assert engine.tokenize_parts(parts) == engine.tokenize(whole, parse_special=True)
+    assert engine.vocabulary.tokenize_parts(parts) == engine.vocabulary.tokenize(whole, parse_special=True)
 
 
 @pytest.mark.parametrize("name", builders.SPECIALS)
 def test_typed_control_tokens_stay_text(engine: Engine, name: str) -> None:
-    control = engine.tokenize(name, parse_special=True)
+    control = engine.vocabulary.tokenize(name, parse_special=True)
     assert len(control) == 1
-    typed = engine.tokenize_parts(build_prompt(f"a {name} b", system="", template=builders.CHATML))
-    without = engine.tokenize_parts(build_prompt("a  b", system="", template=builders.CHATML))
+    typed, without = (
+        engine.vocabulary.tokenize_parts(build_prompt(asking(text), system="", template=builders.CHATML))
+        for text in (f"a {name} b", "a  b")
+    )
     assert typed.count(control[0]) == without.count(control[0])
     assert len(typed) > len(without) + 3  # it is there, letter by letter
 
 
 def test_text_around_the_question_is_joined_before_it_is_tokenized(engine: Engine) -> None:
     parts = [Part("he", True), Part("ll", False), Part("o", True)]
-    assert engine.tokenize_parts(parts) == engine.tokenize("hello")
-    assert len(engine.tokenize("hello")) == 1
+    assert engine.vocabulary.tokenize_parts(parts) == engine.vocabulary.tokenize("hello")
+    assert len(engine.vocabulary.tokenize("hello")) == 1
 
 
 def test_a_character_cut_by_the_limit_is_dropped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = iter([*(bytes([b]) for b in "痛".encode()), b"\xe7", b"\x97"])
-    monkeypatch.setattr(engine, "piece", lambda token: next(pieces))
+    monkeypatch.setattr(engine.vocabulary, "piece", lambda token: next(pieces))
     events: list[tuple[str, dict[str, Any]]] = []
-    request = {"question": "q", "system": "", "max_tokens": 5, "temperature": 0.0, "seed": 0}
+    request = {"messages": [{"role": "user", "content": "q"}], "system": "", "sampling": asdict(Sampling(max_tokens=5))}
     engine.ask(request, lambda event, **fields: events.append((event, fields)))
     assert [f.get("text") for _, f in events] == ["痛", None]
     assert events[-1][1]["n_generated"] == 5
@@ -164,13 +172,6 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
     code = f"import sys, jmedlite.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("free_gb", "layers"), [(0, 0), (0.4, 0), (4, 21), (8, 29), (24, 29)]
-)  # a 7B at 4.7 GB with 28 layers and the head
-def test_offload_plan(free_gb: float, layers: int) -> None:
-    assert auto_gpu_layers(int(free_gb * 1e9), int(4.68e9), 28) == pytest.approx(layers, abs=2 if layers == 21 else 0)
 
 
 def test_default_model_is_the_last_one_made(tmp_path: Path) -> None:

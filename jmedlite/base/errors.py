@@ -21,6 +21,10 @@ class DataError(JmedliteError):
     exit_code = 65
 
 
+class ContextFull(DataError):
+    """A question, or a conversation, has more tokens than the context has room for."""
+
+
 class InputMissing(JmedliteError):
     """A file or folder named as input is not there."""
 
@@ -40,7 +44,7 @@ class NativeError(JmedliteError):
 
 
 class CannotCreate(JmedliteError):
-    """An output can't be created: it exists, its folder is missing, or the disk is too small."""
+    """Something can't be created: an output that exists or has no folder; the disk or the memory is too small."""
 
     exit_code = 73
 

@@ -24,7 +24,19 @@ def reading(path: Path) -> Iterator[None]:
         raise IoFault(f"{path}: could not be read ({e.strerror or e})") from None
 
 
-def check_range(option: str, value: float | str, low: int, high: int, others: str = "") -> None:
+def read_text(path: Path, limit: int) -> str:
+    """A UTF-8 text of at most `limit` bytes; raises DataError where it is longer or another encoding."""
+    with reading(path), path.open("rb") as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise DataError(f"{path}: has more than {limit:,} bytes; is it the right file?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: is not UTF-8 (byte {e.start}); save it as UTF-8") from None
+
+
+def check_range(option: str, value: float | str, low: float, high: float, others: str = "") -> None:
     """A number must lie within [low, high]; raises UsageError (also for NaN)."""
     try:
         inside = low <= float(value) <= high

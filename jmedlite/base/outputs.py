@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -131,3 +132,16 @@ def write_text(path: Path, text: str) -> None:
     with OutputFile(path) as out:
         out.write(text.encode("utf-8"))
         out.publish()
+
+
+def write_private(path: Path, *chunks: bytes) -> None:
+    """A file that only this user can read, whole or not at all, replacing what is there. Raises OSError."""
+    fd, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)  # mode 600 from the first moment on
+    try:
+        with os.fdopen(fd, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,405 @@
+"""What fits this machine: the largest offload and the largest context for a model, from numbers alone.
+
+Every function here is pure: sizes in, a plan out. The sizes come from the model's own header, the free memory from ggml
+and the system (`hardware`), and the formulas from how llama.cpp lays out its buffers:
+
+- blocks are offloaded from the last one backwards, the output head first of all; the embedding stays in RAM;
+- the key-value cache has `n_ctx` cells in every block, each on the device of its block;
+- a compute buffer is as large as the widest moment of the graph for one batch of N_UBATCH tokens;
+- some types are rewritten at load in the order that the processor's instructions want, into memory of their own, while
+  the mapped file stays resident beside them; where that is too much the file is read instead of mapped.
+
+`tools/measure_memory.py` compares the predictions with what a running model takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from gguf.constants import GGMLQuantizationType as Type
+
+from jmedlite.base.gguf import Tensor, nbytes
+
+N_UBATCH = 512  # tokens evaluated at once
+N_OUTPUTS = 32  # tokens of one batch whose logits are kept
+CELL = 256  # llama.cpp rounds n_ctx up to a multiple of this
+FLOORS = (4096, 2048, 1024, 512)  # contexts worth having, the best first
+CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # columns of the table
+MARGIN = 512 << 20  # of free memory, for the system and for what the formulas don't know
+GPU_SHARE = 0.03  # further margin of a GPU's need: drivers round and keep buffers of their own
+MAPPED, READ = "mapped", "read"
+
+# Measured: both processes of jmedlite with their libraries, and what they and llama.cpp keep of the vocabulary.
+PROCESS_BYTES = 92_000_000
+TOKEN_BYTES = 420
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device that llama.cpp can offload to, in the order of ggml's registry."""
+
+    name: str
+    free_bytes: int
+    shared: bool = False  # its memory is the RAM
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the plan must know of a model; sizes in bytes, one entry per block where there are several."""
+
+    n_ctx_train: int
+    n_vocab: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    kv_values: tuple[tuple[int, int], ...]  # values of K and of V per token
+    blocks: tuple[int, ...]
+    repacked: tuple[int, ...]  # the part of `blocks` that the processor wants in another order
+    output: int  # head and last norm; of a model that ties them, the embedding once more
+    output_repacked: int
+    output_own: int  # the part of `output` that is not the embedding once more
+    rest: int  # stays in RAM: the embedding
+
+    @property
+    def n_layer(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(self.blocks) + self.output_own + self.rest
+
+
+def repacking(cpu_features: Iterable[str]) -> dict[Type, int]:
+    """Types that ggml's processor backend rewrites at load → the multiple that the number of rows must have.
+
+    Facts of ggml-cpu/repack.cpp and amx.cpp, by the names of `llama_print_system_info`.
+    """
+    has = set(cpu_features)
+    found: dict[Type, int] = {}
+    if "REPACK" in has:
+        if "AVX2" in has:
+            found |= dict.fromkeys((Type.Q4_0, Type.Q4_K, Type.IQ4_NL), 8)
+        if "AVX512" in has:
+            found[Type.Q2_K] = 8
+        if "NEON" in has and has & {"DOTPROD", "MATMUL_INT8"}:
+            found |= dict.fromkeys((Type.Q4_0, Type.IQ4_NL, Type.Q8_0), 4)
+            found |= dict.fromkeys((Type.Q4_K, Type.Q5_K, Type.Q6_K), 8)
+    if "AMX_INT8" in has:
+        amx = (Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS)
+        found |= dict.fromkeys(amx, 1)
+    return found
+
+
+def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Mapping[Type, int]) -> Shape:
+    """The shape of a model from its GGUF header; a model with sliding windows counts as if it had none."""
+    arch = metadata["general.architecture"]
+
+    def number(key: str, default: int = 0) -> int:
+        """The key's value; of a list with one value per block, the largest."""
+        value = metadata.get(f"{arch}.{key}", default)
+        return int(max(value, default=default) if isinstance(value, list) else value)
+
+    n_layer, n_embd, n_head = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
+    experts = number("expert_feed_forward_length") * number("expert_used_count", 1)
+    heads = metadata.get(f"{arch}.attention.head_count_kv", n_head)
+    heads_kv = [int(h) for h in heads] if isinstance(heads, list) else [int(heads)] * n_layer
+    head = n_embd // max(1, n_head)
+    k, v = number("attention.key_length", head), number("attention.value_length", head)
+    blocks, repacked = [0] * n_layer, [0] * n_layer
+    output = output_repacked = rest = 0
+    tied = not any(t.name == "output.weight" for t in tensors)
+    for t in tensors:
+        again = _repacked_bytes(t, repack)
+        kind, _, index = t.name.partition(".")
+        index = index.partition(".")[0]
+        if kind == "blk" and index.isdecimal() and int(index) < n_layer:
+            blocks[int(index)] += t.nbytes
+            repacked[int(index)] += again
+        elif kind in ("output", "output_norm"):
+            output += t.nbytes
+            output_repacked += again
+        else:
+            rest += t.nbytes
+    head_copy = sum(t.nbytes for t in tensors if tied and t.name == "token_embd.weight")
+    return Shape(
+        n_ctx_train=number("context_length", FLOORS[0]),
+        n_vocab=len(metadata.get("tokenizer.ggml.tokens") or []),
+        n_embd=n_embd,
+        n_ff=max(number("feed_forward_length"), experts),
+        n_head=n_head,
+        kv_values=tuple((k * h, v * h) for h in (heads_kv + [heads_kv[-1]] * n_layer)[:n_layer]),
+        blocks=tuple(blocks),
+        repacked=tuple(repacked),
+        output=output + head_copy,
+        output_repacked=output_repacked,
+        output_own=output,
+        rest=rest,
+    )
+
+
+def _repacked_bytes(tensor: Tensor, repack: Mapping[Type, int]) -> int:
+    rows = tensor.shape[1] if len(tensor.shape) > 1 else 0
+    fits = rows and not rows % repack.get(tensor.type, rows + 1)
+    return tensor.nbytes if fits and tensor.name != "token_embd.weight" else 0
+
+
+def row_bytes(kv_type: str, n_values: int) -> int:
+    """Bytes of `n_values` in the cache type ("f16", "q8_0", "q4_0"); a part of a block of 32 counts whole."""
+    return nbytes(Type[kv_type.upper()], -(-n_values // 32) * 32)
+
+
+def kv_bytes(shape: Shape, n_ctx: int, kv_type: str) -> list[int]:
+    """The key-value cache of each block, in bytes."""
+    cells = -(-n_ctx // CELL) * CELL
+    return [cells * (row_bytes(kv_type, k) + row_bytes(kv_type, v)) for k, v in shape.kv_values]
+
+
+def compute_bytes(shape: Shape, n_ctx: int, *, flash_attn: bool = True, n_outputs: int = N_OUTPUTS) -> int:
+    """The compute buffer: activations of one batch, the attention mask, without flash attention all its scores too."""
+    n = min(N_UBATCH, n_ctx)
+    cells = -(-n_ctx // CELL) * CELL
+    feed_forward = 4 * n * (3 * shape.n_ff + 4 * shape.n_embd)
+    logits = 4 * n_outputs * shape.n_vocab
+    if flash_attn:
+        return max(feed_forward, logits) + 2 * cells * n
+    scores = 4 * n * (shape.n_head + 1) * cells + 4 * n * 6 * shape.n_embd
+    return max(feed_forward + 2 * cells * n, logits, scores)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one place must hold, in bytes."""
+
+    place: str
+    weights: int
+    kv: int
+    compute: int
+    other: int
+    free: int
+    n_layers: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute + self.other
+
+    @property
+    def margin(self) -> int:
+        return MARGIN if self.place == "RAM" else MARGIN + int(GPU_SHARE * self.total)
+
+    @property
+    def fits(self) -> bool:
+        return self.total + self.margin <= self.free
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is loaded: `n_gpu_layers` counts the output head, `split` the layers of each GPU."""
+
+    n_gpu_layers: int
+    n_layers: int
+    split: tuple[int, ...]
+    n_ctx: int
+    kv_type: str
+    loading: str  # MAPPED or READ
+    ram: Need
+    gpus: tuple[Need, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not self.short
+
+    @property
+    def short(self) -> list[Need]:
+        """The places whose memory does not do."""
+        return [need for need in (self.ram, *self.gpus) if need.total and not need.fits]
+
+    def figures(self) -> dict[str, Any]:
+        """The plan for machines: JSON-able, sizes in bytes."""
+        return {
+            "n_gpu_layers": self.n_gpu_layers,
+            "n_layers": self.n_layers,
+            "n_ctx": self.n_ctx,
+            "kv_type": self.kv_type,
+            "loading": self.loading,
+            "fits": self.fits,
+            "places": [{**asdict(need), "total": need.total} for need in (self.ram, *self.gpus)],
+        }
+
+    def sentence(self) -> str:
+        """The plan in one line."""
+        where = "on the processor"
+        if self.n_gpu_layers:
+            places = ", ".join(f"{g.place} {_gb(g.total)} of {_gb(g.free)}" for g in self.gpus if g.n_layers)
+            where = f"{self.n_gpu_layers} of {self.n_layers + 1} layers on {places}"
+        return (
+            f"{where}; context {self.n_ctx:,} tokens ({self.kv_type}); "
+            f"RAM {_gb(self.ram.total)} of {_gb(self.ram.free)} available"
+        )
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory that can be had now, in bytes."""
+
+    ram_free: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the person asked for; None means as much as fits."""
+
+    n_gpu_layers: int | None = None
+    n_ctx: int | None = None
+    kv_type: str = "f16"
+    flash_attn: bool = True
+    extra: int = 0  # adapters, a draft model: bytes of RAM
+
+
+def make_plan(shape: Shape, machine: Machine, wish: Wish) -> Plan:
+    """The largest offload, and with it the largest context, that fit; look at `fits` before loading.
+
+    A context of the first of FLOORS that fits anywhere counts more than offload, offload more than a longer context.
+    """
+    if wish.n_ctx is not None:
+        return _with_offload(shape, machine, wish, wish.n_ctx)
+    most = max(1, shape.n_ctx_train)
+    floors = list(dict.fromkeys(min(f, most) for f in FLOORS))
+    plan = None
+    for floor in floors:
+        plan = _with_offload(shape, machine, wish, floor)
+        if plan.fits:
+            break
+    assert plan is not None
+    if not plan.fits:
+        return plan
+
+    def at(n_cells: int) -> Plan:
+        return _place(shape, machine, wish, min(most, n_cells * CELL), plan.n_gpu_layers)
+
+    n = largest(lambda n: at(n).fits, -(-plan.n_ctx // CELL), -(-most // CELL))
+    return at(n)
+
+
+def _with_offload(shape: Shape, machine: Machine, wish: Wish, n_ctx: int) -> Plan:
+    """The plan for one context, with the largest offload that fits it (or the one asked for)."""
+    if wish.n_gpu_layers is not None or not machine.gpus:
+        return _place(shape, machine, wish, n_ctx, min(wish.n_gpu_layers or 0, shape.n_layer + 1))
+    plans = (_place(shape, machine, wish, n_ctx, n) for n in range(shape.n_layer + 1, -1, -1))
+    plan = next(plans)
+    for other in plans:
+        if plan.fits:
+            break
+        plan = other
+    return plan
+
+
+def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest n in [low, high] that fits, where every smaller one does too and `low` is known to."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers: int) -> Plan:
+    """Layers to places: the last `n_gpu_layers` ones go to the GPUs, the roomiest first, what is left to the RAM."""
+    if not machine.gpus:
+        n_gpu_layers = 0
+    kv = [*kv_bytes(shape, n_ctx, wish.kv_type), 0]
+    layers = [*shape.blocks, shape.output]
+    compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn)
+    first = len(layers) - n_gpu_layers
+    counts = _split(machine.gpus, [layers[i] + kv[i] for i in range(first, len(layers))], compute)
+    gpus, at = [], first
+    for gpu, n in zip(machine.gpus, counts, strict=True):
+        own = slice(at, at + n)
+        at += n
+        used = compute if n else 0
+        gpus.append(Need(gpu.name, sum(layers[own]), sum(kv[own]), used, 0, gpu.free_bytes, n))
+    # an integrated GPU's buffers are taken from the same RAM
+    shared = sum(n.total for n, g in zip(gpus, machine.gpus, strict=True) if g.shared)
+    ram, loading = _ram(shape, machine.ram_free - shared, wish, first, sum(kv[:first]), compute)
+    return Plan(n_gpu_layers, shape.n_layer, counts, n_ctx, wish.kv_type, loading, ram, tuple(gpus))
+
+
+def _split(gpus: Sequence[Gpu], layers: Sequence[int], compute: int) -> tuple[int, ...]:
+    """How many of `layers` (bytes, in order) each GPU takes: the roomiest are filled first, the last takes the rest."""
+    counts = [0] * len(gpus)
+    order = sorted(range(len(gpus)), key=lambda i: -gpus[i].free_bytes)
+    used: list[int] = []
+    for k in range(1, len(order) + 1):  # the fewest devices that hold them
+        used = sorted(order[:k])
+        counts, at = [0] * len(gpus), 0
+        for i in used:
+            need = Need(gpus[i].name, 0, 0, compute, 0, gpus[i].free_bytes, 0)
+            room = int((need.free - MARGIN) / (1 + GPU_SHARE)) - compute
+            while at < len(layers) and layers[at] <= room:
+                room -= layers[at]
+                counts[i] += 1
+                at += 1
+        if at == len(layers):
+            return tuple(counts)
+    if used:
+        counts[used[-1]] += len(layers) - sum(counts)
+    return tuple(counts)
+
+
+def _ram(shape: Shape, free: int, wish: Wish, n_blocks: int, kv: int, compute: int) -> tuple[Need, str]:
+    """RAM for the first `n_blocks` layers, mapped where there is room for the repacked ones beside the file."""
+    n = min(n_blocks, shape.n_layer)
+    weights = shape.rest + sum(shape.blocks[:n])
+    repacked = sum(shape.repacked[:n])
+    if n_blocks > shape.n_layer:
+        weights += shape.output_own
+        repacked += shape.output_repacked
+    logits = 4 * shape.n_vocab
+    other = PROCESS_BYTES + TOKEN_BYTES * shape.n_vocab + logits + wish.extra
+
+    def need(loaded: int) -> Need:
+        return Need("RAM", loaded, kv, compute, other, free, n_blocks)
+
+    mapped = need(weights + repacked)
+    return (mapped, MAPPED) if mapped.fits else (need(weights), READ)
+
+
+def refusal(name: str, plan: Plan, shape: Shape, machine: Machine, wish: Wish, levels: Mapping[str, Shape]) -> str:
+    """Why a model can't be loaded as asked, in numbers, and what would fit; `levels` from the widest down."""
+    short = plan.short[0]
+    what = (
+        " or ".join(_ways(plan, shape, machine, wish, levels)) or "no level of it; free memory or take a smaller model"
+    )
+    return (
+        f"{name} with a context of {plan.n_ctx:,} tokens needs {_gb(short.total)} of {short.place} "
+        f"({_gb(short.weights)} weights, {_gb(short.kv)} cache) and a margin of {_gb(short.margin)}, "
+        f"{_gb(short.free)} are free; what fits: {what} "
+        "(--force tries all the same)"
+    )
+
+
+def _ways(plan: Plan, shape: Shape, machine: Machine, wish: Wish, levels: Mapping[str, Shape]) -> list[str]:
+    ways = []
+    if wish.n_gpu_layers:
+        other = make_plan(shape, machine, replace(wish, n_gpu_layers=None))
+        ways += [f"--gpu-layers {other.n_gpu_layers}"] if other.fits else []
+    other = make_plan(shape, machine, replace(wish, n_ctx=None))
+    if other.fits and other.n_ctx < plan.n_ctx:
+        ways.append(f"--ctx {other.n_ctx}")
+    for level, narrower in levels.items():
+        if ways or narrower.data_bytes >= shape.data_bytes:
+            continue
+        other = make_plan(narrower, machine, replace(wish, n_gpu_layers=None, n_ctx=None))
+        ways += [f"the level {level} with a context of up to {other.n_ctx:,} tokens"] if other.fits else []
+    return ways
+
+
+def row_of_plans(shape: Shape, machine: Machine, wish: Wish) -> list[Plan]:
+    """One plan for every context of CONTEXTS that the model was trained for: a row of the table."""
+    wanted = [n for n in CONTEXTS if n <= shape.n_ctx_train] or [shape.n_ctx_train]
+    return [make_plan(shape, machine, replace(wish, n_ctx=n)) for n in wanted]

@@ -1,0 +1,90 @@
+"""How the next token is chosen: the options, checked, and llama.cpp's sampler chain for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.inputs import check_range
+
+PENALTY_WINDOW = 64  # tokens that the repeat penalty looks back on
+MAX_GRAMMAR = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of one answer. The default is greedy: the same question gets the same answer.
+
+    With a temperature above 0, a token is drawn (by `seed`) from the `top_k` most likely ones (0: all), of those from
+    the most likely that together have `top_p`, without those below `min_p` times the most likely. `repeat_penalty`
+    above 1 makes tokens of the last 64 less likely. `grammar` is GBNF, `json_schema` a JSON schema, as text.
+    """
+
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    grammar: str | None = None
+    json_schema: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("--max-tokens", self.max_tokens, 1, 1 << 24)
+        check_range("--temperature", self.temperature, 0, 100)
+        check_range("--top-k", self.top_k, 0, 1 << 24)
+        check_range("--top-p", self.top_p, 0, 1)
+        check_range("--min-p", self.min_p, 0, 1)
+        check_range("--repeat-penalty", self.repeat_penalty, 0.1, 10)
+        check_range("--seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        if self.grammar is not None and self.json_schema is not None:
+            raise UsageError("--grammar and --json-schema exclude each other; give one")
+        for text in (self.grammar, self.json_schema):
+            if text is not None and (len(text) > MAX_GRAMMAR or "\0" in text):
+                raise DataError(f"the grammar or schema is not a text of up to {MAX_GRAMMAR:,} characters")
+
+
+def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:
+    """llama.cpp's sampler chain; the caller frees it. Raises DataError for a grammar that can't be read."""
+    grammar = sampling.grammar if sampling.json_schema is None else gbnf_of(sampling.json_schema)
+    steps = []
+    if grammar is not None:
+        step = llama.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
+        if not step:
+            raise DataError("the grammar can't be used: it is not GBNF, lacks a rule, has no `root`, or never ends")
+        steps.append(step)
+    if sampling.repeat_penalty != 1:
+        n = llama.llama_vocab_n_tokens(vocab)
+        steps.append(llama.llama_sampler_init_penalties(n, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0))
+    if sampling.temperature <= 0:
+        steps.append(llama.llama_sampler_init_greedy())
+    else:
+        steps += [
+            llama.llama_sampler_init_top_k(sampling.top_k),
+            llama.llama_sampler_init_top_p(sampling.top_p, 1),
+            llama.llama_sampler_init_min_p(sampling.min_p, 1),
+            llama.llama_sampler_init_temp(sampling.temperature),
+            llama.llama_sampler_init_dist(sampling.seed & 0xFFFFFFFF),
+        ]
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    for step in steps:
+        llama.llama_sampler_chain_add(chain, step)
+    return chain
+
+
+def gbnf_of(schema: str) -> str:
+    """A JSON schema as a GBNF grammar, by llama-cpp-python's own translation; raises DataError."""
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        json.loads(schema)
+        return str(json_schema_to_gbnf(schema))
+    except RecursionError:
+        raise DataError("the JSON schema can't be used: it is nested too deeply") from None
+    except Exception as e:  # the translation raises whatever the schema makes it stumble over
+        raise DataError(
+            f"the JSON schema can't be used: {' '.join(str(e).split())[:200] or type(e).__name__}"
+        ) from None

@@ -1,0 +1,108 @@
+"""A loaded model's tokens: text to ids and back, with control tokens only where the text is trusted."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from jmedlite.base.gguf import Header
+
+from .prompts import Part
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """The number of leading tokens that two sequences share."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+class Vocabulary:
+    """Tokens as llama.cpp sees them; `model` is a llama_model pointer that must outlive this."""
+
+    def __init__(self, llama: Any, model: Any, header: Header) -> None:
+        self.llama, self.metadata = llama, header.metadata
+        self.vocab = llama.llama_model_get_vocab(model)
+        self.n_tokens = int(llama.llama_vocab_n_tokens(self.vocab))
+        self._control = self._control_tokens()
+        # longest first: "<|im_start|>" must win over a control token that is its beginning
+        names = sorted(self._control, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def _control_tokens(self) -> dict[str, int]:
+        """Text of every control token (llama.cpp's own view, after its corrections at load) to its id."""
+        return {
+            raw.decode("utf-8", "replace"): i
+            for i, raw in enumerate(self.metadata["tokenizer.ggml.tokens"])
+            if raw and self.llama.llama_vocab_is_control(self.vocab, i)
+        }
+
+    def text_of(self, key: str) -> str:
+        """The text of the token that the header names `tokenizer.ggml.KEY_token_id`, "" where it names none."""
+        i = self.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        return "" if i is None else self.metadata["tokenizer.ggml.tokens"][i].decode("utf-8", "replace")
+
+    def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
+        """Tokens of one stretch of text, without BOS; control tokens only with `parse_special`."""
+        raw = text.encode("utf-8")
+        room = len(raw) + 8
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            n = self.llama.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, parse_special)
+            if n >= 0:
+                return list(tokens[:n])
+            room = -n
+
+    def tokenize_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Tokens of a prompt: control tokens from trusted parts only, all other text joined before it is tokenized.
+
+        This is what tokenizing the whole text would give if nobody had typed a control token's name.
+        """
+        if self.metadata.get("jmedlite.tokenizer.normalizer") == "NFC":
+            parts = [Part(unicodedata.normalize("NFC", p.text), p.trusted) for p in parts]
+        tokens: list[int] = []
+        text = ""
+        for part in parts:
+            if not part.trusted:
+                text += part.text
+                continue
+            at = 0
+            for found in self._control_pattern.finditer(part.text):
+                tokens += self._plain(text + part.text[at : found.start()], tokens)
+                tokens.append(self._control[found[0]])
+                text, at = "", found.end()
+            text += part.text[at:]
+        tokens += self._plain(text, tokens)
+        bos = self.llama.llama_vocab_bos(self.vocab)
+        if self.llama.llama_vocab_get_add_bos(self.vocab) and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def _plain(self, text: str, before: list[int]) -> list[int]:
+        llama = self.llama
+        if before and llama.llama_vocab_get_attr(self.vocab, before[-1]) & llama.LLAMA_TOKEN_ATTR_RSTRIP:
+            text = text.lstrip()
+        return self.tokenize(text) if text else []
+
+    def public_prefix(self, parts: Sequence[Part]) -> list[int]:
+        """Tokens of what stands before the first private part, as if nothing came after it.
+
+        No private text has a share in them; where text is joined across the boundary, the prompt may leave this
+        sequence a token early.
+        """
+        return self.tokenize_parts(list(takewhile(lambda p: not p.private, parts)))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the answer."""
+        buffer = ctypes.create_string_buffer(256)
+        n = self.llama.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = self.llama.llama_token_to_piece(self.vocab, token, buffer, -n, 0, False)
+        return buffer.raw[: max(0, n)]
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return bool(self.llama.llama_vocab_is_eog(self.vocab, token))
