@@ -2,9 +2,9 @@
 
     python tools/measure_memory.py MODEL.gguf... [--ctx 2048 8192 32768] [--kv-type f16]
 
-Predicted is the RAM of the plan that `ask` shows. Measured is the peak, over the whole process tree and sampled 50 times
-a second, of resident pages, anonymous and file-backed, each page shared by several processes counted once (PSS; resident
-set size where the system has no PSS). The question fills more than one batch. Prints a Markdown table.
+Predicted is the RAM of the plan that `ask` shows. Measured is the peak, over the whole process tree and sampled ten
+times a second, of resident pages, anonymous and file-backed, each page that several processes share counted once (PSS;
+the resident set where the system has no PSS). The question fills more than one batch. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-QUESTION = "次の症例について、考えられる疾患と必要な検査を述べてください。" + "六十五歳の男性。数日前から発熱と咳が続いている。" * 60
+CASE = "A man of 65 years has had fever, cough and chest pain for three days; his pulse is 110 and regular. "
+QUESTION = "Which diseases and which tests come to mind?\n" + CASE * 22
 
 
 def resident(root: psutil.Process) -> int:
@@ -51,7 +52,7 @@ def measure(model: Path, ctx: int, kv_type: str) -> tuple[int, int]:
                 peak = max(peak, resident(child))
             except psutil.Error:
                 return
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     thread = threading.Thread(target=sample)
     thread.start()
