@@ -17,8 +17,8 @@ from .conversation import Conversation
 from .runner import Answer, check_question
 
 HELP = """\
-/reset            forget the conversation
-/system [TEXT]    show the system prompt, or set it and forget the conversation ("none": no system prompt)
+/reset            begin a new conversation
+/system [TEXT]    show the system prompt, or set it ("none": no prompt) and begin anew
 /save FILE        write the conversation to FILE, now and after every answer
 /help             this
 /exit             leave (or Ctrl-D)
@@ -162,13 +162,11 @@ class Chat:
         if name in ("exit", "quit"):
             return True
         if name == "reset":
-            self.conversation.reset()
-            console.note("(the conversation is forgotten)")
+            self._reset()
         elif name == "system" and argument:
             check_question(argument)
             self.conversation.system = "" if argument == "none" else argument
-            self.conversation.reset()
-            console.note("(system prompt set, the conversation is forgotten)")
+            self._reset()
         elif name == "system":
             shown = {None: "(the built-in one)", "": "(none)"}.get(self.conversation.system, self.conversation.system)
             console.note(str(shown))
@@ -180,6 +178,13 @@ class Chat:
         else:
             console.note(HELP)
         return False
+
+    def _reset(self) -> None:
+        self.conversation.reset()
+        # or the next answer would replace the conversation that was saved
+        kept = f", {self.save_to} stays as it is" if self.save_to else ""
+        self.save_to = None
+        console.note(f"(a new conversation{kept})")
 
 
 def describe_cut(answer: Answer) -> str | None:

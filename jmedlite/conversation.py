@@ -81,8 +81,8 @@ class Conversation:
                     self.turns = [*turns, ("assistant", THOUGHTS.sub("", text).strip() or text)]
 
     def reset(self) -> None:
-        """Forget all turns."""
-        self.turns = []
+        """Forget all turns; what was saved stays as it is."""
+        self.turns, self._state = [], None
 
     def save(self, path: Path) -> None:
         """Write the turns to `path` (mode 600), and the evaluated state to the cache, so that `load` is quick."""

@@ -52,7 +52,8 @@ def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:
     grammar = sampling.grammar if sampling.json_schema is None else gbnf_of(sampling.json_schema)
     steps = []
     if grammar is not None:
-        step = llama.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
+        # llama.cpp takes an empty grammar for none
+        step = grammar.strip() and llama.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
         if not step:
             raise DataError("the grammar can't be used: it is not GBNF, lacks a rule, has no `root`, or never ends")
         steps.append(step)

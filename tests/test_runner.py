@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
+import psutil
 import pytest
 
 import jmedlite
-from jmedlite.base.errors import DataError
+from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.native import libllama
 from jmedlite.engine import Engine
 from jmedlite.prompts import Message, Part, build_prompt
 from jmedlite.runner import Answer
@@ -128,6 +131,100 @@ def test_a_character_cut_by_the_limit_is_dropped(engine: Engine, monkeypatch: py
     engine.ask(request, lambda event, **fields: events.append((event, fields)))
     assert [f.get("text") for _, f in events] == ["痛", None]
     assert events[-1][1]["n_generated"] == 5
+
+
+def reference(path: Path, tokens: list[int]) -> np.ndarray:
+    """Log-probabilities (n_tokens, n_vocab) after each token, by llama.cpp in one batch."""
+    llama = libllama()
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = 512, 512, 512
+    context = llama.llama_init_from_model(model, params)
+    batch = llama.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.logits[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 1, 0
+    assert llama.llama_decode(context, batch) == 0
+    n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    logits = np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens), n_vocab)).astype(np.float64)
+    llama.llama_batch_free(batch)
+    llama.llama_free(context)
+    llama.llama_model_free(model)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def test_loglikelihoods_are_those_of_the_model(tiny_gguf: Path) -> None:
+    context, continuations = "the cause of hell", ["o", " is 熱 " + "and so on " * 8, "oo!", " x"]
+    with jmedlite.Runner(tiny_gguf, threads=1) as runner:
+        found = runner.loglikelihoods(context, continuations)
+        again = runner.loglikelihoods(context, continuations)
+        single = [runner.loglikelihood(context, c) for c in continuations]
+        tokens = [runner.tokenize(context + c) for c in continuations]
+        n_context = len(runner.tokenize(context))
+    assert found == again
+    for score, alone, ids in zip(found, single, tokens, strict=True):
+        n = len(score.tokens)
+        expected = reference(tiny_gguf, ids)[np.arange(len(ids) - n - 1, len(ids) - 1), ids[-n:]]
+        assert score.tokens == pytest.approx(expected, abs=1e-2)
+        assert score.total == pytest.approx(float(expected.sum()), rel=1e-3)
+        assert alone.tokens == pytest.approx(score.tokens, abs=1e-2)
+    assert len(found[0].tokens) == 1 == len(tokens[0]) - n_context + 1  # "hell" + "o" became one token, which is scored
+
+
+def test_greedy_means_the_most_likely_token(tiny_gguf: Path) -> None:
+    letters = [chr(c) for c in range(33, 127)]
+    greedy = 0
+    with jmedlite.Runner(tiny_gguf, threads=1) as runner:
+        for question in "abcdefghij":
+            scores = runner.loglikelihoods(question, letters, template=True, system="")
+            best = max(scores, key=lambda score: score.total)
+            assert all(score is best for score in scores if score.greedy)
+            greedy += best.greedy
+    assert greedy  # a third of all tokens are letters of this kind
+
+
+def test_continuations_that_can_not_be_scored(tiny_gguf: Path) -> None:
+    with jmedlite.Runner(tiny_gguf, threads=1) as runner:
+        with pytest.raises(UsageError, match="empty"):
+            runner.loglikelihood("hello", "")
+        with pytest.raises(DataError, match="too long"):
+            runner.loglikelihood("hello", "word " * 3000)
+        assert runner.loglikelihood("hello", "x").total < 0
+
+
+def test_timings_of_the_last_answer(tiny_gguf: Path) -> None:
+    with jmedlite.Runner(tiny_gguf, threads=1) as runner:
+        answer = runner.ask("q", max_tokens=4)
+        t = runner.timings
+        assert t == answer.timings
+        assert 0 < t["prompt_seconds"] <= t["first_token_seconds"]
+        assert t["first_token_seconds"] <= t["prompt_seconds"] + t["generation_seconds"]
+        assert answer.generation_tps == pytest.approx(4 / t["generation_seconds"])
+        assert runner.plan["fits"]
+        assert runner.facts["n_ctx"] == 512
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills without a word")
+def test_a_killed_parent_leaves_no_model_behind(tiny_gguf: Path) -> None:
+    code = (
+        "import jmedlite, sys, time; r = jmedlite.Runner(sys.argv[1], threads=1);"
+        "print(r._child.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tiny_gguf)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    gone, _ = psutil.wait_procs([child], timeout=20)
+    assert gone == [child]
+
+
+def test_the_model_ends_with_its_standard_input(tiny_gguf: Path) -> None:
+    """What ends it where there is no signal from the kernel."""
+    child = subprocess.Popen([sys.executable, "-m", "jmedlite.engine"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.communicate(b"", timeout=20)
+    assert child.returncode == 0
 
 
 BLOCK = """

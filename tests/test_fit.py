@@ -1,0 +1,165 @@
+"""From file and machine to a loaded model: refusals, --force, the plan's line, doctor's table, damaged files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import jmedlite
+from jmedlite.base.errors import CannotCreate, DataError
+from jmedlite.base.gguf import read_header
+from jmedlite.engine import Engine
+from jmedlite.fitting import level_shapes, shape_on_this_machine
+from jmedlite.integrity import expected_sha256
+from jmedlite.offload import Machine
+
+from . import builders
+
+LOAD = {"threads": 1, "kv_type": "f16", "flash_attn": "auto", "gpu_layers": "auto"}
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 660 MB left, which a tiny model needs little of."""
+    monkeypatch.setattr("jmedlite.fitting.this_machine", lambda: Machine(660_000_000))
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_what_does_not_fit_is_refused_or_forced(endless_gguf: Path) -> None:
+    events: list[str] = []
+    load = LOAD | {"path": str(endless_gguf), "ctx": 65536}
+    with pytest.raises(
+        CannotCreate, match=r"needs 0\.2 GB of RAM .* 0\.7 GB are free; what fits: --ctx \d+ "
+    ) as caught:
+        Engine(load, lambda event, **fields: events.append(event))
+    assert caught.value.exit_code == 73
+    assert not events
+    Engine(load | {"force": True}, lambda event, **fields: events.append(event))
+    assert events == ["plan"]
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_the_context_is_as_long_as_fits(endless_gguf: Path) -> None:
+    engine = Engine(LOAD | {"path": str(endless_gguf)}, lambda event, **fields: None)
+    assert engine.plan.fits
+    assert 4096 < engine.plan.n_ctx < 65536
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    n_layer, cells = 64, 16_000_000  # a cache of 32 KiB per token: half a terabyte
+    if psutil.virtual_memory().total > n_layer * 512 * cells:
+        pytest.skip("more memory here than a context can ask for")
+    builders.checkpoint(tmp_path / "m", num_hidden_layers=n_layer, intermediate_size=256)
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    command = [sys.executable, "-m", "jmedlite", "ask", "-m", str(path), "--ctx", str(cells), "q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 73
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("jmedlite: m-Q8_0.gguf with a context of 16,000,000 tokens needs ")
+    assert "--force" in line
+
+
+def test_levels_are_those_that_quantize_writes(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m")
+    levels = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
+    files = jmedlite.quantize(tmp_path / "m", types=levels, out=tmp_path)
+    found = level_shapes(read_header(files[1]))
+    for level, file in zip(levels, files, strict=True):
+        assert found[level] == shape_on_this_machine(read_header(file))
+
+
+def test_doctor_shows_what_fits(tiny_gguf: Path) -> None:
+    command = [sys.executable, "-m", "jmedlite", "doctor", str(tiny_gguf)]
+    fit = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)["fit"]
+    assert fit["plan"]["fits"]
+    assert fit["plan"]["n_ctx"] == 512
+    assert fit["levels"]["Q4_K_M"]["size_bytes"] < fit["levels"]["BF16"]["size_bytes"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in ("m-F32.gguf", "512 tokens", "Q4_K_M", "on the processor; context 512 tokens (f16)"):
+        assert words in shown
+
+
+# ---------------------------------------------------------------------------------------------- damaged files
+
+
+def flip(path: Path) -> None:
+    blob = bytearray(path.read_bytes())
+    blob[read_header(path).data_offset + 1234] ^= 4
+    path.write_bytes(blob)
+
+
+def answer(path: Path, **options: Any) -> str:
+    with jmedlite.Runner(path, threads=1, **options) as runner:
+        return runner.ask("q", max_tokens=2).text
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_flipped_bytes_are_found_by_the_manifest(tmp_path: Path, cache: bool) -> None:
+    builders.checkpoint(tmp_path / "m")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    assert answer(path, cache=cache)
+    flip(path)
+    for _ in range(2):  # nothing is remembered of it
+        with pytest.raises(DataError, match=r"m-Q8_0\.gguf: is not what its manifest says \(SHA-256 [0-9a-f]{64}, exp"):
+            answer(path, cache=cache)
+    with jmedlite.Runner(path, threads=1, cache=cache) as runner, pytest.raises(DataError, match="manifest"):
+        runner.loglikelihood("a", "b")
+
+
+def test_a_file_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builders.checkpoint(tmp_path / "m")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    load = LOAD | {"path": str(path), "cache": str(tmp_path / "cache")}
+    read: list[Path] = []
+
+    def counted(file: Path) -> str:
+        read.append(file)
+        return str(expected_sha256(file))
+
+    monkeypatch.setattr("jmedlite.integrity.sha256_file", counted)
+    for _ in range(2):
+        Engine(load, lambda event, **fields: None).integrity.check()
+    assert read == [path]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    path.touch()
+    Engine(load, lambda event, **fields: None).integrity.check()
+    assert read == [path] * 2
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        None,
+        b"",
+        b"[]",
+        b"{}",
+        b'{"file": "other.gguf", "sha256": "' + b"0" * 64 + b'"}',
+        b'{"file": "m.gguf"}',
+        b"\xff",
+    ],
+)
+def test_a_foreign_manifest_is_none(tiny_gguf: Path, tmp_path: Path, manifest: bytes | None) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny_gguf.read_bytes())
+    if manifest is not None:
+        path.with_suffix(".json").write_bytes(manifest)
+    assert expected_sha256(path) is None
+    assert answer(path)
+
+
+def test_what_was_checked_says_nothing_about_another_file_of_the_same_name(tmp_path: Path) -> None:
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        builders.checkpoint(tmp_path / str(n) / "m", seed=n)
+        jmedlite.quantize(tmp_path / str(n) / "m", bits=[8], out=tmp_path / str(n))
+    one, two = (tmp_path / str(n) / "m-Q8_0.gguf" for n in (1, 2))
+    assert answer(one)
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(DataError, match="manifest"):
+        answer(one)

@@ -1,0 +1,70 @@
+"""Nothing leaves the machine: commands in a network namespace without interfaces, and with every connect watched."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# `jmedlite bench` joins here when it is there: arguments after `python -m jmedlite`
+COMMANDS = {
+    "ask": ["ask", "-m", "{model}", "--max-tokens", "4", "What is a fever?"],
+    "chat": ["chat", "-m", "{model}", "--max-tokens", "4"],
+}
+# Python's own view: every name looked up and every socket connected, bound or sent through, in the children too
+AUDIT = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto"):
+        sys.stderr.write(f"NETWORK {event} {arguments[1:]}\\n")
+sys.addaudithook(watch)
+"""
+CONNECT = "import socket; s = socket.socket(); s.settimeout(1); s.connect_ex(('127.0.0.1', 9))"
+
+
+def allowed(*command: str) -> bool:
+    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "sitecustomize.py").write_text(AUDIT)
+    return subprocess.run(
+        ["env", f"PYTHONPATH={tmp_path}", "PYTHONUTF8=1", *command],
+        input="hello\n", capture_output=True, encoding="utf-8", timeout=120, check=False,
+    )  # fmt: skip
+
+
+def python(name: str, model: Path) -> list[str]:
+    return [sys.executable, "-m", "jmedlite", *(a.format(model=model) for a in COMMANDS[name])]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
+    """A namespace of its own, in which not even the loopback is up."""
+    isolate = ["unshare", "--user", "--map-root-user", "--net"]
+    if not allowed(*isolate, "true"):
+        pytest.skip("this system allows no network namespaces")
+    assert "NETWORK" in run(*isolate, sys.executable, "-c", CONNECT, tmp_path=tmp_path).stderr  # the watch works
+    done = run(*isolate, *python(name, tiny_gguf), tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "NETWORK" not in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_native_connect_either(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
+    """The kernel's view, of every thread and child."""
+    if not allowed("strace", "-f", "-e", "trace=connect", "true"):
+        pytest.skip("strace is not there or not allowed")
+    log = tmp_path / "calls"
+    watch = ["strace", "-f", "-o", str(log), "-e", "trace=connect,sendto,sendmsg,sendmmsg,bind"]
+    run(*watch, sys.executable, "-c", CONNECT, tmp_path=tmp_path)
+    assert "AF_INET" in log.read_text()  # the watch works
+    done = run(*watch, *python(name, tiny_gguf), tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    calls = re.findall(r"(?:connect|send\w+|bind)\(.*", log.read_text())
+    assert not calls
