@@ -1,9 +1,10 @@
 """Tokens per second of `jmedlite ask` against llama-bench, in turn, on the same file with the same threads.
 
-    python tools/compare_generation.py MODEL.gguf --bench llama-bench [--rounds 5] [--tokens 64]
+    python tools/compare_generation.py MODEL.gguf --bench llama-bench [--rounds 5] [--tokens 64] [--prompt 512]
 
-llama-bench generates from an empty context (`-p 0 -n N`); the runner after a short prompt. Prints both medians and the
-median of the ratios pair by pair.
+Generation: llama-bench generates from an empty context (`-p 0 -n N`), the runner after a short prompt. Prompt: the
+runner's is a long question after the system prompt, which is cached; its time has the template and the tokenizer in it.
+llama-bench evaluates as many tokens (`-p N -n 0`). Prints both medians and the median of the ratios pair by pair.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import argparse
 import json
 import statistics
 import subprocess
+from collections.abc import Callable
 
 import jmedlite
 from jmedlite.hardware import physical_cores
+
+CASE = "A man of 65 years has had fever, cough and chest pain for three days; his pulse is 110 and regular. "
 
 
 def main() -> None:
@@ -23,23 +27,41 @@ def main() -> None:
     parser.add_argument("--bench", required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=512)
     args = parser.parse_args()
     threads = physical_cores()
-    pairs = []
-    with jmedlite.Runner(args.model, threads=threads) as runner:
+
+    def bench(n_prompt: int, n_generated: int) -> float:
+        command = [args.bench, "-m", args.model, "-p", str(n_prompt), "-n", str(n_generated), "-r", "1"]
+        done = subprocess.run([*command, "-t", str(threads), "-o", "json"], capture_output=True, text=True, check=True)
+        return float(json.loads(done.stdout)[0]["avg_ts"])
+
+    def compare(what: str, ours: Callable[[], tuple[float, int]], theirs: Callable[[int], float]) -> None:
+        pairs = []
         for k in range(args.rounds + 1):
+            rate, n = ours()
+            pairs.append((rate, theirs(n)))
+            print(f"{what} {rate:8.2f} {pairs[-1][1]:8.2f}  {n} tokens{'' if k else ' (warming up)'}", flush=True)
+        del pairs[0]
+        medians = [statistics.median(p[i] for p in pairs) for i in (0, 1)]
+        ratio = statistics.median(a / b for a, b in pairs)
+        print(f"{what}, median tokens/s: jmedlite {medians[0]:.2f}, llama-bench {medians[1]:.2f}, ratio {ratio:.3f}")
+
+    with jmedlite.Runner(args.model, threads=threads) as runner:
+
+        def generation() -> tuple[float, int]:
             answer = runner.ask("日本の高血圧診療について詳しく説明してください。", max_tokens=args.tokens)
-            command = [args.bench, "-m", args.model, "-p", "0", "-n", str(args.tokens), "-r", "1"]
-            bench = subprocess.run(
-                [*command, "-t", str(threads), "-o", "json"], capture_output=True, text=True, check=True
-            )
-            theirs = json.loads(bench.stdout)[0]["avg_ts"]
-            if k:  # the first round warms up
-                pairs.append((answer.generation_tps, theirs))
-                print(f"{answer.generation_tps:8.2f} {theirs:8.2f}  {answer.n_generated} tokens", flush=True)
-    ours, theirs_all = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-    ratio = statistics.median(a / b for a, b in pairs)
-    print(f"median tokens/s: jmedlite {ours:.2f}, llama-bench {theirs_all:.2f}, ratio {ratio:.3f}")
+            return answer.generation_tps, answer.n_generated
+
+        long = CASE * max(1, args.prompt // len(runner.tokenize(CASE)))
+
+        def prompt() -> tuple[float, int]:
+            answer = runner.ask(long, max_tokens=1)
+            n = answer.n_prompt - answer.n_cached
+            return n / answer.timings["prompt_seconds"], n
+
+        compare("generation", generation, lambda n: bench(0, n))
+        compare("prompt", prompt, lambda n: bench(n, 0))
 
 
 if __name__ == "__main__":

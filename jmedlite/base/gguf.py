@@ -24,6 +24,7 @@ VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
+STEP = 1 << 20  # bytes read at once where there are many small values
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
@@ -184,6 +185,28 @@ class _Cursor:
         (n,) = self.unpack("Q", what)
         return self.take(self.count(n, 1, what), what)
 
+    def strings(self, n: int, what: str) -> list[bytes]:
+        """`n` strings; like `string` so many times, but a vocabulary has hundreds of thousands of them."""
+        found: list[bytes] = []
+        length_at = struct.Struct("<Q").unpack_from
+        block, at = b"", 0
+        while len(found) < n:
+            end = at + 8
+            if end <= len(block):
+                end += length_at(block, at)[0]
+                if end <= len(block):
+                    found.append(block[at + 8 : end])
+                    at = end
+                    continue
+            # what is left of the block, and on: at least the whole string, if the file has it
+            self.at -= len(block) - at
+            self.file.seek(self.at)
+            self.count(end - at, 1, what)
+            block, at = self.take(min(max(STEP, end - at), self.size - self.at), what), 0
+        self.at -= len(block) - at
+        self.file.seek(self.at)
+        return found
+
     def text(self, what: str) -> str:
         raw = self.string(what)
         try:
@@ -201,7 +224,7 @@ class _Cursor:
     def array(self, what: str) -> tuple[int, list[Any]]:
         element, n = self.unpack("IQ", what)
         if element == STRING:
-            return element, [self.string(what) for _ in range(self.count(n, 8, what))]
+            return element, self.strings(self.count(n, 8, what), what)
         if element not in _SCALARS:
             raise self.fail(f"{what} is an array of unknown or nested type {element}")
         code = _SCALARS[element]
