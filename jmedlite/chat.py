@@ -13,8 +13,9 @@ from typing import Any
 from jmedlite import console
 from jmedlite.base.errors import ClosedPipe, DataError, JmedliteError, NativeError
 
+from .answers import Answer, describe_cut, describe_timings
 from .conversation import Conversation
-from .runner import Answer, check_question
+from .runner import check_question
 
 HELP = """\
 /reset            begin a new conversation
@@ -185,22 +186,3 @@ class Chat:
         kept = f", {self.save_to} stays as it is" if self.save_to else ""
         self.save_to = None
         console.note(f"(a new conversation{kept})")
-
-
-def describe_cut(answer: Answer) -> str | None:
-    """Why the answer is not whole, where it is not."""
-    return {
-        "stopped": "(stopped)",
-        "length": f"(the answer was cut at {answer.n_generated} tokens; raise --max-tokens for more)",
-        "context": f"(the answer was cut at {answer.n_generated} tokens: the context of {answer.n_ctx:,} is full)",
-    }.get(answer.stop)
-
-
-def describe_timings(answer: Answer) -> str:
-    """How long each step took, in one line."""
-    t = answer.timings
-    return (
-        f"load {t['load_seconds']:.2f} s, prompt {answer.n_prompt} tokens ({answer.n_cached} from the cache) in "
-        f"{t['prompt_seconds']:.2f} s, first token after {t['first_token_seconds']:.2f} s, "
-        f"{answer.n_generated} tokens at {answer.generation_tps:.1f}/s"
-    )

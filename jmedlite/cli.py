@@ -18,9 +18,10 @@ from jmedlite import __version__, console
 from jmedlite.base.errors import ClosedPipe, DataError, InputMissing, Interrupted, JmedliteError, UsageError
 
 if TYPE_CHECKING:
+    from jmedlite.answers import Answer
     from jmedlite.convert.planning import Plan
     from jmedlite.hub import Source
-    from jmedlite.runner import Answer, Runner
+    from jmedlite.runner import Runner
 
 MAX_QUESTION = 1 << 20
 
@@ -240,14 +241,18 @@ def _sampling_options(names: dict[str, Any]) -> dict[str, Any]:
 
 def _runner(model: str | None, names: dict[str, Any]) -> Runner:
     """The model that a command's options name, loaded; the plan is shown first."""
-    from jmedlite.convert.lora import parse_spec
     from jmedlite.runner import Runner
 
+    lora = []
+    if names["lora"]:
+        from jmedlite.convert.lora import parse_spec
+
+        lora = [parse_spec(s) for s in names["lora"]]
     keys = ("ctx", "gpu_layers", "kv_type", "flash_attn", "threads", "cache", "force")
     return Runner(
         _find_gguf(model),
         **{k: names[k] for k in keys},
-        lora=[parse_spec(s) for s in names["lora"] or []],
+        lora=lora,
         on_plan=console.note,
     )
 
@@ -281,9 +286,9 @@ def ask(
 ) -> None:
     """Ask one question. The answer streams to standard output; nothing leaves this machine."""
     names = dict(locals())
-    from jmedlite.chat import describe_cut, describe_timings
+    from jmedlite.answers import Answer, describe_cut, describe_timings
     from jmedlite.prompts import NOTICE, language_of
-    from jmedlite.runner import Answer, check_question
+    from jmedlite.runner import check_question
 
     _check_language(language)
     options = _sampling_options(names)

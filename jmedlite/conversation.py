@@ -14,8 +14,9 @@ from jmedlite.base.errors import ContextFull, DataError
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import fault, write_private
 
+from .answers import Answer
 from .prompts import language_of
-from .runner import Answer, Runner
+from .runner import Runner
 
 FORMAT = 1
 MAX_SAVED = 1 << 24

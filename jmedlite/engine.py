@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import importlib
 import importlib.metadata
 import json
 import os
@@ -127,6 +128,8 @@ class Engine:
             mark = fingerprint(self.path, self.header.data_offset)
         from jmedlite.base.native import capture_log, libllama
 
+        # chat templates need it, and it loads while llama.cpp does
+        threading.Thread(target=importlib.import_module, args=("jinja2.sandbox",), daemon=True).start()
         self._errors: list[str] = []
         capture_log(lambda level, text: self._errors.append(text.strip()) if level == 4 else None)
         self.llama = llama = libllama()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,46 +27,13 @@ from jmedlite.base.errors import (
 )
 from jmedlite.base.inputs import check_range
 
+from .answers import Answer, LogLikelihood
 from .hardware import physical_cores
 from .sampling import Sampling
 from .statecache import cache_folder
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 FLASH_ATTENTION = ("auto", "on", "off")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer.
-
-    `stop` is "eos" (the model ended), "length" (max_tokens), "context" (it is full) or "stopped" (by the reader).
-    `n_cached` tokens of the prompt's `n_prompt` were not evaluated anew.
-    """
-
-    text: str
-    stop: str
-    n_prompt: int
-    n_generated: int
-    n_ctx: int
-    n_cached: int = 0
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def generation_tps(self) -> float:
-        """Tokens generated per second, after the prompt."""
-        return self.n_generated / max(1e-9, self.timings.get("generation_seconds", 0.0))
-
-
-@dataclass(frozen=True)
-class LogLikelihood:
-    """ln p of a continuation: of each of its tokens, whether they all were the most likely ones, and the sum."""
-
-    tokens: tuple[float, ...]
-    greedy: bool
-
-    @property
-    def total(self) -> float:
-        return sum(self.tokens)
 
 
 class Runner:
