@@ -18,8 +18,7 @@ from jmedlite import __version__, console
 from jmedlite.base.errors import ClosedPipe, DataError, InputMissing, Interrupted, JmedliteError, UsageError
 
 if TYPE_CHECKING:
-    from jmedlite.convert.planning import Plan
-    from jmedlite.hub import Source
+    from jmedlite.quantizing import Task
     from jmedlite.runner import Answer
 
 MAX_QUESTION = 1 << 20
@@ -53,7 +52,7 @@ def root(
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or Hub id owner/name[@revision].")] = "",
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file, or Hub id owner/name[@revision].")] = "",
     lora: Annotated[
         list[str] | None, typer.Option(metavar="ADAPTER[:WEIGHT]", help="LoRA adapter to merge; repeatable.")
     ] = None,
@@ -61,32 +60,60 @@ def quantize(
     types: Annotated[
         list[str] | None, typer.Option("--type", "-t", help="llama.cpp's name, such as Q4_K_S; repeatable.")
     ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix (see `jmedlite imatrix`).")
+    ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Write the adapter itself as a GGUF, for `ask --lora`.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path(),
     name: Annotated[str | None, typer.Option(help="Beginning of the file names.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
     memory: Annotated[str | None, typer.Option(help="Bound of the pass, such as 1GB.")] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Several files of at most this size, such as 2GB.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a GGUF that is quantized already.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show types and sizes, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
     from jmedlite.hub import DEFAULT_MODEL
-    from jmedlite.quantizing import parse_memory, plan_quantization, run_plan
+    from jmedlite.quantizing import as_bytes, export_adapters, plan_quantization
 
-    limit = parse_memory(memory) if memory else None
-    plan, source = plan_quantization(
+    if adapter_only:
+        if bits or imatrix or split_max_size:
+            raise UsageError("--adapter-only: an adapter has no --bits, --imatrix or --split-max-size; --type F16 is")
+        made = export_adapters(
+            model or DEFAULT_MODEL, lora or [], types=types or [], out=out, name=name, overwrite=overwrite
+        )
+        if as_json:
+            console.document(made.describe())
+        else:
+            console.out(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
+            console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')
+        return
+    limit = as_bytes(memory)
+    task = plan_quantization(
         model or DEFAULT_MODEL,
         lora=lora or [],
         bits=bits or [],
         types=types or [],
+        imatrix=imatrix,
         out=out,
         name=name,
+        allow_requantize=allow_requantize,
+        split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
         dry_run=dry_run,
     )
+    plan = task.plan
     for warning in plan.warnings:
         console.warn(warning)
-    facts = _describe_plan(plan, source)
+    facts = _describe_plan(task)
     if not as_json:
         _show_plan(facts, dry_run)
     if dry_run:
@@ -94,12 +121,11 @@ def quantize(
             console.document(facts)
         return
     with console.progress("quantizing") as progress:
-        written = run_plan(plan, source, threads=threads, memory=limit, progress=progress)
+        written = task.run(threads=threads, memory=limit, progress=progress)
     if as_json:
-        sums = {str(w.path): w for w in written}
-        for level in facts["levels"]:
-            done = sums[level["file"]]
-            level["sha256"], facts["seconds"] = done.sha256, round(done.seconds, 2)
+        for level, done in zip(facts["levels"], written, strict=True):
+            level["sha256"] = [f.sha256 for f in done.files]
+            facts["seconds"] = round(done.seconds, 2)
         console.document(facts)
         return
     for w in written:
@@ -109,12 +135,14 @@ def quantize(
     console.note(f'next: jmedlite ask -m {written[-1].path} "高血圧の第一選択薬は何ですか。"')
 
 
-def _describe_plan(plan: Plan, source: Source) -> dict[str, Any]:
+def _describe_plan(task: Task) -> dict[str, Any]:
     """What `quantize` is about to do, as the JSON document shows it."""
+    plan = task.plan
     levels = [
         {
             "level": p.level.name,
             "file": str(p.path),
+            "files": [str(f.path) for f in p.files],
             "size_bytes": p.total_bytes,
             "bits_per_weight": round(p.bits_per_weight, 4),
             "types": p.type_counts(),
@@ -122,11 +150,15 @@ def _describe_plan(plan: Plan, source: Source) -> dict[str, Any]:
         for p in plan.levels
     ]
     return {
-        "base": source.describe(),
-        "family": plan.family.title,
+        "base": task.source.describe(),
+        "family": plan.title,
         "license": plan.license,
         "n_weights": plan.n_weights,
-        "adapters": [{"name": a.folder.name, "weight": a.weight, "changes": len(a.pairs)} for a in plan.adapters],
+        "adapters": [
+            {"name": a.name, "weight": a.weight, "changes": len(a.updates), "replaces": len(a.replaced)}
+            for a in plan.adapters
+        ],
+        "imatrix": plan.imatrix and plan.imatrix.path.name,
         "levels": levels,
     }
 
@@ -138,7 +170,10 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         f"licence: {facts['license'] or 'not stated in the model card'}"
     )
     for a in facts["adapters"]:
-        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights")
+        replaces = f", replaces {a['replaces']}" if a["replaces"] else ""
+        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}")
+    if facts["imatrix"]:
+        console.note(f"  + importance matrix {facts['imatrix']}")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
@@ -155,7 +190,8 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
     else:
         total = sum(level["size_bytes"] for level in facts["levels"])
         names = ", ".join(level["level"] for level in facts["levels"])
-        console.note(f"  → {names}: {console.size(total)} in {len(facts['levels'])} file(s)")
+        n_files = sum(len(level["files"]) for level in facts["levels"])
+        console.note(f"  → {names}: {console.size(total)} in {n_files} file(s)")
 
 
 def _find_gguf(model: str | None) -> Path:
@@ -261,6 +297,57 @@ def _describe_answer(answer: Answer) -> dict[str, Any]:
         "n_ctx": answer.n_ctx,
         "timings": {**answer.timings, "generation_tps": answer.generation_tps},
     }
+
+
+@app.command()
+def imatrix(
+    model: Annotated[str | None, typer.Argument(help="GGUF file; default: the last one made.")] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Calibration text; repeatable. Default: jmedlite's own medical text.")
+    ] = None,
+    language: Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")] = "both",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.imatrix.gguf beside it.")] = None,
+    ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option(help="Use only this many chunks.")] = None,
+    gpu_layers: Annotated[str, typer.Option(help="auto, all or a number.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")] = None,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Also for output.weight.")] = False,
+    exclude_task: Annotated[
+        list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute an importance matrix: which inputs of each weight matter most, by running the model over text."""
+    from jmedlite.imatrix import compute_imatrix
+
+    path = _find_gguf(model)
+    with console.progress("calibrating") as progress:
+        done = compute_imatrix(
+            path,
+            texts=text or [],
+            language=language,
+            out=out,
+            ctx=ctx,
+            chunks=chunks,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            process_output=process_output,
+            exclude_tasks=exclude_task or [],
+            overwrite=overwrite,
+            progress=progress,
+        )
+    made = done.imatrix
+    if done.missing:
+        console.warn(f"{len(done.missing)} weights saw no token, such as {done.missing[0]}; they are not in the file")
+    if as_json:
+        facts = {"file": str(made.path), "sha256": made.sha256, "datasets": made.datasets, "entries": len(made.weights)}
+        sizes = {"chunks": made.chunks, "chunk_size": made.chunk_size, "n_tokens": done.n_tokens}
+        console.document({**facts, **sizes, "missing": done.missing, "seconds": round(done.seconds, 2)})
+        return
+    console.out(f"{made.path}  {len(made.weights)} weights, {made.chunks} chunks of {made.chunk_size} tokens")
+    console.note(f"done in {done.seconds:.0f} s ({done.n_tokens / max(1e-9, done.seconds):.0f} tokens/s)")
+    console.note(f"next: jmedlite quantize MODEL --imatrix {made.path}")
 
 
 @app.command()
