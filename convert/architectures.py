@@ -261,7 +261,7 @@ FAMILIES = (
             "rope_theta": 1e6,
             "rope_local_base_freq": 1e4,
             "max_position_embeddings": 131072,
-        },  # fmt: skip
+        },
         computes=(*_GEMMA_COMPUTES, ("attn_logit_softcapping", (None,))),
         rope_types=("default", "linear"),
         head_dim=256,

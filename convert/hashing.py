@@ -1,4 +1,4 @@
-"""The base files' SHA-256, computed beside the pass: each byte is fetched from the disk once, and hashed while cached."""
+"""SHA-256 of the base's files, computed beside the pass: every byte comes from the disk once, hashed while cached."""
 
 from __future__ import annotations
 

@@ -183,6 +183,27 @@ def make_plan(
         for level in levels:
             for suffix in (".gguf", ".json"):
                 check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
+    plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
+    tensors = [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in plan.jobs]
+    types = choose_types(levels, plan.metadata, tensors, imatrix)
+    planned = [_plan_level(out, stem, level, plan, types[level.name], split_bytes) for level in levels]
+    if not dry_run:
+        for target in (f.path for p in planned for f in p.files if len(p.files) > 1):
+            check_target(target, overwrite)
+        _check_room(out, planned)
+    return replace(plan, levels=tuple(planned))
+
+
+def assemble(
+    path: Path,
+    *,
+    name: str | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
+    imatrix: Imatrix | None = None,
+    made_from: Mapping[str, str] | None = None,
+    requantize: bool = False,
+) -> Plan:
+    """The jobs and the metadata, before any level; raises as `make_plan` does."""
     files = Files()
     model = open_model(path, files, requantize=requantize)
     bound = bind_adapters(model, adapters)
@@ -193,18 +214,11 @@ def make_plan(
     tokenizer = next((a.folder for a in reversed(bound) if _brings_tokenizer(a, model)), None)
     metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizer)
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
-        kind = gguf.STRING if isinstance(value, str) else gguf.UINT32
-        metadata[key] = (value, kind, None)
-    tensors = [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in jobs]
-    types = choose_types(levels, metadata, tensors, imatrix)
-    planned = [_plan_level(out, stem, level, jobs, types[level.name], metadata, split_bytes) for level in levels]
-    if not dry_run:
-        for target in (f.path for p in planned for f in p.files if len(p.files) > 1):
-            check_target(target, overwrite)
-        _check_room(out, planned)
+        metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
+    warnings += [w for a in bound for w in a.warnings]
     return Plan(
-        model.label, model.title, model.architecture, files, tuple(bound), imatrix, tuple(jobs), tuple(planned),
-        metadata, tuple([*warnings, *(w for a in bound for w in a.warnings)]),
+        model.label, model.title, model.architecture, files, tuple(bound), imatrix, tuple(jobs), (), metadata,
+        tuple(warnings),
     )  # fmt: skip
 
 
@@ -255,8 +269,8 @@ def _untied_head(model: Model, adapters: Sequence[Adapter]) -> Spec | None:
             continue
         if model.head is None:
             raise DataError(
-                f"adapter {adapter.name}: changes the embedding or the head alone, which are one in every {model.title} "
-                "that llama.cpp can run"
+                f"adapter {adapter.name}: changes the embedding or the head alone, which are one and the same in every "
+                f"{model.title} that llama.cpp can run"
             )
         return model.head
     return None
@@ -339,14 +353,13 @@ def _plan_level(
     out: Path,
     stem: str,
     level: Level,
-    jobs: Sequence[Job],
+    plan: Plan,
     types: Mapping[str, GGMLQuantizationType],
-    metadata: Entries,
     split_bytes: int | None,
 ) -> PlannedLevel:
-    tensors = [gguf.Tensor(job.name, job.gguf_shape, types[job.name]) for job in jobs]
+    tensors = [gguf.Tensor(job.name, job.gguf_shape, types[job.name]) for job in plan.jobs]
     parts = _split(tensors, split_bytes)
-    entries = {**metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
+    entries = {**plan.metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
     planned = []
     for i, part in enumerate(parts):
         own: Entries = entries if i == 0 else {}

@@ -1,7 +1,7 @@
 """Child process: which type llama.cpp gives every tensor of a GGUF, level by level.
 
-`python -m jmedlite.convert.typeprobe` reads {"path", "ftypes": [...], "imatrix": [tensor, ...]} on standard input and prints
-{ftype: {tensor: type id}} or {"error"}. It runs apart because llama.cpp ends the process on some headers.
+`python -m jmedlite.convert.typeprobe` reads {"path", "ftypes": [...], "imatrix": [tensor, ...]} on standard input and
+prints {ftype: {tensor: type id}} or {"error"}. It runs apart because llama.cpp ends the process on some headers.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 
 import typer
 
-from jmedlite import __version__, console
+from jmedlite import __version__, cli_files, console
 from jmedlite.base.errors import ClosedPipe, DataError, InputMissing, Interrupted, JmedliteError, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "JMEDLITE"},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Json = cli_files.Json
 
 
 def _version(wanted: bool) -> None:
@@ -348,6 +348,10 @@ def imatrix(
     console.out(f"{made.path}  {len(made.weights)} weights, {made.chunks} chunks of {made.chunk_size} tokens")
     console.note(f"done in {done.seconds:.0f} s ({done.n_tokens / max(1e-9, done.seconds):.0f} tokens/s)")
     console.note(f"next: jmedlite quantize MODEL --imatrix {made.path}")
+
+
+app.command()(cli_files.inspect)
+app.command()(cli_files.verify)
 
 
 @app.command()

@@ -12,10 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import jmedlite.convert.filenames as names
 from jmedlite.base.errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
 from jmedlite.base.gguf import split_stem
 from jmedlite.base.outputs import sha256_file
-from jmedlite.convert import filenames as names
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

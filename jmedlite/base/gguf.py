@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, LlamaFileType
 
 from .errors import DataError
 from .inputs import reading
@@ -92,6 +92,15 @@ def nbytes(type_: GGMLQuantizationType, n_elements: int) -> int:
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+
+
+def level_name(file_type: object) -> str | None:
+    """llama.cpp's name of `general.file_type`, such as Q4_K_M; None where it has none."""
+    try:
+        name = str(LlamaFileType(file_type).name)
+    except ValueError:
+        return None
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def split_name(stem: str, number: int, count: int) -> str:
