@@ -84,7 +84,7 @@ def write_manifests(
 
 
 def read_manifest(gguf_file: Path) -> dict[str, Any] | None:
-    """The manifest beside a GGUF (whole, or any of its parts); None where there is none, DataError where it is not one."""
+    """The manifest beside a GGUF (or any of its parts); None where there is none, DataError where it is not one."""
     path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
     if not path.is_file():
         return None
