@@ -48,7 +48,7 @@ def llama_quantize(source: Path, target: Path, level: str, **settings: Any) -> N
     from llama_cpp import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = parse_levels([], [level])[0].ftype
+    params.ftype = parse_levels([], [level], has_imatrix=True)[0].ftype
     for name, value in settings.items():
         setattr(params, name, value)
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
