@@ -58,6 +58,8 @@ def _entry(key: str, value: Any) -> tuple[Any, int, int | None]:
         return value.value, int(value.type), int(value.sub_type)
     if not value.value:
         raise DataError(f"the metadata key {key} would be an empty list")
+    if isinstance(value.value, bytes):
+        return value.value, int(value.type), int(gguf.GGUFValueType.UINT8)
     return value.value, int(value.type), int(gguf.GGUFValueType.get_type(value.value[0]))
 
 
@@ -160,16 +162,26 @@ def _vocabulary(writer: Any, folder: Path, vocabulary: Vocabulary, n_vocab: int)
         writer.add_token_merges(vocabulary.merges)
     if vocabulary.add_space_prefix is not None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.remove_extra_whitespaces is not None:
+        writer.add_remove_extra_whitespaces(vocabulary.remove_extra_whitespaces)
+    if vocabulary.charsmap:
+        writer.add_precompiled_charsmap(vocabulary.charsmap)
     try:
         special = gguf.SpecialVocab(folder, load_merges=False, n_vocab=n_vocab)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
         raise DataError(f"{folder.name}: its special tokens can't be read ({e})") from None
     if vocabulary.add_bos is not None:
         special.add_special_token.setdefault("bos", vocabulary.add_bos)
+    if vocabulary.model == "t5":  # llama.cpp would append an end-of-text token to every prompt
+        special.add_special_token.setdefault("eos", False)
+    if vocabulary.unknown is not None:
+        special.special_token_ids["unk"] = vocabulary.unknown
     special.add_to_gguf(writer, quiet=True)
+    # llama.cpp has no such keys: jmedlite's runner does this itself, before the text is tokenized
     if vocabulary.normalizer:
-        # llama.cpp has no such key: jmedlite's runner normalizes the text itself before it is tokenized
         writer.add_string("jmedlite.tokenizer.normalizer", vocabulary.normalizer)
+    if vocabulary.byte_fallback:
+        writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
 
 
 # Keys of a GGUF that describe the file and not the model; a new file gets its own.
