@@ -7,43 +7,21 @@ read, never mapped, because the resident pages of a map count as the process's m
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-
-from jmedlite.base.errors import DataError, InputMissing, IoFault
+from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.inputs import reading
-from jmedlite.base.native import U8
+
+from .filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE
+from .tensors import DTYPE_BYTES, StoredTensor
+from .torchfile import read_torch_file
 
 MAX_HEADER = 100_000_000
 MAX_JSON = 256_000_000
-DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
-    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
-WEIGHT_DTYPES = ("F32", "F16", "BF16")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor stands: `offset` counts from the file's beginning, `shape` is row-major as in PyTorch."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -134,87 +112,72 @@ def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], base: int, siz
         raise DataError(f"{path.name}: has {size - at:,} bytes after its last tensor, expected none")
 
 
-def _shard_path(folder: Path, name: Any) -> Path:
+def _shard_path(folder: Path, name: Any, index: str) -> Path:
     """A shard named by an index, which must lie in the folder itself (a link may lead into a Hub cache's blobs)."""
     if not isinstance(name, str) or not name or Path(name).name != name or name in (".", "..") or "\\" in name:
-        raise DataError(f"{INDEX}: names the shard {name!r}, expected a plain file name inside the folder")
+        raise DataError(f"{index}: names the shard {name!r}, expected a plain file name inside the folder")
     path = folder / name
     if not path.is_file():
-        raise DataError(f"{INDEX}: names the shard {name}, which is not in the folder; download it again")
+        raise DataError(f"{index}: names the shard {name}, which is not in the folder; download it again")
     # The Hub's cache links snapshots/<commit>/<file> to blobs/<hash>, two floors up; nothing else may leave.
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":
         allowed.append(folder.parent.parent.resolve() / "blobs")
     if not any(path.resolve().is_relative_to(root) for root in allowed):
-        raise DataError(f"{INDEX}: the shard {name} is a link that leaves the folder")
+        raise DataError(f"{index}: the shard {name} is a link that leaves the folder")
     return path
 
 
+def read_weights(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one weights file, safetensors or PyTorch's zip format by its name."""
+    return read_safetensors_header(path) if path.suffix == ".safetensors" else read_torch_file(path)
+
+
 class Checkpoint:
-    """A checkpoint folder: `config` and every tensor's place. Holds files open while used as a context manager."""
+    """A checkpoint folder: `config` and every tensor's place."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise InputMissing(f"{folder}: no such folder")
         self.folder = folder
-        self.config = read_json(folder / "config.json")
-        self.tensors = self._index()
-        self._files: dict[Path, BinaryIO] = {}
+        self.config = read_json(folder / CONFIG)
+        self.tensors = self._find()
 
     @property
     def weight_files(self) -> list[Path]:
         return sorted({t.path for t in self.tensors.values()})
 
-    def _index(self) -> dict[str, StoredTensor]:
-        if (self.folder / INDEX).is_file():
-            weight_map = read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise DataError(f"{INDEX}: has no weight_map")
-            shards: dict[str, Path] = {}
-            for name in weight_map.values():
-                if not isinstance(name, str) or name not in shards:  # a list would not even hash
-                    shards[name] = _shard_path(self.folder, name)
-            found: dict[str, StoredTensor] = {}
-            for name, path in shards.items():
-                for tensor in read_safetensors_header(path).values():
-                    if weight_map.get(tensor.name) != name:
-                        raise DataError(f"{INDEX}: does not list tensor {tensor.name}, which is in {name}")
-                    found[tensor.name] = tensor
-            if missing := sorted(set(weight_map) - set(found)):
-                raise DataError(
-                    f"{weight_map[missing[0]]}: does not hold {missing[0]}, which {INDEX} says it does"
-                    + (f" (nor {len(missing) - 1} others)" if missing[1:] else "")
-                )
-            return found
-        if (self.folder / SINGLE).is_file():
-            return read_safetensors_header(_shard_path(self.folder, SINGLE))
+    def _find(self) -> dict[str, StoredTensor]:
+        """safetensors where there are any, else .bin; each as several files with an index, or as one."""
+        for single, index in ((SINGLE, INDEX), (BIN_SINGLE, BIN_INDEX)):
+            if (self.folder / index).is_file():
+                return self._from_index(index)
+            if (self.folder / single).is_file():
+                return read_weights(_shard_path(self.folder, single, single))
         hint = ""
-        if any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt")):
-            hint = "; it has .bin weights, which this version does not read: save the model as safetensors"
-        elif any(self.folder.glob("*.gguf")):
-            hint = "; it has GGUF files, which are quantized already: use `jmedlite ask -m FILE`"
-        raise InputMissing(f"{self.folder}: has neither {SINGLE} nor {INDEX}{hint}")
+        if found := next(self.folder.glob("*.gguf"), None):
+            hint = f"; it has GGUF files: give one of them, such as {found.name}"
+        elif found := next((f for pattern in ("*.bin", "*.pt", "*.pth") for f in self.folder.glob(pattern)), None):
+            hint = f"; {found.name} has another name than transformers gives"
+        raise InputMissing(f"{self.folder}: has neither {SINGLE} nor {INDEX}, nor {BIN_SINGLE} nor {BIN_INDEX}{hint}")
 
-    def read(self, tensor: StoredTensor, start: int, out: U8) -> None:
-        """Fill `out` with the tensor's bytes from byte `start` on."""
-        file = self._files.get(tensor.path)
-        with reading(tensor.path):
-            if file is None:
-                file = self._files[tensor.path] = tensor.path.open("rb", buffering=0)
-            file.seek(tensor.offset + start)
-            view = memoryview(out.data)
-            while view:
-                n = file.readinto(view)  # type: ignore[attr-defined]
-                if not n:
-                    raise IoFault(f"{tensor.path}: ended while {tensor.name} was read; did another program change it?")
-                view = view[n:]
-
-    def read_all(self, tensor: StoredTensor) -> U8:
-        out = np.empty(tensor.nbytes, np.uint8)
-        self.read(tensor, 0, out)
-        return out
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+    def _from_index(self, index: str) -> dict[str, StoredTensor]:
+        weight_map = read_json(self.folder / index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise DataError(f"{index}: has no weight_map")
+        shards: dict[str, Path] = {}
+        for name in weight_map.values():
+            if not isinstance(name, str) or name not in shards:  # a list would not even hash
+                shards[name] = _shard_path(self.folder, name, index)
+        found: dict[str, StoredTensor] = {}
+        for name, path in shards.items():
+            for tensor in read_weights(path).values():
+                if weight_map.get(tensor.name) != name:
+                    raise DataError(f"{index}: does not list tensor {tensor.name}, which is in {name}")
+                found[tensor.name] = tensor
+        if missing := sorted(set(weight_map) - set(found)):
+            raise DataError(
+                f"{weight_map[missing[0]]}: does not hold {missing[0]}, which {index} says it does"
+                + (f" (nor {len(missing) - 1} others)" if missing[1:] else "")
+            )
+        return found

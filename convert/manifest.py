@@ -4,56 +4,103 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
+from jmedlite.base.errors import DataError
+from jmedlite.base.gguf import split_stem
 from jmedlite.base.outputs import sha256_file, write_text
 
-from .lora import WEIGHTS
+from .checkpoint import read_json
 from .pipeline import Written
-from .planning import Plan
+from .planning import Plan, PlannedLevel
 
-FORMAT = 1
+FORMAT = 2
 
 
 def versions() -> dict[str, str]:
-    """The releases that had a hand in the file."""
-    return {name: importlib.metadata.version(name) for name in ("jmedlite", "llama-cpp-python", "gguf", "numpy")}
+    """The releases that had a hand in the file, and the machine's kind: compilers round differently."""
+    found = {name: importlib.metadata.version(name) for name in ("jmedlite", "llama-cpp-python", "gguf", "numpy")}
+    return {**found, "python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
 
 
-def build_manifest(plan: Plan, written: Written, source: dict[str, Any]) -> dict[str, Any]:
-    """What is known about one finished file; `source` says where the base came from (no local paths)."""
-    level = next(p for p in plan.levels if p.path == written.path)
+def hash_files(paths: list[Path]) -> dict[str, str]:
+    """SHA-256 by file name."""
+    return {path.name: sha256_file(path) for path in paths}
+
+
+def build_manifest(
+    plan: Plan,
+    level: PlannedLevel,
+    written: Written,
+    source: dict[str, Any],
+    base_files: dict[str, str],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """What is known about one finished level; `source` says where the base came from, `options` what was asked for.
+
+    No local path stands in it.
+    """
+    types = {t.name: t.type.name for t in level.tensors}
     return {
         "format": FORMAT,
         "file": written.path.name,
         "level": written.level,
-        "sha256": written.sha256,
+        "files": [{"name": f.path.name, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in written.files],
         "size_bytes": written.size_bytes,
         "bits_per_weight": round(written.bits_per_weight, 4),
         "n_weights": plan.n_weights,
-        "architecture": plan.family.gguf_arch,
+        "architecture": plan.architecture,
         "license": plan.license,
-        "base": source,
+        "base": {**source, "files": base_files},
         "adapters": [
-            {
-                "name": adapter.folder.name,
-                "weight": adapter.weight,
-                "sha256": sha256_file(adapter.folder / WEIGHTS),
-                "r": adapter.config.get("r"),
-                "lora_alpha": adapter.config.get("lora_alpha"),
-                "use_rslora": bool(adapter.config.get("use_rslora")),
-                "n_weights_changed": len(adapter.pairs),
-            }
-            for adapter in plan.adapters
+            {"name": a.name, "weight": a.weight, "files": hash_files(a.files), **a.describe()} for a in plan.adapters
         ],
+        "imatrix": plan.imatrix
+        and {
+            "name": plan.imatrix.path.name,
+            "sha256": plan.imatrix.sha256,
+            "datasets": [Path(d).name for d in plan.imatrix.datasets],
+            "chunks": plan.imatrix.chunks,
+        },
+        "options": options,
         "versions": versions(),
-        "tensors": {t.name: t.type.name for t in level.tensors},
+        "tensors": {name: {"type": types[name], "rel_rmse": _round(e)} for name, e in written.rel_rmse.items()},
     }
 
 
-def write_manifest(plan: Plan, written: Written, source: dict[str, Any]) -> Path:
-    """Write the manifest beside its GGUF; returns its path."""
-    path = written.path.with_suffix(".json")
-    write_text(path, json.dumps(build_manifest(plan, written, source), ensure_ascii=False, indent=1) + "\n")
-    return path
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def write_manifests(
+    plan: Plan, written: list[Written], source: dict[str, Any], base_files: dict[str, str], options: dict[str, Any]
+) -> None:
+    """Write the manifest of every level beside its file."""
+    for level, done in zip(plan.levels, written, strict=True):
+        document = build_manifest(plan, level, done, source, base_files, options)
+        write_text(level.manifest, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_manifest(gguf_file: Path) -> dict[str, Any] | None:
+    """The manifest beside a GGUF (or any of its parts); None where there is none, DataError where it is not one."""
+    path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    files = found.get("files")
+    if found.get("format") != FORMAT or not isinstance(files, list):
+        raise DataError(f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away")
+    return found
+
+
+def check_hashes(gguf_file: Path, manifest: dict[str, Any]) -> list[str]:
+    """The names of those files whose SHA-256 is not what the manifest says; a missing file is one of them."""
+    broken = []
+    for entry in manifest["files"]:
+        name, sha256 = (entry.get("name"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        path = gguf_file.with_name(Path(str(name)).name)
+        if not path.is_file() or sha256_file(path) != sha256:
+            broken.append(str(name))
+    return broken

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +25,43 @@ from jmedlite.base.errors import DataError, IoFault, UsageError
 from jmedlite.base.native import F32, U8, quantize, widen
 from jmedlite.base.outputs import OutputFile
 
-from .checkpoint import DTYPE_BYTES
-from .lora import LoadedPair
-from .planning import Job, Plan, PlannedLevel
+from .lora import TILE, LoadedUpdate, load_update
+from .planning import Job, Plan, PlannedFile
+from .tensors import stored_bytes
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B
 LEAST_ELEMENTS = 1 << 14
+DECODED_ELEMENTS = 1 << 15
 DEFAULT_MEMORY = 900_000_000
 F16_MAX = 65504.0
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFile:
     """One finished file."""
 
     path: Path
-    level: str
     size_bytes: int
-    bits_per_weight: float
     sha256: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished level. `rel_rmse` by tensor: √(Σ(stored − exact)² / Σ exact²), the exact value being the merged
+    weight in float32."""
+
+    path: Path
+    level: str
+    files: tuple[WrittenFile, ...]
+    bits_per_weight: float
+    rel_rmse: dict[str, float]
     seconds: float
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,16 @@ class Block:
     @property
     def source_bytes(self) -> int:
         source = self.job.source
-        return self.n_rows * self.job.n_cols * DTYPE_BYTES[source.dtype] if source else 0
+        return stored_bytes(source.dtype, self.n_rows * self.job.n_cols) if source else 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A block in every type asked for, with the sums its error is made of."""
+
+    data: dict[GGMLQuantizationType, U8]
+    energy: float  # Σ exact²
+    error: dict[GGMLQuantizationType, float]  # Σ (stored − exact)²
 
 
 class Slot:
@@ -70,6 +96,7 @@ class Slot:
         self.raw = np.empty(n_elements * 4, np.uint8)
         self.values = np.empty(n_elements, np.float32)
         self.scratch = np.empty(n_elements if merging else 0, np.float32)
+        self.decoded = np.empty(DECODED_ELEMENTS, np.float32)
         self.encoded = {
             t: np.empty(gguf.nbytes(t, n_elements), np.uint8) for t in types if t != GGMLQuantizationType.F32
         }
@@ -77,25 +104,16 @@ class Slot:
     @staticmethod
     def nbytes(n_elements: int, types: set[GGMLQuantizationType], merging: bool) -> int:
         encoded = sum(gguf.nbytes(t, n_elements) for t in types if t != GGMLQuantizationType.F32)
-        return n_elements * (8 + 4 * merging) + encoded
+        return n_elements * (8 + 4 * merging) + encoded + 4 * DECODED_ELEMENTS
 
 
-def interleave_rotary(rows: F32, head_dim: int) -> F32:
-    """Rows (n, cols) of whole heads from half-split to interleaved rotary order.
-
-    Hugging Face rotates row i of a head with row i + head_dim/2, llama.cpp's `llama` graphs row 2i with row 2i+1.
-    """
-    n, cols = rows.shape
-    return np.ascontiguousarray(rows.reshape(n // head_dim, 2, head_dim // 2, cols).swapaxes(1, 2)).reshape(n, cols)
-
-
-def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType]) -> None:
-    """Raise DataError where a value is not finite, or too large for the F16 numbers that `types` store."""
+def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType]) -> float:
+    """The sum of squares; raises DataError where a value is not finite, or too large for the F16 that `types` store."""
     # One pass at memory speed: the sum of squares bounds the largest value, and is not finite where a value is not.
     # (Where it overflows although all values are finite, the exact count below decides.)
     bound = float(np.dot(values, values))
     if bound < F16_MAX**2:
-        return
+        return bound
     finite = np.isfinite(values)
     if bad := int(values.size - np.count_nonzero(finite)):
         raise DataError(f"{name}: {bad:,} weights are NaN or infinite (after merging, if an adapter was given)")
@@ -106,31 +124,52 @@ def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType])
             f"{name}: a weight of {largest:.3g} is beyond the largest F16 number ({F16_MAX:.0f}) that {narrow[0]} "
             "stores; use --type BF16"
         )
+    return bound
 
 
-def _encode(block: Block, slot: Slot, pairs: Sequence[LoadedPair]) -> dict[GGMLQuantizationType, U8]:
+def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encoded:
     """The arithmetic of one block; runs in a worker."""
     job = block.job
     n = block.n_rows * job.n_cols
     flat = slot.values[:n]
+    raw = slot.raw[: block.source_bytes]
     if job.source is not None:
-        widen(slot.raw[: n * DTYPE_BYTES[job.source.dtype]], job.source.dtype, flat)
+        widen(raw, job.source.dtype, flat)
     elif job.constant is not None:
         flat[:] = job.constant
     rows = flat.reshape(block.n_rows, job.n_cols)
-    source_name = job.source.name if job.source else job.name
-    with np.errstate(over="ignore", invalid="ignore"):  # check_finite tells
-        for pair in pairs:
-            pair.add_to(rows, block.start, slot.scratch[:n].reshape(rows.shape))
-        check_finite(flat, source_name, block.types)
-    if job.rotary_rows:
-        rows = interleave_rotary(rows, job.rotary_rows)
+    if job.order is not None:
+        rows = job.order.arrange(rows)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
+        for update in updates:
+            update.add_to(rows, block.start, slot.scratch[:n].reshape(rows.shape))
+        if job.plus:
+            rows += np.float32(job.plus)
+        flat = rows.reshape(-1)
+        energy = check_finite(flat, job.source.name if job.source else job.name, block.types)
     if job.is_vector:
         rows = rows.reshape(1, n)
-    return {
-        t: rows.reshape(-1).view(np.uint8) if t == GGMLQuantizationType.F32 else quantize(t, rows, slot.encoded[t])
-        for t in block.types
-    }
+    kept = job.source.dtype if job.source and job.is_untouched else None
+    data, error = {}, {}
+    for t in block.types:
+        if t == GGMLQuantizationType.F32 or t.name == kept:  # as it is: encoding again could change it
+            data[t], error[t] = raw if t.name == kept else flat.view(np.uint8), 0.0
+        else:
+            data[t] = quantize(t, rows, slot.encoded[t], job.importance)
+            error[t] = squared_error(data[t], t, flat, slot.decoded)
+    return Encoded(data, energy, error)
+
+
+def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F32) -> float:
+    """Σ (decoded − exact)², piece by piece so that everything stays in the processor's cache."""
+    total = 0.0
+    for at in range(0, exact.size, scratch.size):
+        decoded = scratch[: min(scratch.size, exact.size - at)]
+        first, end = gguf.nbytes(type_, at), gguf.nbytes(type_, at + decoded.size)
+        widen(data[first:end], type_.name, decoded)
+        decoded -= exact[at : at + decoded.size]
+        total += float(np.dot(decoded, decoded))
+    return total
 
 
 def _blocks(plan: Plan, block_elements: int) -> Iterator[Block]:
@@ -142,7 +181,7 @@ def _blocks(plan: Plan, block_elements: int) -> Iterator[Block]:
 
 
 def _rows_per_block(job: Job, block_elements: int) -> int:
-    unit = job.rotary_rows or 1
+    unit = math.lcm(job.head_rows, TILE if job.updates else 1)
     return max(1, block_elements // (job.n_cols * unit)) * unit
 
 
@@ -156,8 +195,15 @@ def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]
     n_slots = _n_slots(threads)
     types = plan.types
 
-    def needed(n_elements: int) -> int:
-        return FIXED_MEMORY + n_slots * Slot.nbytes(n_elements, types, bool(plan.adapters))
+    merging = any(job.updates for job in plan.jobs)
+
+    def largest(wanted: int) -> int:
+        sizes = (job.n_rows if job.is_vector else min(job.n_rows, _rows_per_block(job, wanted)) for job in plan.jobs)
+        elements = max(rows * job.n_cols for rows, job in zip(sizes, plan.jobs, strict=True))
+        return -(-elements // 256) * 256
+
+    def needed(wanted: int) -> int:
+        return FIXED_MEMORY + n_slots * Slot.nbytes(largest(wanted), types, merging)
 
     wanted = BLOCK_ELEMENTS
     while wanted > LEAST_ELEMENTS and needed(wanted) > (memory or DEFAULT_MEMORY):
@@ -167,11 +213,7 @@ def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]
             f"--memory {memory / 1e6:.0f}MB: with {threads} threads the pass needs at least "
             f"{needed(wanted) / 1e6:.0f}MB; allow more, or fewer --threads"
         )
-    largest = max(
-        (job.n_rows if job.is_vector else min(job.n_rows, _rows_per_block(job, wanted))) * job.n_cols
-        for job in plan.jobs
-    )
-    return wanted, -(-largest // 256) * 256
+    return wanted, largest(wanted)
 
 
 class _Outputs:
@@ -179,31 +221,71 @@ class _Outputs:
 
     def __init__(self, plan: Plan, stack: contextlib.ExitStack) -> None:
         self._levels = plan.levels
-        self._files = [stack.enter_context(OutputFile(p.path)) for p in plan.levels]
-        self._hashes = [hashlib.sha256() for _ in plan.levels]
-        for k, level in enumerate(plan.levels):
-            self._put(k, level.header)
+        self._writers = [[_Writer(f, stack) for f in level.files] for level in plan.levels]
+        # for every level, the file of each tensor: jobs are in the order of the files
+        self._where = [[w for w in writers for _ in w.planned.tensors] for writers in self._writers]
+        self._tensors = [level.tensors for level in plan.levels]
+        self._errors: list[dict[str, float]] = [{} for _ in plan.levels]
+        self._energy: dict[str, float] = {}
 
-    def _put(self, k: int, data: U8 | bytes) -> None:
-        self._files[k].write(data)
-        self._hashes[k].update(data if isinstance(data, bytes) else data.data)
-
-    def put(self, block: Block, encoded: dict[GGMLQuantizationType, U8]) -> None:
+    def put(self, block: Block, encoded: Encoded) -> None:
         """Append a block to every level, and the padding after a tensor's last."""
-        for k, level in enumerate(self._levels):
-            tensor = level.tensors[block.index]
-            self._put(k, encoded[tensor.type])
+        name = block.job.name
+        self._energy[name] = self._energy.get(name, 0.0) + encoded.energy
+        for tensors, where, errors in zip(self._tensors, self._where, self._errors, strict=True):
+            tensor, writer = tensors[block.index], where[block.index]
+            writer.put(encoded.data[tensor.type])
+            errors[name] = errors.get(name, 0.0) + encoded.error[tensor.type]
             if block.start + block.n_rows == block.job.n_rows:
-                self._put(k, bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
+                writer.put(bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
 
-    def publish(self) -> list[str]:
-        """Flush, check and name every file; returns their SHA-256."""
-        for file, level in zip(self._files, self._levels, strict=True):
-            file.flush()
-            _check(file, level)
-        for file in self._files:
-            file.publish()
-        return [h.hexdigest() for h in self._hashes]
+    def publish(self, started: float) -> list[Written]:
+        """Flush, check and name every file."""
+        for writers in self._writers:
+            for writer in writers:
+                writer.check()
+        for writers in self._writers:
+            for writer in writers:
+                writer.output.publish()
+        seconds = time.monotonic() - started
+        return [
+            Written(
+                level.path,
+                level.level.name,
+                tuple(WrittenFile(w.planned.path, w.planned.total_bytes, w.sha256.hexdigest()) for w in writers),
+                level.bits_per_weight,
+                {name: relative_rmse(error, self._energy[name]) for name, error in errors.items()},
+                seconds,
+            )
+            for level, writers, errors in zip(self._levels, self._writers, self._errors, strict=True)
+        ]
+
+
+def relative_rmse(squared_error: float, energy: float) -> float:
+    """√(Σ error² / Σ exact²); 0 where there is no error, even on weights that are all 0."""
+    return math.sqrt(squared_error / energy) if squared_error else 0.0
+
+
+class _Writer:
+    """One file while it is written, header first."""
+
+    def __init__(self, planned: PlannedFile, stack: contextlib.ExitStack) -> None:
+        self.planned, self.sha256 = planned, hashlib.sha256()
+        self.output = stack.enter_context(OutputFile(planned.path))
+        self.put(planned.header)
+
+    def put(self, data: U8 | bytes) -> None:
+        self.output.write(data)
+        self.sha256.update(data if isinstance(data, bytes) else data.data)
+
+    def check(self) -> None:
+        """Flush, and read the header back as a stranger would, before the file gets its name."""
+        self.output.flush()
+        header = gguf.read_header(self.output.partial)
+        if header.file_size != self.planned.total_bytes or header.tensors != self.planned.tensors:
+            raise IoFault(
+                f"{self.planned.path}: what was written does not read back as planned; the disk may be faulty"
+            )
 
 
 def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Progress | None = None) -> list[Written]:
@@ -213,54 +295,54 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
     UsageError where `memory` (bytes) is too little.
     """
     started = time.monotonic()
-    block_elements, slot_elements = _block_size(plan, threads, memory)
-    types, source_bytes = plan.types, plan.source_bytes
     with contextlib.ExitStack() as stack:
-        stack.callback(plan.checkpoint.close)
         outputs = _Outputs(plan, stack)
+        for block, encoded in encode_blocks(plan, threads=threads, memory=memory, progress=progress):
+            outputs.put(block, encoded)
+        return outputs.publish(started)
+
+
+def encode_blocks(
+    plan: Plan, *, threads: int, memory: int | None = None, progress: Progress | None = None
+) -> Iterator[tuple[Block, Encoded]]:
+    """Every block of the plan in order, in every type its levels store; valid until the next one is asked for."""
+    block_elements, slot_elements = _block_size(plan, threads, memory)
+    types, source_bytes, done = plan.types, plan.source_bytes, 0
+    with contextlib.ExitStack() as stack:
+        stack.callback(plan.files.close)
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
-        free = [Slot(slot_elements, types, bool(plan.adapters)) for _ in range(_n_slots(threads))]
-        pending: deque[tuple[Block, Slot, Future[dict[GGMLQuantizationType, U8]]]] = deque()
-        done = 0
-
-        def collect() -> None:
-            nonlocal done
-            block, slot, future = pending.popleft()
-            outputs.put(block, future.result())
-            free.append(slot)
-            done += block.source_bytes
-            if progress:
-                progress(done, source_bytes)
-
+        merging = any(job.updates for job in plan.jobs)
+        free = [Slot(slot_elements, types, merging) for _ in range(_n_slots(threads))]
+        pending: deque[tuple[Block, Slot, Future[Encoded]]] = deque()
         try:
-            pairs: list[LoadedPair] = []
-            for block in _blocks(plan, block_elements):
-                source = block.job.source
+            updates: list[LoadedUpdate] = []
+            for block in chain(_blocks(plan, block_elements), [None]):
+                while pending and (not free or block is None):
+                    taken, slot, future = pending.popleft()
+                    yield taken, future.result()
+                    free.append(slot)
+                    done += taken.source_bytes
+                    if progress:
+                        progress(done, source_bytes)
+                if block is None:
+                    return
                 if block.start == 0:
-                    pairs = [a.load(source.name) for a in block.job.adapters if source]
-                while not free:
-                    collect()
+                    updates = [load_update(a, key, plan.files, order) for a, key, order in block.job.updates]
                 slot = free.pop()
-                if source is not None:
-                    start = block.start * block.job.n_cols * DTYPE_BYTES[source.dtype]
-                    plan.checkpoint.read(source, start, slot.raw[: block.source_bytes])
-                pending.append((block, slot, pool.submit(_encode, block, slot, pairs)))
-            while pending:
-                collect()
-        except BaseException:
+                _read(plan, block, slot)
+                pending.append((block, slot, pool.submit(_encode, block, slot, updates)))
+        finally:
             for _, _, future in pending:
                 future.cancel()
-            raise
-        sums = outputs.publish()
-    seconds = time.monotonic() - started
-    return [
-        Written(p.path, p.level.name, p.total_bytes, p.bits_per_weight, sha256, seconds)
-        for p, sha256 in zip(plan.levels, sums, strict=True)
-    ]
 
 
-def _check(output: OutputFile, level: PlannedLevel) -> None:
-    """Read the finished header back as a stranger would, before the file gets its name."""
-    header = gguf.read_header(output.partial)
-    if header.file_size != level.total_bytes or header.tensors != level.tensors:
-        raise IoFault(f"{level.path}: what was written does not read back as planned; the disk may be faulty")
+def _read(plan: Plan, block: Block, slot: Slot) -> None:
+    """The source's bytes for a block, in the order in which it needs them."""
+    job, at = block.job, 0
+    if job.source is None:
+        return
+    runs = job.order.runs(job.n_rows, block.start, block.n_rows) if job.order else [(block.start, block.n_rows)]
+    for first, count in runs:
+        length = stored_bytes(job.source.dtype, count * job.n_cols)
+        plan.files.read(job.source, stored_bytes(job.source.dtype, first * job.n_cols), slot.raw[at : at + length])
+        at += length

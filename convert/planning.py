@@ -3,58 +3,84 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
-from jmedlite.base.errors import CannotCreate, DataError
+from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
 from jmedlite.base.native import F32
 from jmedlite.base.outputs import check_target
 
-from .architectures import IGNORED_SUFFIXES, Family, Rule, dimensions, expected_rules, find_family, is_tied
-from .checkpoint import WEIGHT_DTYPES, Checkpoint, StoredTensor
+from .filenames import VOCABULARIES
+from .gguflora import GgufAdapter
+from .ggufmodel import GgufModel
+from .hfmodel import CheckpointModel
+from .imatrix import Imatrix
 from .lora import Adapter
-from .metadata import Entries, build_metadata, llama3_rope_factors, rope_parameters
+from .model import Entries, Model, Spec
+from .peft import Base, PeftAdapter
 from .recipes import Level, choose_types
-from .tokenizer import read_vocabulary
+from .rows import RowOrder
+from .tensors import Files, StoredTensor
 
 DISK_MARGIN = 64 << 20
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True)
 class Job:
     """One tensor of the output: where it comes from, what is added, how its rows move.
 
-    `n_rows`, `n_cols` describe the stored tensor (a vector is one column); `rotary_rows` is the head dimension where
-    rows move within heads, else 0; `constant` holds the values of a tensor that no checkpoint has.
+    `n_rows`, `n_cols` describe the stored tensor (a vector is one column); `order` is how the source's rows move,
+    and each of `updates` (adapter, its name for the weight, order) says how its own do. `plus` is added at the end.
+    `constant` holds the values of a tensor that no checkpoint has, `importance` a weight for every column.
     """
 
     name: str
-    n_rows: int
-    n_cols: int
-    is_vector: bool
-    source: StoredTensor | None = None
-    adapters: tuple[Adapter, ...] = ()
-    rotary_rows: int = 0
+    gguf_shape: tuple[int, ...]
+    source: StoredTensor | None
+    updates: tuple[tuple[Adapter, str, RowOrder | None], ...] = ()
+    order: RowOrder | None = None
+    plus: float = 0.0
     constant: F32 | None = None
+    importance: F32 | None = None
+    from_gguf: bool = False
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.gguf_shape) == 1
+
+    @property
+    def n_cols(self) -> int:
+        return 1 if self.is_vector else self.gguf_shape[0]
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_elements // self.n_cols
 
     @property
     def n_elements(self) -> int:
-        return self.n_rows * self.n_cols
+        return gguf.Tensor(self.name, self.gguf_shape, GGMLQuantizationType.F32).n_elements
 
     @property
-    def gguf_shape(self) -> tuple[int, ...]:
-        return (self.n_rows,) if self.is_vector else (self.n_cols, self.n_rows)
+    def head_rows(self) -> int:
+        """Rows that must not be torn apart: one head's, where any rows move; else 1."""
+        orders = [self.order, *(order for _, _, order in self.updates)]
+        return max((order.head_dim for order in orders if order), default=1)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Do the values reach the output as they are stored?"""
+        return self.source is not None and not self.updates and self.order is None and not self.plus
 
 
 @dataclass(frozen=True)
-class PlannedLevel:
+class PlannedFile:
     """One output file, to the byte."""
 
-    level: Level
     path: Path
     header: bytes
     tensors: tuple[gguf.Tensor, ...]
@@ -63,6 +89,24 @@ class PlannedLevel:
     @property
     def total_bytes(self) -> int:
         return len(self.header) + self.data_bytes
+
+
+@dataclass(frozen=True)
+class PlannedLevel:
+    """One level: usually one file, several where their size is bounded."""
+
+    level: Level
+    path: Path  # what the user opens: the (first) file
+    manifest: Path
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def tensors(self) -> tuple[gguf.Tensor, ...]:
+        return tuple(t for f in self.files for t in f.tensors)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(f.total_bytes for f in self.files)
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,11 +121,14 @@ class PlannedLevel:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `write` needs. `metadata` is what every level's header has in common."""
+    """All that the pass needs. `metadata` is what every level's header has in common."""
 
-    checkpoint: Checkpoint
-    family: Family
+    label: str
+    title: str
+    architecture: str
+    files: Files
     adapters: tuple[Adapter, ...]
+    imatrix: Imatrix | None
     jobs: tuple[Job, ...]
     levels: tuple[PlannedLevel, ...]
     metadata: Entries
@@ -90,6 +137,12 @@ class Plan:
     @property
     def source_bytes(self) -> int:
         return sum(job.source.nbytes for job in self.jobs if job.source)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files of the base model that are read; an adapter's are its own."""
+        own = {f for adapter in self.adapters for f in adapter.files}
+        return sorted({job.source.path for job in self.jobs if job.source} - own)
 
     @property
     def types(self) -> set[GGMLQuantizationType]:
@@ -107,106 +160,241 @@ class Plan:
 
 
 def make_plan(
-    folder: Path,
+    path: Path,
     levels: Sequence[Level],
     out: Path,
     *,
     stem: str,
     name: str | None = None,
     adapters: Sequence[tuple[Path, float]] = (),
+    imatrix: Imatrix | None = None,
+    made_from: Mapping[str, str] | None = None,
+    requantize: bool = False,
+    split_bytes: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Plan:
     """Check everything that can be checked and lay out every file.
 
+    `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`.
     Raises DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
     """
-    paths = [out / f"{stem}-{level.name}.gguf" for level in levels]
+    if not dry_run:  # what is known already; the parts of a split file are checked when their number is
+        for level in levels:
+            for suffix in (".gguf", ".json"):
+                check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
+    plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
+    tensors = [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in plan.jobs]
+    types = choose_types(levels, plan.metadata, tensors, imatrix)
+    planned = [_plan_level(out, stem, level, plan, types[level.name], split_bytes) for level in levels]
     if not dry_run:
-        for path in paths:
-            check_target(path, overwrite)
-            check_target(path.with_suffix(".json"), overwrite)
-    checkpoint = Checkpoint(folder)
-    family = find_family(checkpoint.config)
-    dims = dimensions(family, checkpoint.config)
-    bound = tuple(Adapter(path, checkpoint, weight) for path, weight in adapters)
-    jobs = _make_jobs(checkpoint, family, dims, bound)
-    vocabulary = read_vocabulary(folder, dims["n_vocab"])
-    n_weights = sum(job.n_elements for job in jobs)
-    metadata = build_metadata(folder, name, family, checkpoint.config, dims, vocabulary, n_weights)
-    types = choose_types(levels, metadata, [gguf.Tensor(j.name, j.gguf_shape, _converted_type(j)) for j in jobs])
-    common = gguf.pack_metadata(metadata)
-    planned = []
-    for level, path in zip(levels, paths, strict=True):
-        tensors, data_bytes = gguf.layout([gguf.Tensor(j.name, j.gguf_shape, types[level.name][j.name]) for j in jobs])
-        file_type = gguf.pack_metadata({"general.file_type": (level.ftype, gguf.UINT32, None)})
-        header = gguf.pack_header([common, file_type], len(metadata) + 1, tensors)
-        planned.append(PlannedLevel(level, path, header, tuple(tensors), data_bytes))
-    if not dry_run:
+        for target in (f.path for p in planned for f in p.files if len(p.files) > 1):
+            check_target(target, overwrite)
         _check_room(out, planned)
-    warnings = [*vocabulary.warnings, *(w for a in bound for w in a.warnings)]
-    return Plan(checkpoint, family, bound, jobs, tuple(planned), metadata, tuple(warnings))
+    return replace(plan, levels=tuple(planned))
 
 
-def _converted_type(job: Job) -> GGMLQuantizationType:
-    """The type llama.cpp's converter gives a tensor with `--outtype bf16`: vectors stay F32."""
+def assemble(
+    path: Path,
+    *,
+    name: str | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
+    imatrix: Imatrix | None = None,
+    made_from: Mapping[str, str] | None = None,
+    requantize: bool = False,
+) -> Plan:
+    """The jobs and the metadata, before any level; raises as `make_plan` does."""
+    files = Files()
+    model = open_model(path, files, requantize=requantize)
+    bound = bind_adapters(model, adapters)
+    jobs = make_jobs(model, bound)
+    if imatrix is not None:
+        jobs = [replace(job, importance=_importance(job, imatrix)) for job in jobs]
+    n_vocab = next(job.n_rows for job in jobs if job.name == EMBEDDING)
+    tokenizer = next((a.folder for a in reversed(bound) if _brings_tokenizer(a, model)), None)
+    metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizer)
+    for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
+        metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
+    warnings += [w for a in bound for w in a.warnings]
+    return Plan(
+        model.label, model.title, model.architecture, files, tuple(bound), imatrix, tuple(jobs), (), metadata,
+        tuple(warnings),
+    )  # fmt: skip
+
+
+def open_model(path: Path, files: Files, *, requantize: bool = False) -> Model:
+    """A checkpoint folder or a GGUF file as a model to convert."""
+    return CheckpointModel(path, files) if path.is_dir() else GgufModel(path, files, requantize=requantize)
+
+
+def bind_adapters(model: Model, adapters: Sequence[tuple[Path, float]]) -> list[Adapter]:
+    """The adapters, PEFT folders or GGUF files, checked against the model."""
+    base: Base | None = None
+    bound: list[Adapter] = []
+    shapes = {spec.name: spec.shape for spec in model.specs}
+    for path, weight in adapters:
+        if path.is_file():
+            bound.append(GgufAdapter(path, model.architecture, shapes, weight))
+        elif not path.is_dir():
+            raise InputMissing(f"{path}: no such adapter; expected a PEFT folder or a GGUF file")
+        else:
+            base = base or model.base()
+            bound.append(PeftAdapter(path, base, weight))
+    return bound
+
+
+def make_jobs(model: Model, adapters: Sequence[Adapter]) -> list[Job]:
+    """One job per output tensor, with what the adapters do to it; raises DataError where one does nothing at all."""
+    specs = list(model.specs)
+    if head := _untied_head(model, adapters):
+        specs.append(head)
+    used: set[tuple[int, str]] = set()
+    jobs = [_job(spec, adapters, used) for spec in specs]
+    for i, adapter in enumerate(adapters):
+        for key in (*adapter.updates, *adapter.replaced):
+            if (i, key) not in used:
+                raise DataError(f"adapter {adapter.name}: changes {key}, which llama.cpp has no place for here")
+    return jobs
+
+
+def _untied_head(model: Model, adapters: Sequence[Adapter]) -> Spec | None:
+    """The head of its own that a tied model needs once an adapter changes embedding or head alone."""
+    names = {spec.name: spec for spec in model.specs}
+    if HEAD in names:
+        return None
+    tables = {names[EMBEDDING].key, model.head.key if model.head else None}
+    for adapter in adapters:
+        # a GGUF adapter for a tied model means the one table (llama.cpp's own merge does)
+        if adapter.ties_head or adapter.in_gguf_order or tables.isdisjoint((*adapter.updates, *adapter.replaced)):
+            continue
+        if model.head is None:
+            raise DataError(
+                f"adapter {adapter.name}: changes the embedding or the head alone, which are one and the same in every "
+                f"{model.title} that llama.cpp can run"
+            )
+        return model.head
+    return None
+
+
+def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) -> Job:
+    source, in_order = spec.source, spec.in_order
+    updates: list[tuple[Adapter, str, RowOrder | None]] = []
+    for i, adapter in enumerate(adapters):
+        key = spec.name if adapter.in_gguf_order else spec.key
+        if key is None:
+            continue
+        if key in adapter.replaced:
+            if updates or any((j, key) in used for j in range(i)):
+                raise DataError(f"adapter {adapter.name}: replaces {key}, which another adapter has changed already")
+            source, in_order = adapter.replaced[key], False
+            used.add((i, key))
+        if key in adapter.updates:
+            updates.append((adapter, key, None if adapter.in_gguf_order else spec.order))
+            used.add((i, key))
+    shape = source.shape if source else spec.shape
+    return Job(
+        spec.name,
+        shape[::-1],
+        source,
+        tuple(updates),
+        None if in_order else spec.order,
+        0.0 if in_order else spec.plus,
+        spec.constant,
+        from_gguf=in_order,
+    )
+
+
+def _brings_tokenizer(adapter: Adapter, model: Model) -> bool:
+    """Did the adapter train the embedding, and does it come with the tokenizer it was trained with?"""
+    embedding = next(spec.key for spec in model.specs if spec.name == EMBEDDING)
+    trained = embedding in adapter.replaced or embedding in adapter.updates
+    return trained and adapter.folder is not None and any((adapter.folder / f).is_file() for f in VOCABULARIES)
+
+
+def _importance(job: Job, imatrix: Imatrix) -> F32 | None:
+    """The column weights of one tensor; None where the matrix has none."""
+    found = imatrix.weights.get(job.name)
+    if found is None or job.is_vector:
+        return None
+    n_matrices = job.n_rows // job.gguf_shape[1]
+    if n_matrices > 1:
+        raise DataError(f"{job.name}: has {n_matrices} experts; --imatrix is for models without experts")
+    if found.size != job.n_cols:
+        if job.name == EMBEDDING:
+            return None
+        raise DataError(
+            f"{imatrix.path.name}: has {found.size:,} values for {job.name}, which has {job.n_cols:,} columns; "
+            "it was made for another model"
+        )
+    return found
+
+
+def _of_imatrix(imatrix: Imatrix | None) -> dict[str, str | int]:
+    """The keys by which llama-quantize records an importance matrix; the file's name only, no path."""
+    if imatrix is None:
+        return {}
+    found: dict[str, str | int] = {"quantize.imatrix.file": imatrix.path.name}
+    if imatrix.datasets:
+        found["quantize.imatrix.dataset"] = imatrix.datasets[0]
+    found["quantize.imatrix.entries_count"] = len(imatrix.weights)
+    if imatrix.chunks:
+        found["quantize.imatrix.chunks_count"] = imatrix.chunks
+    return found
+
+
+def _stored_type(job: Job) -> GGMLQuantizationType:
+    """The type llama.cpp's quantizer would find: the GGUF's own, or what its converter writes (`--outtype bf16`)."""
+    if job.from_gguf and job.source:
+        return GGMLQuantizationType[job.source.dtype]
     return GGMLQuantizationType.F32 if job.is_vector else GGMLQuantizationType.BF16
 
 
-def _make_jobs(
-    checkpoint: Checkpoint, family: Family, dims: dict[str, int], adapters: Sequence[Adapter]
-) -> tuple[Job, ...]:
-    rules = expected_rules(family, checkpoint.config)
-    _check_names(checkpoint, family, rules)
-    jobs = []
-    if family.llama3_rope and rope_parameters(checkpoint.config).get("rope_type") == "llama3":
-        factors = llama3_rope_factors(checkpoint.config, dims["head_dim"])
-        jobs.append(Job("rope_freqs.weight", factors.size, 1, True, constant=factors))
-    for rule in rules:
-        tensor = checkpoint.tensors[rule.hf]
-        expected = tuple(dims[d] for d in rule.shape)
-        if tensor.shape != expected:
-            raise DataError(
-                f"{tensor.path.name}: {rule.hf} has shape {list(tensor.shape)}, "
-                f"config.json says {list(expected)} ({' × '.join(rule.shape)})"
-            )
-        if tensor.dtype not in WEIGHT_DTYPES:
-            raise DataError(
-                f"{tensor.path.name}: {rule.hf} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}"
-            )
-        touching = tuple(a for a in adapters if rule.hf in a.pairs)
-        jobs.append(
-            Job(
-                rule.gguf,
-                expected[0],
-                expected[1] if len(expected) == 2 else 1,
-                len(expected) == 1,
-                tensor,
-                touching,
-                dims["head_dim"] if rule.rotary else 0,
-            )
-        )
-    used = {rule.hf for rule in rules}
-    for adapter in adapters:
-        if unused := sorted(set(adapter.pairs) - used):
-            what = "the head, which is tied to the embedding" if unused[0] == family.head else unused[0]
-            raise DataError(f"adapter {adapter.folder.name}: changes {what}, which this version does not support")
-        if family.embedding in adapter.pairs:
-            raise DataError(f"adapter {adapter.folder.name}: trains the embedding, which is not supported yet")
-    return tuple(jobs)
+def _plan_level(
+    out: Path,
+    stem: str,
+    level: Level,
+    plan: Plan,
+    types: Mapping[str, GGMLQuantizationType],
+    split_bytes: int | None,
+) -> PlannedLevel:
+    tensors = [gguf.Tensor(job.name, job.gguf_shape, types[job.name]) for job in plan.jobs]
+    parts = _split(tensors, split_bytes)
+    entries = {**plan.metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
+    planned = []
+    for i, part in enumerate(parts):
+        own: Entries = entries if i == 0 else {}
+        name = f"{stem}-{level.name}.gguf"
+        if len(parts) > 1:
+            own = {
+                **own,
+                gguf.SPLIT_NO: (i, gguf.UINT16, None),
+                gguf.SPLIT_COUNT: (len(parts), gguf.UINT16, None),
+                gguf.SPLIT_TENSORS: (len(tensors), gguf.INT32, None),
+            }
+            name = gguf.split_name(f"{stem}-{level.name}", i, len(parts))
+        placed, data_bytes = gguf.layout(part)
+        header = gguf.pack_header([gguf.pack_metadata(own)], len(own), placed)
+        planned.append(PlannedFile(out / name, header, tuple(placed), data_bytes))
+    return PlannedLevel(level, planned[0].path, out / f"{stem}-{level.name}.json", tuple(planned))
 
 
-def _check_names(checkpoint: Checkpoint, family: Family, rules: Sequence[Rule]) -> None:
-    wanted = {rule.hf for rule in rules}
-    ignored = {n for n in checkpoint.tensors if n.endswith(IGNORED_SUFFIXES)}
-    if is_tied(checkpoint.config):
-        ignored.add(family.head)  # some savers write the tied head again; the model uses the embedding
-    found = set(checkpoint.tensors) - ignored
-    for what, names in (("lacks", sorted(wanted - found)), ("has", sorted(found - wanted))):
-        if names:
-            more = f" and {len(names) - 1} more" if names[1:] else ""
-            tail = "" if what == "lacks" else f", which {family.title} does not have"
-            raise DataError(f"{checkpoint.folder.name}: the checkpoint {what} {names[0]}{more}{tail}")
+def _split(tensors: Sequence[gguf.Tensor], limit: int | None) -> list[list[gguf.Tensor]]:
+    """Consecutive tensors whose data stay under `limit` bytes a file; a tensor is never cut."""
+    parts: list[list[gguf.Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        length = gguf.pad(tensor.nbytes)
+        if limit is not None and length > limit:
+            raise UsageError(
+                f"--split-max-size {limit / 1e6:,.0f}MB: {tensor.name} alone takes {length / 1e6:,.0f} MB, "
+                "and a tensor can't be cut"
+            )
+        if limit is not None and parts[-1] and size + length > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(tensor)
+        size += length
+    return parts
 
 
 def _check_room(out: Path, levels: Sequence[PlannedLevel]) -> None:

@@ -12,16 +12,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
 from jmedlite.base import gguf
-from jmedlite.base.errors import NativeError, UsageError
+from jmedlite.base.errors import DataError, NativeError, UsageError
 
-from .metadata import Entries
+from .imatrix import Imatrix
+from .model import Entries
 
 BITS = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "BF16"}
 LEVELS = (
@@ -31,6 +32,7 @@ LEVELS = (
 NEED_IMATRIX = (
     "Q2_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
+_NEEDY_TYPES = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 PROBE_TIMEOUT_S = 120
 
 
@@ -42,7 +44,7 @@ class Level:
     ftype: int
 
 
-def parse_levels(bits: Sequence[int], types: Sequence[str]) -> list[Level]:
+def parse_levels(bits: Sequence[int], types: Sequence[str], *, has_imatrix: bool = False) -> list[Level]:
     """The levels asked for, each once, in the order given; 4 bits where nothing is asked. Raises UsageError."""
     names = []
     for b in bits:
@@ -51,22 +53,26 @@ def parse_levels(bits: Sequence[int], types: Sequence[str]) -> list[Level]:
         names.append(BITS[b])
     for t in types:
         name = t.upper()
-        if name in NEED_IMATRIX:
+        if name in NEED_IMATRIX and not has_imatrix:
             raise UsageError(
                 f"--type {name}: needs an importance matrix, without which its answers are useless; "
-                "choose Q2_K or wider"
+                "make one with `jmedlite imatrix` and give it with --imatrix, or choose Q2_K or wider"
             )
-        if name not in LEVELS:
-            raise UsageError(f"--type {t}: unknown; known are {', '.join(LEVELS)}")
+        if name not in (*LEVELS, *NEED_IMATRIX):
+            raise UsageError(f"--type {t}: unknown; known are {', '.join((*LEVELS, *NEED_IMATRIX))}")
         names.append(name)
     names = list(dict.fromkeys(names or [BITS[4]]))
     return [Level(n, int(LlamaFileType["ALL_F32" if n == "F32" else f"MOSTLY_{n}"])) for n in names]
 
 
 def choose_types(
-    levels: Sequence[Level], metadata: Entries, tensors: Sequence[gguf.Tensor]
+    levels: Sequence[Level], metadata: Entries, tensors: Sequence[gguf.Tensor], imatrix: Imatrix | None = None
 ) -> dict[str, dict[str, GGMLQuantizationType]]:
-    """{level name: {tensor name: type}} for tensors as llama.cpp's converter would type them (BF16 and F32)."""
+    """{level name: {tensor name: type}} for tensors as llama.cpp's converter would type them (BF16 and F32).
+
+    Raises DataError where a type was chosen that can't do without an importance matrix, and `imatrix` has none for
+    the tensor.
+    """
     placed, data_bytes = gguf.layout(tensors)
     header = gguf.pack_header([gguf.pack_metadata(metadata)], len(metadata), placed)
     with tempfile.TemporaryDirectory(prefix="jmedlite-") as folder:
@@ -74,7 +80,8 @@ def choose_types(
         with path.open("wb") as out:
             out.write(header)
             out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
-        answer = _ask_child(path, [level.ftype for level in levels])
+        names = sorted(imatrix.weights) if imatrix else []
+        answer = _ask_child(path, [level.ftype for level in levels], names)
     found: dict[str, dict[str, GGMLQuantizationType]] = {}
     for level in levels:
         types = {name: GGMLQuantizationType(t) for name, t in answer[str(level.ftype)].items()}
@@ -84,11 +91,25 @@ def choose_types(
                 "this llama-cpp-python version is not supported"
             )
         found[level.name] = types
+        if imatrix:
+            _check_importance(level, types, imatrix)
     return found
 
 
-def _ask_child(path: Path, ftypes: Sequence[int]) -> dict[str, dict[str, int]]:
-    request = json.dumps({"path": str(path), "ftypes": list(ftypes)})
+def _check_importance(level: Level, types: Mapping[str, GGMLQuantizationType], imatrix: Imatrix) -> None:
+    """Source of the rule: `tensor_requires_imatrix` of llama.cpp's llama-quant.cpp."""
+    needy = (*_NEEDY_TYPES, "Q2_K") if level.name == "Q2_K_S" else _NEEDY_TYPES
+    for name, type_ in types.items():
+        exempt = name in ("token_embd.weight", "output.weight")
+        if type_.name in needy and not exempt and name not in imatrix.weights:
+            raise DataError(
+                f"{imatrix.path.name}: has no values for {name}, which {level.name} stores as {type_.name}; "
+                "make the matrix for this model, or choose Q2_K or wider"
+            )
+
+
+def _ask_child(path: Path, ftypes: Sequence[int], imatrix: Sequence[str]) -> dict[str, dict[str, int]]:
+    request = json.dumps({"path": str(path), "ftypes": list(ftypes), "imatrix": list(imatrix)})
     try:
         done = subprocess.run(
             [sys.executable, "-m", "jmedlite.convert.typeprobe"],

@@ -18,9 +18,10 @@ _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 # ModelProto.SentencePiece
 _PIECE, _SCORE, _TYPE = 1, 2, 3
 # TrainerSpec, NormalizerSpec
-_MODEL_TYPE, _NAME, _DUMMY_PREFIX = 3, 1, 3
-BPE = 2
-NORMAL = 1
+_MODEL_TYPE, _SUFFIX = 3, 24
+_NAME, _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 1, 2, 3, 4, 5
+UNIGRAM, BPE = 1, 2
+NORMAL, BYTE = 1, 6
 MAX_BYTES = 64_000_000
 
 
@@ -29,9 +30,13 @@ class SentencePieceModel:
     """`pieces[id]` is (text as UTF-8, score, type); types are numbered as GGUF's token types are."""
 
     pieces: list[tuple[bytes, float, int]] = field(default_factory=list)
-    model_type: int = 1
+    model_type: int = UNIGRAM
     normalizer: str = ""
+    charsmap: bytes = b""  # what the normalizer replaces, compiled
     add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+    whitespace_as_suffix: bool = False
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -101,12 +106,20 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
                 for inner, v in _fields(_raw(value)):
                     if inner == _MODEL_TYPE:
                         model.model_type = _whole(v)
+                    elif inner == _SUFFIX:
+                        model.whitespace_as_suffix = bool(_whole(v))
             elif number == _NORMALIZER:
                 for inner, v in _fields(_raw(value)):
                     if inner == _NAME:
                         model.normalizer = _raw(v).decode()
+                    elif inner == _CHARSMAP:
+                        model.charsmap = _raw(v)
                     elif inner == _DUMMY_PREFIX:
                         model.add_dummy_prefix = bool(_whole(v))
+                    elif inner == _REMOVE_SPACES:
+                        model.remove_extra_whitespaces = bool(_whole(v))
+                    elif inner == _ESCAPE_SPACES:
+                        model.escape_whitespaces = bool(_whole(v))
     except (ValueError, struct.error) as e:
         raise DataError(f"{path.name}: is not a SentencePiece model ({e})") from None
     if not model.pieces:

@@ -1,7 +1,8 @@
 """The vocabulary of a checkpoint, as llama.cpp reads it from GGUF: tokens, types, scores, merges, pre-tokenizer.
 
-Two kinds: byte-level BPE (`tokenizer.json`) and SentencePiece-style BPE (`tokenizer.model`, or a `tokenizer.json`
-with byte fallback). What llama.cpp could not reproduce is refused.
+Three kinds: byte-level BPE (`tokenizer.json`), SentencePiece-style BPE (`tokenizer.model`, or a `tokenizer.json` with
+byte fallback) and SentencePiece unigram (`tokenizer.model` or `spiece.model`). What llama.cpp could not reproduce, with
+the runner's help where its docs say so, is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gguf.constants import TokenType
 from jmedlite.base.errors import DataError, InputMissing
 
 from .checkpoint import read_json
-from .sentencepiece import BPE, read_sentencepiece
+from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel, read_sentencepiece
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,7 +45,7 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 class Vocabulary:
     """What the `tokenizer.ggml.*` keys say; `tokens[id]` as UTF-8, lists all of the embedding's length."""
 
-    model: str  # "gpt2" (byte-level BPE) or "llama" (SentencePiece)
+    model: str  # "gpt2" (byte-level BPE), "llama" (SentencePiece BPE) or "t5" (SentencePiece unigram)
     pre: str
     tokens: list[bytes]
     types: list[int]
@@ -53,6 +54,10 @@ class Vocabulary:
     add_bos: bool | None = None
     add_space_prefix: bool | None = None
     normalizer: str | None = None
+    charsmap: bytes = b""
+    remove_extra_whitespaces: bool | None = None
+    unknown: int | None = None  # the id, where llama.cpp would guess another
+    byte_fallback: bool = False  # llama.cpp has none for unigram models: jmedlite's runner does it
     warnings: list[str] = field(default_factory=list)
 
 
@@ -84,8 +89,9 @@ def _read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
     added = _added_tokens(folder, config, described)
-    if (folder / "tokenizer.model").is_file():
-        vocabulary = _from_sentencepiece(folder / "tokenizer.model", config, added, n_vocab)
+    pieces = next((folder / f for f in ("tokenizer.model", "spiece.model") if (folder / f).is_file()), None)
+    if pieces is not None:
+        vocabulary = _from_sentencepiece(pieces, config, added, n_vocab)
     elif described is None:
         raise InputMissing(f"{folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
     elif (described.get("model") or {}).get("type") != "BPE":
@@ -203,8 +209,8 @@ def _normalizer(described: dict[str, Any]) -> str | None:
     if not normalizer:
         return None
     kinds = [n.get("type") for n in normalizer.get("normalizers", [normalizer])]
-    if kinds == ["NFC"]:
-        return "NFC"
+    if kinds in (["NFC"], ["NFD"], ["NFKC"], ["NFKD"]):
+        return str(kinds[0])
     raise DataError(f"tokenizer.json: normalizes text with {', '.join(map(str, kinds))}, which llama.cpp does not do")
 
 
@@ -238,8 +244,8 @@ def _from_sentencepiece(
     path: Path, config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
 ) -> Vocabulary:
     model = read_sentencepiece(path)
-    if model.model_type != BPE:
-        raise DataError(f"{path.name}: is a SentencePiece unigram model; llama.cpp reads only BPE ones for this family")
+    if model.model_type not in (UNIGRAM, BPE):
+        raise DataError(f"{path.name}: is a SentencePiece model of words or characters; expected BPE or unigram")
     _check_size(len(model.pieces) - 1, n_vocab)
     tokens, types = _place(((i, text, kind) for i, (text, _, kind) in enumerate(model.pieces)), added, n_vocab)
     scores = [-10000.0] * n_vocab
@@ -247,8 +253,11 @@ def _from_sentencepiece(
         scores[i] = score
     for i in added:
         scores[i] = -1000.0
-    vocabulary = Vocabulary("llama", "default", tokens, types, scores)
+    vocabulary = Vocabulary("llama" if model.model_type == BPE else "t5", "default", tokens, types, scores)
     prefix = config.get("add_prefix_space")
+    if model.model_type == UNIGRAM:
+        _describe_unigram(path, model, vocabulary)
+        return vocabulary
     vocabulary.add_space_prefix = prefix if isinstance(prefix, bool) else None if model.add_dummy_prefix else False
     if model.normalizer not in ("", "identity"):
         vocabulary.warnings.append(
@@ -258,6 +267,25 @@ def _from_sentencepiece(
     if isinstance(config.get("add_bos_token"), bool):
         vocabulary.add_bos = config["add_bos_token"]
     return vocabulary
+
+
+def _describe_unigram(path: Path, model: SentencePieceModel, vocabulary: Vocabulary) -> None:
+    """What llama.cpp's unigram tokenizer (`t5`) needs beside pieces and scores."""
+    if model.whitespace_as_suffix or not model.escape_whitespaces:
+        raise DataError(f"{path.name}: puts spaces after words or keeps them as they are, which llama.cpp does not do")
+    kinds = [kind for _, _, kind in model.pieces]
+    vocabulary.byte_fallback = BYTE in kinds
+    if vocabulary.byte_fallback and (model.add_dummy_prefix or model.remove_extra_whitespaces):
+        raise DataError(
+            f"{path.name}: is a unigram model with byte fallback that also adds or removes spaces; jmedlite can't "
+            "reproduce both together"
+        )
+    if int(TokenType.UNKNOWN) in kinds:
+        vocabulary.unknown = kinds.index(int(TokenType.UNKNOWN))
+    vocabulary.charsmap = model.charsmap
+    vocabulary.add_space_prefix = model.add_dummy_prefix
+    vocabulary.remove_extra_whitespaces = model.remove_extra_whitespaces
+    vocabulary.add_bos = False
 
 
 def _from_byte_fallback(

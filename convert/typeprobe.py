@@ -1,7 +1,7 @@
 """Child process: which type llama.cpp gives every tensor of a GGUF, level by level.
 
-`python -m jmedlite.convert.typeprobe` reads {"path", "ftypes": [...]} on standard input and prints
-{ftype: {tensor: type id}} or {"error"}. It runs apart because llama.cpp ends the process on some headers.
+`python -m jmedlite.convert.typeprobe` reads {"path", "ftypes": [...], "imatrix": [tensor, ...]} on standard input and
+prints {ftype: {tensor: type id}} or {"error"}. It runs apart because llama.cpp ends the process on some headers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parse_types(log: str) -> dict[str, int]:
     return types
 
 
-def probe(path: str, ftype: int) -> dict[str, int]:
+def probe(path: str, ftype: int, imatrix: list[str]) -> dict[str, int]:
     llama = libllama()
     lines: list[str] = []
     errors: list[str] = []
@@ -42,7 +42,13 @@ def probe(path: str, ftype: int) -> dict[str, int]:
 
     capture_log(sink)
     params = llama.llama_model_quantize_default_params()
-    params.ftype, params.dry_run, params.nthread = ftype, True, 1
+    params.ftype, params.dry_run, params.nthread, params.allow_requantize = ftype, True, 1, True
+    if imatrix:  # a dry run looks only at which tensors have one
+        one = (ctypes.c_float * 1)(1.0)
+        entries = (llama.llama_model_imatrix_data * (len(imatrix) + 1))(
+            *[llama.llama_model_imatrix_data(name.encode(), one, 1) for name in imatrix]
+        )
+        params.imatrix = entries
     if llama.llama_model_quantize(path.encode(), b"", ctypes.byref(params)) != 0:
         raise ValueError(" ".join(errors) or "llama.cpp refused the model")
     return parse_types("".join(lines))
@@ -51,7 +57,7 @@ def probe(path: str, ftype: int) -> dict[str, int]:
 def main() -> None:
     request = json.load(sys.stdin)
     try:
-        print(json.dumps({ftype: probe(request["path"], ftype) for ftype in request["ftypes"]}))
+        print(json.dumps({ftype: probe(request["path"], ftype, request["imatrix"]) for ftype in request["ftypes"]}))
     except ValueError as e:
         print(json.dumps({"error": str(e)}))
 

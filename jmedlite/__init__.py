@@ -9,13 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Runner", "__version__", "quantize"]
+__all__ = ["Runner", "__version__", "compute_imatrix", "inspect", "quantize", "verify"]
 
 if TYPE_CHECKING:
+    from .imatrix import compute_imatrix
     from .quantizing import quantize
     from .runner import Runner
+    from .verifying import inspect, verify
 
-_HOMES = {"quantize": "jmedlite.quantizing", "Runner": "jmedlite.runner"}
+_HOMES = {
+    "Runner": "jmedlite.runner",
+    "compute_imatrix": "jmedlite.imatrix",
+    "inspect": "jmedlite.verifying",
+    "quantize": "jmedlite.quantizing",
+    "verify": "jmedlite.verifying",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,16 +14,11 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 
 import typer
 
-from jmedlite import __version__, console
-from jmedlite.base.errors import ClosedPipe, DataError, InputMissing, Interrupted, JmedliteError, UsageError
+from jmedlite import __version__, cli_ask, cli_files, console
+from jmedlite.base.errors import ClosedPipe, Interrupted, JmedliteError, UsageError
 
 if TYPE_CHECKING:
-    from jmedlite.answers import Answer
-    from jmedlite.convert.planning import Plan
-    from jmedlite.hub import Source
-    from jmedlite.runner import Runner
-
-MAX_QUESTION = 1 << 20
+    from jmedlite.quantizing import Task
 
 app = typer.Typer(
     name="jmedlite",
@@ -34,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "JMEDLITE"},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Json = cli_files.Json
 
 
 def _version(wanted: bool) -> None:
@@ -54,7 +49,7 @@ def root(
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or Hub id owner/name[@revision].")] = "",
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file, or Hub id owner/name[@revision].")] = "",
     lora: Annotated[
         list[str] | None, typer.Option(metavar="ADAPTER[:WEIGHT]", help="LoRA adapter to merge; repeatable.")
     ] = None,
@@ -62,32 +57,60 @@ def quantize(
     types: Annotated[
         list[str] | None, typer.Option("--type", "-t", help="llama.cpp's name, such as Q4_K_S; repeatable.")
     ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix (see `jmedlite imatrix`).")
+    ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Write the adapter itself as a GGUF, for `ask --lora`.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path(),
     name: Annotated[str | None, typer.Option(help="Beginning of the file names.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
     memory: Annotated[str | None, typer.Option(help="Bound of the pass, such as 1GB.")] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Several files of at most this size, such as 2GB.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a GGUF that is quantized already.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show types and sizes, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
     from jmedlite.hub import DEFAULT_MODEL
-    from jmedlite.quantizing import parse_memory, plan_quantization, run_plan
+    from jmedlite.quantizing import as_bytes, export_adapters, plan_quantization
 
-    limit = parse_memory(memory) if memory else None
-    plan, source = plan_quantization(
+    if adapter_only:
+        if bits or imatrix or split_max_size:
+            raise UsageError("--adapter-only: an adapter has no --bits, --imatrix or --split-max-size; --type F16 is")
+        made = export_adapters(
+            model or DEFAULT_MODEL, lora or [], types=types or [], out=out, name=name, overwrite=overwrite
+        )
+        if as_json:
+            console.document(made.describe())
+        else:
+            console.out(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
+            console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')
+        return
+    limit = as_bytes(memory)
+    task = plan_quantization(
         model or DEFAULT_MODEL,
         lora=lora or [],
         bits=bits or [],
         types=types or [],
+        imatrix=imatrix,
         out=out,
         name=name,
+        allow_requantize=allow_requantize,
+        split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
         dry_run=dry_run,
     )
+    plan = task.plan
     for warning in plan.warnings:
         console.warn(warning)
-    facts = _describe_plan(plan, source)
+    facts = _describe_plan(task)
     if not as_json:
         _show_plan(facts, dry_run)
     if dry_run:
@@ -95,12 +118,11 @@ def quantize(
             console.document(facts)
         return
     with console.progress("quantizing") as progress:
-        written = run_plan(plan, source, threads=threads, memory=limit, progress=progress)
+        written = task.run(threads=threads, memory=limit, progress=progress)
     if as_json:
-        sums = {str(w.path): w for w in written}
-        for level in facts["levels"]:
-            done = sums[level["file"]]
-            level["sha256"], facts["seconds"] = done.sha256, round(done.seconds, 2)
+        for level, done in zip(facts["levels"], written, strict=True):
+            level["sha256"] = [f.sha256 for f in done.files]
+            facts["seconds"] = round(done.seconds, 2)
         console.document(facts)
         return
     for w in written:
@@ -110,12 +132,14 @@ def quantize(
     console.note(f'next: jmedlite ask -m {written[-1].path} "高血圧の第一選択薬は何ですか。"')
 
 
-def _describe_plan(plan: Plan, source: Source) -> dict[str, Any]:
+def _describe_plan(task: Task) -> dict[str, Any]:
     """What `quantize` is about to do, as the JSON document shows it."""
+    plan = task.plan
     levels = [
         {
             "level": p.level.name,
             "file": str(p.path),
+            "files": [str(f.path) for f in p.files],
             "size_bytes": p.total_bytes,
             "bits_per_weight": round(p.bits_per_weight, 4),
             "types": p.type_counts(),
@@ -123,11 +147,15 @@ def _describe_plan(plan: Plan, source: Source) -> dict[str, Any]:
         for p in plan.levels
     ]
     return {
-        "base": source.describe(),
-        "family": plan.family.title,
+        "base": task.source.describe(),
+        "family": plan.title,
         "license": plan.license,
         "n_weights": plan.n_weights,
-        "adapters": [{"name": a.folder.name, "weight": a.weight, "changes": len(a.pairs)} for a in plan.adapters],
+        "adapters": [
+            {"name": a.name, "weight": a.weight, "changes": len(a.updates), "replaces": len(a.replaced)}
+            for a in plan.adapters
+        ],
+        "imatrix": plan.imatrix and plan.imatrix.path.name,
         "levels": levels,
     }
 
@@ -139,7 +167,10 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         f"licence: {facts['license'] or 'not stated in the model card'}"
     )
     for a in facts["adapters"]:
-        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights")
+        replaces = f", replaces {a['replaces']}" if a["replaces"] else ""
+        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}")
+    if facts["imatrix"]:
+        console.note(f"  + importance matrix {facts['imatrix']}")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
@@ -156,318 +187,66 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
     else:
         total = sum(level["size_bytes"] for level in facts["levels"])
         names = ", ".join(level["level"] for level in facts["levels"])
-        console.note(f"  → {names}: {console.size(total)} in {len(facts['levels'])} file(s)")
-
-
-def _find_gguf(model: str | None) -> Path:
-    """The GGUF file that `-m` names; the model quantized last where nothing is named."""
-    from jmedlite.settings import last_model
-
-    if not model:
-        found = last_model()
-        if found is None:
-            raise InputMissing("no model given, and none quantized yet; run `jmedlite quantize MODEL`, or give -m FILE")
-        return found
-    path = Path(model).expanduser()
-    if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return files[0]
-        listing = ", ".join(f.name for f in files) or "none"
-        raise UsageError(f"{model}: is a folder (GGUF files in it: {listing}); name the file, or quantize it first")
-    if not path.is_file():
-        raise InputMissing(f"{model}: no such GGUF file; make one with `jmedlite quantize {model}`")
-    return path
-
-
-def _read_question(argument: str | None) -> str:
-    if argument is not None and argument != "-":
-        return argument
-    if argument is None and sys.stdin.isatty():
-        raise UsageError("no question; give it as an argument, or on standard input")
-    raw = sys.stdin.buffer.read(MAX_QUESTION + 1)
-    if len(raw) > MAX_QUESTION:
-        raise DataError(f"the question has more than {MAX_QUESTION:,} bytes; expected a question, not a file")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"the question is not UTF-8 (byte {e.start}); save the text as UTF-8") from None
-
-
-ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file; default: the last one made.")]
-System = Annotated[str | None, typer.Option(help='System prompt; "" for none.')]
-Language = Annotated[str | None, typer.Option("--lang", help="ja or en; default: the question's.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0: always the most likely token.")]
-TopK = Annotated[int, typer.Option(help="Draw from the K most likely tokens; 0: from all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the most likely tokens that together have P.")]
-MinP = Annotated[float, typer.Option(help="Leave out tokens below P times the most likely.")]
-RepeatPenalty = Annotated[float, typer.Option(help="Above 1: less of what was just said.")]
-Seed = Annotated[int, typer.Option(help="For temperatures above 0.")]
-Grammar = Annotated[Path | None, typer.Option(help="GBNF file that the answer must follow.")]
-JsonSchema = Annotated[Path | None, typer.Option(help="JSON schema that the answer must follow.")]
-Ctx = Annotated[str, typer.Option(help="Context in tokens; auto: the longest that fits.")]
-GpuLayers = Annotated[str, typer.Option(help="auto, all or a number.")]
-KvType = Annotated[str, typer.Option(help="f16, q8_0 or q4_0.")]
-FlashAttn = Annotated[str, typer.Option(help="auto, on or off.")]
-Threads = Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")]
-RuntimeLora = Annotated[
-    list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="GGUF adapter to add; repeatable.")
-]
-Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep evaluated system prompts on disk.")]
-Force = Annotated[bool, typer.Option("--force", help="Load the model even where it does not fit the memory.")]
-Timings = Annotated[bool, typer.Option("--timings", help="Show how long each step took.")]
-
-
-def _check_language(language: str | None) -> None:
-    if language not in (None, "ja", "en"):
-        raise UsageError(f"--lang {language}: expected ja or en")
-
-
-def _sampling_options(names: dict[str, Any]) -> dict[str, Any]:
-    """The options of `Sampling` out of a command's own; reads the files that --grammar and --json-schema name."""
-    from dataclasses import fields
-
-    from jmedlite.base.inputs import read_text
-    from jmedlite.sampling import MAX_GRAMMAR, Sampling
-
-    options = {f.name: names[f.name] for f in fields(Sampling)}
-    for key in ("grammar", "json_schema"):
-        if options[key] is not None:
-            options[key] = read_text(options[key], MAX_GRAMMAR)
-    Sampling(**options)  # before the model is loaded
-    return options
-
-
-def _runner(model: str | None, names: dict[str, Any]) -> Runner:
-    """The model that a command's options name, loaded; the plan is shown first."""
-    from jmedlite.runner import Runner
-
-    lora = []
-    if names["lora"]:
-        from jmedlite.convert.lora import parse_spec
-
-        lora = [parse_spec(s) for s in names["lora"]]
-    keys = ("ctx", "gpu_layers", "kv_type", "flash_attn", "threads", "cache", "force")
-    return Runner(
-        _find_gguf(model),
-        **{k: names[k] for k in keys},
-        lora=lora,
-        on_plan=console.note,
-    )
+        n_files = sum(len(level["files"]) for level in facts["levels"])
+        console.note(f"  → {names}: {console.size(total)} in {n_files} file(s)")
 
 
 @app.command()
-def ask(
-    question: Annotated[str | None, typer.Argument(help="The question; - or nothing: standard input.")] = None,
-    model: ModelFile = None,
-    system: System = None,
-    language: Language = None,
-    max_tokens: MaxTokens = 1024,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repeat_penalty: RepeatPenalty = 1.0,
-    seed: Seed = 0,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    ctx: Ctx = "auto",
-    gpu_layers: GpuLayers = "auto",
-    kv_type: KvType = "f16",
-    flash_attn: FlashAttn = "auto",
-    threads: Threads = None,
-    lora: RuntimeLora = None,
-    cache: Cache = True,
-    force: Force = False,
-    timings: Timings = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Ask one question. The answer streams to standard output; nothing leaves this machine."""
-    names = dict(locals())
-    from jmedlite.answers import Answer, describe_cut, describe_timings
-    from jmedlite.prompts import NOTICE, language_of
-    from jmedlite.runner import check_question
-
-    _check_language(language)
-    options = _sampling_options(names)
-    text = _read_question(question)
-    check_question(text)
-    with _runner(model, names) as runner:
-        answer: Answer | None = None
-        for piece in runner.stream(text, system=system, language=language, **options):
-            if isinstance(piece, Answer):
-                answer = piece
-            elif not (as_json or no_stream):
-                console.out(piece, end="")
-        assert answer is not None
-        facts = {"file": runner.path.name, **runner.facts}
-        plan = runner.plan
-    notice = NOTICE[language or language_of(text)]
-    if as_json:
-        console.document({**_describe_answer(answer), "model": facts, "plan": plan, "notice": notice})
-        return
-    console.out(answer.text if no_stream else "")
-    if cut := describe_cut(answer):
-        console.note(cut)
-    console.note(_describe_model(facts, notice))
-    if timings:
-        console.note(describe_timings(answer))
-
-
-def _describe_model(facts: dict[str, Any], notice: str) -> str:
-    return f"— {facts['name']}, licence: {facts['license'] or 'not stated'}. {notice}"
-
-
-def _describe_answer(answer: Answer) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "stop": answer.stop,
-        "n_prompt": answer.n_prompt,
-        "n_cached": answer.n_cached,
-        "n_generated": answer.n_generated,
-        "n_ctx": answer.n_ctx,
-        "timings": {**answer.timings, "generation_tps": answer.generation_tps},
-    }
-
-
-@app.command()
-def chat(
-    model: ModelFile = None,
-    system: System = None,
-    language: Language = None,
-    max_tokens: MaxTokens = 1024,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repeat_penalty: RepeatPenalty = 1.0,
-    seed: Seed = 0,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    ctx: Ctx = "auto",
-    gpu_layers: GpuLayers = "auto",
-    kv_type: KvType = "f16",
-    flash_attn: FlashAttn = "auto",
-    threads: Threads = None,
-    lora: RuntimeLora = None,
-    cache: Cache = True,
-    force: Force = False,
-    timings: Timings = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the conversation to this file; go on with it where it exists.")
+def imatrix(
+    model: Annotated[str | None, typer.Argument(help="GGUF file; default: the last one made.")] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Calibration text; repeatable. Default: jmedlite's own medical text.")
     ] = None,
-) -> None:
-    """Talk with a model. The conversation stays in memory unless you save it; nothing leaves this machine."""
-    names = dict(locals())
-    from jmedlite.chat import Chat, line_reader
-    from jmedlite.conversation import Conversation
-    from jmedlite.prompts import NOTICE
-
-    _check_language(language)
-    options = _sampling_options(names)
-    with _runner(model, names) as runner:
-        conversation = Conversation(
-            runner, system=system, language=language, on_drop=lambda q: console.note(_describe_drop(q)), **options
-        )
-        if save and save.exists():
-            conversation.load(save)
-            console.note(f"(going on with {save}: {len(conversation.turns) // 2} questions so far)")
-        console.note(_describe_model(runner.facts, NOTICE[language or "ja"] + " " + NOTICE["en"] * (language != "en")))
-        console.note("/help shows the commands, /exit leaves.")
-        Chat(conversation, save, timings).run(line_reader())
-
-
-def _describe_drop(question: str) -> str:
-    beginning = " ".join(question.split())
-    beginning = beginning if len(beginning) <= 40 else beginning[:40] + "…"
-    return f"(the context is full: the oldest question and its answer are no longer seen: {beginning})"
-
-
-@app.command()
-def doctor(
-    model: Annotated[str | None, typer.Argument(help="GGUF file: what of it fits this machine.")] = None,
-    kv_type: KvType = "f16",
+    language: Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")] = "both",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.imatrix.gguf beside it.")] = None,
+    ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option(help="Use only this many chunks.")] = None,
+    gpu_layers: Annotated[str, typer.Option(help="auto, all or a number.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")] = None,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Also for output.weight.")] = False,
+    exclude_task: Annotated[
+        list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show this machine as llama.cpp sees it, and which level and context of a model fit it."""
-    from jmedlite.hardware import describe_machine
+    """Compute an importance matrix: which inputs of each weight matter most, by running the model over text."""
+    from jmedlite.imatrix import compute_imatrix
 
-    fit = _fit(_find_gguf(model), kv_type) if model else None
-    facts = describe_machine()
+    path = cli_ask.find_gguf(model)
+    with console.progress("calibrating") as progress:
+        done = compute_imatrix(
+            path,
+            texts=text or [],
+            language=language,
+            out=out,
+            ctx=ctx,
+            chunks=chunks,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            process_output=process_output,
+            exclude_tasks=exclude_task or [],
+            overwrite=overwrite,
+            progress=progress,
+        )
+    made = done.imatrix
+    if done.missing:
+        console.warn(f"{len(done.missing)} weights saw no token, such as {done.missing[0]}; they are not in the file")
     if as_json:
-        console.document(facts if fit is None else {**facts, "fit": fit})
+        facts = {"file": str(made.path), "sha256": made.sha256, "datasets": made.datasets, "entries": len(made.weights)}
+        sizes = {"chunks": made.chunks, "chunk_size": made.chunk_size, "n_tokens": done.n_tokens}
+        console.document({**facts, **sizes, "missing": done.missing, "seconds": round(done.seconds, 2)})
         return
-    gpus = [f"{g['name']}: {g['description']}, {console.size(g['free_bytes'])} free" for g in facts["gpus"]]
-    built = "yes" if facts["gpu_offload_built_in"] else "no (a CPU build of llama-cpp-python)"
-    rows = [
-        ["jmedlite", f"{facts['jmedlite']} (Python {facts['python']}, {facts['system']})"],
-        ["llama-cpp-python", facts["llama_cpp_python"]],
-        ["processor", f"{facts['cpu']}, {facts['physical_cores']} cores ({facts['logical_cores']} threads)"],
-        ["CPU features", ", ".join(facts["cpu_features"]) or "none reported"],
-        ["memory", f"{console.size(facts['ram_bytes'])}, {console.size(facts['ram_available_bytes'])} available"],
-        ["GPU offload", built],
-        ["GPUs", "; ".join(gpus) or "none seen"],
-    ]
-    console.table([("this machine", "left"), ("", "left")], rows)
-    if fit is not None:
-        console.out("")
-        _show_fit(fit)
+    console.out(f"{made.path}  {len(made.weights)} weights, {made.chunks} chunks of {made.chunk_size} tokens")
+    console.note(f"done in {done.seconds:.0f} s ({done.n_tokens / max(1e-9, done.seconds):.0f} tokens/s)")
+    console.note(f"next: jmedlite quantize MODEL --imatrix {made.path}")
 
 
-def _fit(path: Path, kv_type: str) -> dict[str, Any]:
-    """The plan for a model, and every level × context: what `doctor MODEL` shows."""
-    from jmedlite.base.gguf import check_model, read_header
-    from jmedlite.fitting import level_shapes, shape_on_this_machine, this_machine
-    from jmedlite.offload import Wish, make_plan, row_of_plans
-    from jmedlite.runner import KV_TYPES, check_choice
-
-    check_choice("--kv-type", kv_type, KV_TYPES)
-    header = read_header(path)
-    check_model(path, header)
-    machine, wish = this_machine(), Wish(kv_type=kv_type)
-    shapes = {"this file": shape_on_this_machine(header), **level_shapes(header)}
-    levels = {
-        name: {"size_bytes": shape.data_bytes, "contexts": [p.figures() for p in row_of_plans(shape, machine, wish)]}
-        for name, shape in shapes.items()
-    }
-    plan = make_plan(shapes["this file"], machine, wish)
-    return {"file": path.name, "plan": plan.figures(), "sentence": plan.sentence(), "levels": levels}
-
-
-def _show_fit(fit: dict[str, Any]) -> None:
-    console.table(
-        [
-            (fit["file"], "left"),
-            *((name, "right") for name in ("weights", "cache", "buffers, processes", "needed", "free")),
-        ],
-        [
-            [
-                p["place"],
-                *(console.size(n) for n in (p["weights"], p["kv"], p["compute"] + p["other"], p["total"], p["free"])),
-            ]
-            for p in fit["plan"]["places"]
-        ],
-    )
-    console.out(f"{'' if fit['plan']['fits'] else 'does NOT fit: '}{fit['sentence']}\n")
-    contexts = [plan["n_ctx"] for plan in fit["levels"]["this file"]["contexts"]]
-    console.table(
-        [("level", "left"), ("size", "right"), *((f"{n:,} tokens", "right") for n in contexts)],
-        [
-            [name, console.size(level["size_bytes"]), *(_cell(plan) for plan in level["contexts"])]
-            for name, level in fit["levels"].items()
-        ],
-    )
-
-
-def _cell(plan: dict[str, Any]) -> str:
-    """The memory that a level takes at a context, with the layers on GPUs where there are any."""
-    if not plan["fits"]:
-        return "—"
-    total = console.size(sum(place["total"] for place in plan["places"]))
-    layers = f" ({plan['n_gpu_layers']}/{plan['n_layers'] + 1} GPU)" if len(plan["places"]) > 1 else ""
-    return total + layers
+app.command()(cli_ask.ask)
+app.command()(cli_ask.chat)
+app.command()(cli_ask.doctor)
+app.command()(cli_files.inspect)
+app.command()(cli_files.verify)
 
 
 def main() -> None:

@@ -9,39 +9,32 @@ from __future__ import annotations
 
 import codecs
 import ctypes
-import importlib
 import importlib.metadata
 import json
 import os
 import queue
-import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
-from jmedlite.base.errors import CannotCreate, ContextFull, DataError, JmedliteError, UsageError
-from jmedlite.base.gguf import check_model, read_header
-from jmedlite.base.inputs import reading
+from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
 
 from .evaluation import Evaluator, Settings, Stopped
-from .hardware import cpu_features, devices
-from .integrity import Integrity
-from .offload import MAPPED, Plan, Wish, make_plan, refusal
+from .hardware import cpu_features
+from .loading import Emit, LoadedModel
 from .prompts import Message, Part, build_prompt
 from .sampling import Sampling, make_chain
-from .statecache import StateCache, fingerprint
-from .vocabulary import Vocabulary, common_prefix
+from .statecache import fingerprint
+from .vocabulary import common_prefix
 
 TEMPLATE_SECONDS = 1.0
-LOAD_READ, LOAD_MAPPED = 0, 1  # llama_load_mode
-Emit = Callable[..., None]
 
 
 def protect_process() -> None:
@@ -118,100 +111,29 @@ def engine_build() -> dict[str, Any]:
 
 
 class Engine:
-    """One loaded model; `request` is the load request, `emit` gets a `plan` event before the model is loaded."""
+    """A loaded model that answers; `request` is the load request (`loading`), with `threads` besides."""
 
     def __init__(self, request: dict[str, Any], emit: Emit, stop: threading.Event | None = None) -> None:
-        self.path = Path(request["path"])
-        with reading(self.path):
-            self.header = read_header(self.path)
-            check_model(self.path, self.header)
-            mark = fingerprint(self.path, self.header.data_offset)
-        from jmedlite.base.native import capture_log, libllama
-
-        # chat templates need it, and it loads while llama.cpp does
-        threading.Thread(target=importlib.import_module, args=("jinja2.sandbox",), daemon=True).start()
-        self._errors: list[str] = []
-        capture_log(lambda level, text: self._errors.append(text.strip()) if level == 4 else None)
-        self.llama = llama = libllama()
-        llama.llama_backend_init()
-        self.request, self.stop = request, stop or threading.Event()
-        self.cache = StateCache(Path(request["cache"])) if request.get("cache") else None
-        self.integrity = Integrity(self.path, mark, self.cache)
-        self.plan = self._plan(emit)
-        started = time.monotonic()
-        self.model = llama.llama_model_load_from_file(os.fsencode(self.path), self._model_params())
-        if not self.model:
-            raise DataError(f"{self.path.name}: llama.cpp could not load it ({self._reason()})")
-        self.vocabulary = Vocabulary(llama, self.model, self.header)
-        adapters = self._load_adapters()
-        facts = {
-            "model": mark,
-            "lora": [(fingerprint(Path(p), 0), scale) for p, scale in request.get("lora") or []],
-            "engine": engine_build(),
-            **{k: request.get(k) for k in ("kv_type", "flash_attn", "threads")},
-            "offload": [self.plan.n_gpu_layers, *self.plan.split],
-        }
+        self.loaded = loaded = LoadedModel(request, emit)
+        self.llama, self.vocabulary, self.stop = loaded.llama, loaded.vocabulary, stop or threading.Event()
+        wanted = loaded.request
         settings = Settings(
-            name=self.path.name,
-            n_ctx=min(self.plan.n_ctx, request.get("ctx") or self.plan.n_ctx),
-            full=bool(request.get("ctx")),
-            kv_type=int(GGMLQuantizationType[request["kv_type"].upper()]),
-            flash_attn=request["flash_attn"],
-            n_threads=int(request["threads"]),
-            adapters=adapters,
-            facts=facts,
+            name=loaded.path.name,
+            n_ctx=loaded.plan.n_ctx,
+            full=bool(wanted.get("ctx")),
+            kv_type=int(GGMLQuantizationType[wanted["kv_type"].upper()]),
+            flash_attn=wanted["flash_attn"],
+            n_threads=int(wanted["threads"]),
+            adapters=loaded.adapters,
+            facts={
+                "model": loaded.mark,
+                "lora": [(fingerprint([Path(p)]), scale) for p, scale in wanted["lora"]],
+                "engine": engine_build(),
+                **{k: wanted[k] for k in ("kv_type", "flash_attn", "threads")},
+                "offload": [loaded.plan.n_gpu_layers, *loaded.plan.split],
+            },
         )
-        self.evaluator = Evaluator(llama, self.model, settings, self.cache, self._reason, self.stop)
-        self.load_seconds = time.monotonic() - started
-
-    def _reason(self) -> str:
-        # the first line has the reason, those after it only say what failed because of it
-        return re.sub(r"^\w+: (error loading model: )?", "", self._errors[0]) if self._errors else "it gave no reason"
-
-    # --------------------------------------------------------------------------------------------------- load
-
-    def _plan(self, emit: Emit) -> Plan:
-        """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
-        from .fitting import level_shapes, shape_on_this_machine, this_machine
-
-        wanted = self.request["gpu_layers"]
-        shape, machine = shape_on_this_machine(self.header), this_machine()
-        wish = Wish(
-            n_gpu_layers=None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted),
-            n_ctx=self.request.get("ctx"),
-            kv_type=self.request["kv_type"],
-            flash_attn=self.request["flash_attn"] != "off",
-            extra=sum(Path(p).stat().st_size for p, _ in self.request.get("lora") or [] if Path(p).is_file()),
-        )
-        plan = make_plan(shape, machine, wish)
-        if not plan.fits and not self.request.get("force"):
-            raise CannotCreate(refusal(self.path.name, plan, shape, machine, wish, level_shapes(self.header)))
-        emit("plan", sentence=plan.sentence(), **plan.figures())
-        return plan
-
-    def _model_params(self) -> Any:
-        llama, plan = self.llama, self.plan
-        params = llama.llama_model_default_params()
-        params.load_mode = LOAD_MAPPED if plan.loading == MAPPED else LOAD_READ
-        params.n_gpu_layers = plan.n_gpu_layers
-        if plan.gpus and plan.n_gpu_layers:
-            # named one by one, so that llama.cpp's order and number of devices is the plan's
-            pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"]
-            self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
-            self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
-            params.devices = ctypes.cast(self._devices, type(params.devices))
-            params.tensor_split = self._split
-        return params
-
-    def _load_adapters(self) -> list[tuple[Any, float]]:
-        found = []
-        for path, scale in self.request.get("lora") or []:
-            read_header(Path(path))
-            adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(path))
-            if not adapter:
-                raise DataError(f"{Path(path).name}: is not a LoRA adapter for this model ({self._reason()})")
-            found.append((adapter, scale))
-        return found
+        self.evaluator = Evaluator(loaded.llama, loaded.model, settings, loaded.cache, loaded.reason, self.stop)
 
     # ------------------------------------------------------------------------------------------------ prompts
 
@@ -220,7 +142,7 @@ class Engine:
             emit,
             [Message(**m) for m in request["messages"]],
             system=request.get("system"),
-            template=self.header.metadata.get("tokenizer.chat_template"),
+            template=self.loaded.header.metadata.get("tokenizer.chat_template"),
             bos=self.vocabulary.text_of("bos"),
             eos=self.vocabulary.text_of("eos"),
             language=request.get("language"),
@@ -230,10 +152,10 @@ class Engine:
         limit = self.evaluator.settings.n_ctx
         if n_prompt + max(1, reserve) <= limit:
             return
-        if limit >= int(self.llama.llama_model_n_ctx_train(self.model)):
+        if limit >= self.loaded.n_ctx_train:
             advice = "shorten the question"
         else:
-            advice = "raise --ctx or shorten it" if self.request.get("ctx") else "shorten it, or free memory"
+            advice = "raise --ctx or shorten it" if self.loaded.request.get("ctx") else "shorten it, or free memory"
         raise ContextFull(
             f"the question is too long: prompt and question have {n_prompt:,} tokens, the context has {limit:,}; "
             + advice
@@ -244,7 +166,7 @@ class Engine:
     def ask(self, request: dict[str, Any], emit: Emit) -> None:
         """Answer a conversation as `token` events and an `end` event."""
         started = time.monotonic()
-        self._errors.clear()
+        self.loaded.errors.clear()
         sampling = Sampling(**request["sampling"])
         parts = self._parts(request, emit)
         prompt, prefix = self.vocabulary.tokenize_parts(parts), self.vocabulary.public_prefix(parts)
@@ -256,7 +178,7 @@ class Engine:
             room = min(self.evaluator.settings.n_ctx, len(prompt) + sampling.max_tokens)
             self.evaluator.reserve(room)
             n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
-            self.integrity.check()
+            self.loaded.integrity.check()
             times.append(time.monotonic())
             for n, stop, text in self._generate(chain, sampling.max_tokens):  # noqa: B007 - the last ones count
                 if text:
@@ -276,7 +198,7 @@ class Engine:
             n_cached=n_cached,
             n_generated=n,
             n_ctx=self.evaluator.settings.n_ctx,
-            load_seconds=self.load_seconds,
+            load_seconds=self.loaded.load_seconds,
             prompt_seconds=prompted - started,
             first_token_seconds=first - started,
             generation_seconds=ended - prompted,
@@ -334,25 +256,26 @@ class Engine:
             else:
                 evaluator.prefill(whole[: shared - 1], prefix)
                 evaluator.evaluate(whole[shared - 1 : shared])
-                self.integrity.check()
+                self.loaded.integrity.check()
             found = evaluator.log_probabilities(whole[shared:])[cut - shared :]
             scores.append({"tokens": [p for p, _ in found], "greedy": all(top for _, top in found)})
         emit("scores", scores=scores)
 
     def facts(self) -> dict[str, Any]:
         """What the parent shows of the loaded model."""
-        meta = self.header.metadata
+        loaded = self.loaded
+        meta = loaded.header.metadata
         licenses = (meta.get("general.license.name"), meta.get("general.license"))
         return {
-            "name": meta.get("general.name") or self.path.stem,
+            "name": meta.get("general.name") or loaded.path.stem,
             "license": next((x for x in licenses if isinstance(x, str) and x), None),
             "architecture": meta["general.architecture"],
-            "n_ctx_train": self.llama.llama_model_n_ctx_train(self.model),
+            "n_ctx_train": loaded.n_ctx_train,
             "n_ctx": self.evaluator.settings.n_ctx,
-            "n_gpu_layers": self.plan.n_gpu_layers,
+            "n_gpu_layers": loaded.plan.n_gpu_layers,
             "n_threads": self.evaluator.settings.n_threads,
             "chat_template": "tokenizer.chat_template" in meta,
-            "load_seconds": self.load_seconds,
+            "load_seconds": loaded.load_seconds,
         }
 
 

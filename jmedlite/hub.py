@@ -12,27 +12,32 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import jmedlite.convert.filenames as names
 from jmedlite.base.errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
+from jmedlite.base.gguf import split_stem
 from jmedlite.base.outputs import sha256_file
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-CHECKPOINT_FILES = (
-    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-    "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "added_tokens.json",
-    "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "README.md",
-)  # fmt: skip
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+_MODEL_FILES = (names.CONFIG, "generation_config.json", *names.TOKENIZER_FILES, names.CARD)
+_SAFETENSORS = (names.SINGLE, names.INDEX, "model-*-of-*.safetensors")
+_BIN = (names.BIN_SINGLE, names.BIN_INDEX, "pytorch_model-*-of-*.bin")
+_ADAPTER_FILES = (names.ADAPTER_CONFIG, *names.TOKENIZER_FILES, names.CARD)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A local folder and where it came from; `revision` is a full commit hash for a Hub model."""
+    """A local folder or GGUF file and where it came from; `revision` is a full commit hash for a Hub model."""
 
-    folder: Path
+    path: Path
     name: str
     repo: str | None = None
     revision: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The Hub id with its revision, or the local name."""
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo or self.name
 
     def describe(self) -> dict[str, Any]:
         """For a manifest: no local path."""
@@ -45,21 +50,38 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
     return (found["repo"], found["revision"]) if found else None
 
 
-def resolve(model: str, patterns: tuple[str, ...] = CHECKPOINT_FILES) -> Source:
-    """The local folder of `model`, downloading only the files that `patterns` name.
+def resolve(model: str) -> Source:
+    """A model to convert: a checkpoint folder, a GGUF file, or a Hub id, of which the needed files are downloaded.
 
     Raises InputMissing, UsageError, Unavailable, NotPermitted.
     """
+    return _resolve(model, "checkpoint folder", (*_MODEL_FILES, *_SAFETENSORS), (names.SINGLE, names.INDEX), _BIN)
+
+
+def resolve_adapter(adapter: str) -> Source:
+    """An adapter: a PEFT folder, a GGUF file, or a Hub id; raises as `resolve` does."""
+    patterns = (*_ADAPTER_FILES, names.ADAPTER_WEIGHTS)
+    return _resolve(adapter, "PEFT folder", patterns, (names.ADAPTER_WEIGHTS,), (names.ADAPTER_BIN,))
+
+
+def _resolve(
+    model: str, kind: str, patterns: tuple[str, ...], preferred: tuple[str, ...], instead: tuple[str, ...]
+) -> Source:
+    """`instead` are the patterns fetched from the Hub where none of the `preferred` files is there."""
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(path, path.resolve().name)
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(path, split_stem(path.name))
     if path.exists():
-        raise UsageError(f"{model}: is a file, expected a checkpoint folder or a Hub id (owner/name)")
+        raise UsageError(f"{model}: is a file, expected a {kind}, a .gguf file or a Hub id (owner/name)")
     parsed = parse_id(model)
-    if parsed is None or model.startswith((".", "~", os.sep)):
-        raise InputMissing(f"{model}: no such folder, and not a Hub id (owner/name[@revision])")
+    if parsed is None or model.startswith((".", "~", os.sep)) or model.endswith(".gguf"):
+        raise InputMissing(f"{model}: no such folder or GGUF file, and not a Hub id (owner/name[@revision])")
     repo, revision = parsed
     folder = _download(repo, revision, patterns)
+    if not any((folder / name).is_file() for name in preferred):
+        folder = _download(repo, revision, (*patterns, *instead))
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return Source(folder, repo.partition("/")[2], repo, commit)
 

@@ -1,65 +1,56 @@
-"""Whether a model file is still the one that its manifest describes; looked at once per change."""
+"""Whether a model's files are still those that its manifest describes; looked at once per change."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import threading
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.outputs import sha256_file
+from jmedlite.base.gguf import split_stem
 
 from .statecache import StateCache, key_of
 
-MAX_MANIFEST = 1 << 26
-
 
 class Integrity:
-    """Compares a file with its manifest in a thread of its own, so that the model can be loaded meanwhile.
+    """Compares a model with its manifest in a thread of its own, so that it can be loaded meanwhile.
 
-    `mark` is the file's fingerprint: what was found right once stays right until it changes.
+    `mark` is the files' fingerprint: what was found right once stays right until they change. A file beside the model
+    that is no manifest says nothing.
     """
 
     def __init__(self, path: Path, mark: str, cache: StateCache | None) -> None:
         self.path, self.cache = path, cache
-        self.expected = expected_sha256(path)
-        self._found: str | None = None
+        self._broken: list[str] = []
         self._thread: threading.Thread | None = None
-        if self.expected is None:
+        try:
+            manifest = path.with_name(split_stem(path.name) + ".json").read_bytes()
+        except OSError:
             return
-        self._key = key_of({"checked": mark, "sha256": self.expected})
+        self._key = key_of({"checked": mark, "manifest": hashlib.sha256(manifest).hexdigest()})
         if cache is None or cache.load(self._key) is None:
-            self._thread = threading.Thread(target=self._read, daemon=True)
+            self._thread = threading.Thread(target=self._compare, daemon=True)
             self._thread.start()
 
-    def _read(self) -> None:
+    def _compare(self) -> None:
+        from jmedlite.convert.manifest import check_hashes, read_manifest
+
         try:
-            self._found = sha256_file(self.path)
-        except OSError:
-            self._found = "unreadable"
+            manifest = read_manifest(self.path)
+            self._broken = check_hashes(self.path, manifest) if manifest else []
+        except (DataError, OSError):
+            self._broken = []
 
     def check(self) -> None:
-        """Wait for the comparison; raises DataError where the file differs."""
+        """Wait for the comparison; raises DataError where a file differs."""
         if self._thread is None:
             return
         self._thread.join()
-        if self._found != self.expected:
+        if self._broken:
             raise DataError(
-                f"{self.path.name}: is not what its manifest says (SHA-256 {self._found}, expected {self.expected}); "
-                "make or copy it again"
+                f"{', '.join(self._broken)}: is not what its manifest says (another SHA-256), so it is damaged or "
+                "another file; make or copy it again"
             )
         self._thread = None
         if self.cache:
             self.cache.save(self._key, b"")
-
-
-def expected_sha256(path: Path) -> str | None:
-    """The SHA-256 in the manifest beside a model file; None where there is none, or one of another file."""
-    try:
-        manifest = path.with_suffix(".json")
-        if manifest.stat().st_size > MAX_MANIFEST:
-            return None
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
-        return str(facts["sha256"]) if facts["file"] == path.name and len(facts["sha256"]) == 64 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

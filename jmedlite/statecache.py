@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jmedlite.base.outputs import write_private
 MAGIC = b"JMSTATE1"
 SUFFIX = ".state"
 LIMIT_BYTES = 1_000_000_000
+BEGINNING = 1 << 23  # bytes: the header, as a rule
 SAMPLES, SAMPLE_BYTES = 64, 1 << 14
 
 
@@ -38,20 +39,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jmedlite"
 
 
-def fingerprint(path: Path, data_offset: int) -> str:
-    """A hash that tells model files apart without reading all of one: size, times, header and samples of the data.
+def fingerprint(paths: Sequence[Path]) -> str:
+    """A hash that tells model files apart without reading all of them: sizes, times, beginnings and samples.
 
     A file that was written again, even with its old modification time, has another time of change; a copy is another
     file to the cache, which only costs an evaluation. Raises OSError.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        digest.update(struct.pack("<QQQQ", stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, data_offset))
-        digest.update(file.read(data_offset))
-        for i in range(SAMPLES):
-            file.seek(data_offset + (stat.st_size - data_offset) * i // SAMPLES)
-            digest.update(file.read(SAMPLE_BYTES))
+    for path in paths:
+        with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            digest.update(struct.pack("<QQQ", stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+            digest.update(file.read(BEGINNING))
+            for i in range(SAMPLES):
+                file.seek(stat.st_size * i // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,15 @@ def n_tokens(tokenizer: dict[str, Any]) -> int:
     return len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])
 
 
+FAMILIES = {
+    "qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral", "gpt_neox": "GPTNeoX",
+    "gemma2": "Gemma2", "gemma3_text": "Gemma3", "phi3": "Phi3",
+}  # fmt: skip
+
+
 def config(family: str, n_vocab: int, **changes: Any) -> dict[str, Any]:
-    """config.json of a tiny model of "qwen2", "llama" or "mistral"."""
-    name = {
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
-        "llama": "LlamaForCausalLM",
-        "mistral": "MistralForCausalLM",
-    }[family]
+    """config.json of a tiny model of one of FAMILIES."""
+    name = f"{FAMILIES[family]}ForCausalLM"
     base = {
         "architectures": [name], "model_type": family, "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "num_hidden_layers": LAYERS,
@@ -105,8 +107,24 @@ def config(family: str, n_vocab: int, **changes: Any) -> dict[str, Any]:
         "tie_word_embeddings": False, "torch_dtype": "bfloat16", "hidden_act": "silu",
         "bos_token_id": n_vocab - 3, "eos_token_id": n_vocab - 1,
     }  # fmt: skip
-    if family == "qwen3":  # where it is missing, transformers takes 128, whatever the hidden size
+    if family in ("qwen3", "gemma2", "gemma3_text"):  # where it is missing, transformers takes 128 or 256
         base["head_dim"] = HEAD_DIM
+    if family == "gpt_neox":
+        base |= {
+            "layer_norm_eps": 1e-5, "rms_norm_eps": None, "rotary_pct": 0.5, "rotary_emb_base": 10000,
+            "hidden_act": "gelu", "use_parallel_residual": True, "rope_theta": None, "num_key_value_heads": None,
+        }  # fmt: skip
+    if family.startswith("gemma"):
+        base |= {
+            "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": HEAD_DIM,
+            "sliding_window": 16, "tie_word_embeddings": True, "num_hidden_layers": 7 if family == "gemma3_text" else 2,
+        }  # fmt: skip
+    if family == "gemma2":
+        base |= {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+    if family == "gemma3_text":
+        base |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    if family == "phi3":
+        base |= {"original_max_position_embeddings": 512, "pad_token_id": n_vocab - 1}
     return {k: v for k, v in {**base, **changes}.items() if v is not None}
 
 
@@ -118,27 +136,59 @@ def weights(cfg: dict[str, Any], seed: int = 0, scale: float = 0.05) -> Arrays:
         return from_bf16(to_bf16(rng.standard_normal(shape, np.float32) * np.float32(scale)))
 
     h, f, v = cfg["hidden_size"], cfg["intermediate_size"], cfg["vocab_size"]
-    default = 128 if cfg["model_type"] == "qwen3" else h // cfg["num_attention_heads"]
-    head = cfg.get("head_dim") or default
-    q, kv = cfg["num_attention_heads"] * head, cfg["num_key_value_heads"] * head
-    found = {"model.embed_tokens.weight": draw(v, h), "model.norm.weight": 1 + draw(h)}
+    family, layers = cfg["model_type"], cfg["num_hidden_layers"]
+    head = cfg.get("head_dim") or (128 if family == "qwen3" else h // cfg["num_attention_heads"])
+    q, kv = cfg["num_attention_heads"] * head, cfg.get("num_key_value_heads", cfg["num_attention_heads"]) * head
+    if family == "gpt_neox":
+        return _neox_weights(draw, h, f, v, layers, cfg["tie_word_embeddings"])
+    one = 0 if family.startswith("gemma") else 1  # Gemma's norms multiply by 1 + weight
+    found = {"model.embed_tokens.weight": draw(v, h), "model.norm.weight": one + draw(h)}
     if not cfg["tie_word_embeddings"]:
         found["lm_head.weight"] = draw(v, h)
-    for i in range(cfg["num_hidden_layers"]):
+    for i in range(layers):
         p = f"model.layers.{i}."
         found |= {
-            p + "input_layernorm.weight": 1 + draw(h), p + "post_attention_layernorm.weight": 1 + draw(h),
-            p + "self_attn.q_proj.weight": draw(q, h), p + "self_attn.k_proj.weight": draw(kv, h),
-            p + "self_attn.v_proj.weight": draw(kv, h), p + "self_attn.o_proj.weight": draw(h, q),
-            p + "mlp.gate_proj.weight": draw(f, h), p + "mlp.up_proj.weight": draw(f, h),
-            p + "mlp.down_proj.weight": draw(h, f),
+            p + "input_layernorm.weight": one + draw(h), p + "post_attention_layernorm.weight": one + draw(h),
         }  # fmt: skip
-        if cfg["model_type"] == "qwen3":
-            found |= {f"{p}self_attn.{n}_norm.weight": 1 + draw(head) for n in "qk"}
-        if cfg["model_type"] == "qwen2" or cfg.get("attention_bias"):
+        if family == "phi3":
+            shapes = {
+                "self_attn.qkv": (q + 2 * kv, h),
+                "self_attn.o": (h, q),
+                "mlp.gate_up": (2 * f, h),
+                "mlp.down": (h, f),
+            }
+        else:
+            shapes = {
+                "self_attn.q": (q, h), "self_attn.k": (kv, h), "self_attn.v": (kv, h), "self_attn.o": (h, q),
+                "mlp.gate": (f, h), "mlp.up": (f, h), "mlp.down": (h, f),
+            }  # fmt: skip
+        found |= {f"{p}{name}_proj.weight": draw(*shape) for name, shape in shapes.items()}
+        if family.startswith("gemma"):
+            found |= {f"{p}{n}_feedforward_layernorm.weight": draw(h) for n in ("pre", "post")}
+        if family in ("qwen3", "gemma3_text"):
+            found |= {f"{p}self_attn.{n}_norm.weight": one + draw(head) for n in "qk"}
+        if family == "qwen2" or cfg.get("attention_bias"):
             found |= {f"{p}self_attn.{n}_proj.bias": draw(r) for n, r in (("q", q), ("k", kv), ("v", kv))}
-        if cfg.get("attention_bias") and cfg["model_type"] == "llama":
+        if cfg.get("attention_bias") and family == "llama":
             found[p + "self_attn.o_proj.bias"] = draw(h)
+    return {name: from_bf16(to_bf16(x)) for name, x in found.items()}
+
+
+def _neox_weights(draw: Callable[..., np.ndarray], h: int, f: int, v: int, layers: int, tied: bool) -> Arrays:
+    found = {"gpt_neox.embed_in.weight": draw(v, h)}
+    if not tied:
+        found["embed_out.weight"] = draw(v, h)
+    norms = ["gpt_neox.final_layer_norm"]
+    for i in range(layers):
+        p = f"gpt_neox.layers.{i}."
+        norms += [p + "input_layernorm", p + "post_attention_layernorm"]
+        for name, rows, cols in (
+            ("attention.query_key_value", 3 * h, h), ("attention.dense", h, h), ("mlp.dense_h_to_4h", f, h),
+            ("mlp.dense_4h_to_h", h, f),
+        ):  # fmt: skip
+            found |= {f"{p}{name}.weight": draw(rows, cols), f"{p}{name}.bias": draw(rows)}
+    for name in norms:
+        found |= {f"{name}.weight": 1 + draw(h), f"{name}.bias": draw(h)}
     return {name: from_bf16(to_bf16(x)) for name, x in found.items()}
 
 

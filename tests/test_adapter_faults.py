@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jmedlite.convert.checkpoint import Checkpoint
-from jmedlite.convert.lora import Adapter, parse_spec
+from jmedlite.convert.hfmodel import CheckpointModel
+from jmedlite.convert.lora import parse_spec
+from jmedlite.convert.peft import PeftAdapter
+from jmedlite.convert.tensors import Files
 
 import jmedlite
 from jmedlite.base.errors import DataError, InputMissing, JmedliteError, UsageError
@@ -38,9 +40,12 @@ def rewrite(tmp_path: Path, tensors: builders.Arrays) -> None:
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "DoRA": ({"use_dora": True}, ["DoRA"]),
-    "modules_to_save": ({"modules_to_save": ["embed_tokens", "lm_head"]}, ["modules_to_save", "embed_tokens, lm_head"]),
-    "bias": ({"bias": "all"}, ["bias"]),
+    "DoRA without magnitudes": ({"use_dora": True}, ["no lora_magnitude_vector", "use_dora"]),
+    "modules_to_save without their tensors": (
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        ["modules_to_save", "no model.embed_tokens.weight"],
+    ),
+    "bias": ({"bias": "some"}, ["bias = 'some'", "lora_only"]),
     "lora_bias": ({"lora_bias": True}, ["lora_bias"]),
     "PiSSA": ({"init_lora_weights": "pissa_niter_16"}, ["pissa_niter_16"]),
     "OLoRA": ({"init_lora_weights": "olora"}, ["olora"]),
@@ -50,14 +55,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "token indices": ({"trainable_token_indices": [1, 2]}, ["trainable_token_indices"]),
     "rank zero": ({"r": 0}, ["r = 0"]),
     "alpha text": ({"lora_alpha": "16"}, ["lora_alpha = '16'"]),
-    "other rank": ({"r": 8}, [Q0.removeprefix("base_model.model."), "expected rank 8"]),
+    "other rank": ({"r": 8}, ["model.layers.0.", "expected rank 8"]),
     "bad pattern": ({"rank_pattern": {"(": 4}}, ["rank_pattern", "'('"]),
     "bad target pattern": ({"target_modules": "*q_proj"}, ["'*q_proj'"]),
     "targets are a number": ({"target_modules": 5}, ["target_modules"]),
     "bad layers": ({"layers_to_transform": "x"}, ["layers_to_transform"]),
     "bad layers pattern": ({"layers_to_transform": [0], "layers_pattern": "("}, ["layers_pattern"]),
     "bad exclusions": ({"exclude_modules": 5}, ["exclude_modules"]),
-    "modules_to_save is no list": ({"modules_to_save": True}, ["modules_to_save: True"]),
+    "modules_to_save is no list": ({"modules_to_save": True}, ["modules_to_save", "not a list"]),
     "alpha not finite": ({"alpha_pattern": {"q_proj": float("inf")}}, ["alpha_pattern", "'q_proj'", "inf"]),
     "targets without weights": ({"target_modules": ["q_proj", "down_proj", "v_proj"]}, ["no weights for", "v_proj"]),
     "weights without targets": ({"target_modules": ["q_proj"]}, ["down_proj", "do not name"]),
@@ -98,7 +103,8 @@ def test_shapes(tmp_path: Path, base: builders.Arrays, key: str, shape: tuple[in
     ("key", "words"),
     [
         ("base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight", ["layers.7", "has no lora_B"]),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", ["embeddings", "lora_embedding_A"]),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", ["embed_tokens has no lora_embedding_B"]),
+        (f"{Q0}.lora_embedding_A", ["lora_A beside lora_embedding_A"]),
         (f"{Q0}.lora_magnitude_vector", ["DoRA"]),
         (f"{Q0}.lora_C.weight", ["lora_C"]),
         ("something.else", ["something.else"]),
@@ -123,17 +129,39 @@ def test_adapter_that_adds_tokens(tmp_path: Path, base: builders.Arrays) -> None
     ab = builders.adapter(tmp_path / "a", base)
     n = base["lm_head.weight"].shape[0]
     rewrite(tmp_path, ab | {"base_model.model.lm_head.weight": np.zeros((n + 2, 256), np.float32)})
-    refused(tmp_path, "adds tokens", str(n), str(n + 2))
+    refused(tmp_path, "vocabulary's size", f"lm_head.weight has {n + 2} rows", "embedding and head")
+    tables = {f"base_model.model.{name}.weight": np.zeros((n + k, 256), np.float32)
+              for name, k in (("lm_head", 2), ("model.embed_tokens", 3))}  # fmt: skip
+    rewrite(tmp_path, ab | tables)
+    refused(tmp_path, "vocabulary's size", f"{n + 2} rows", f"{n + 3} rows")
 
 
-def test_trained_head_is_not_taken_for_a_copy(tmp_path: Path, base: builders.Arrays) -> None:
+def test_trained_tensor_that_nothing_names(tmp_path: Path, base: builders.Arrays) -> None:
     ab = builders.adapter(tmp_path / "a", base)
-    head = base["lm_head.weight"].copy()
-    rewrite(tmp_path, ab | {"base_model.model.lm_head.weight": head})
+    norm = base["model.norm.weight"].copy()
+    rewrite(tmp_path, ab | {"base_model.model.model.norm.weight": norm})
     assert jmedlite.quantize(tmp_path / "m", lora=[str(tmp_path / "a")], bits=[8], out=tmp_path / "ok")
-    head[-1, -1] += 1
-    rewrite(tmp_path, ab | {"base_model.model.lm_head.weight": head})
-    refused(tmp_path, "trained lm_head.weight")
+    norm[-1] += 1
+    rewrite(tmp_path, ab | {"base_model.model.model.norm.weight": norm})
+    refused(tmp_path, "trained model.norm.weight", "modules_to_save")
+
+
+@pytest.mark.parametrize("changes", [{"modules_to_save": ["norm"]}, {"use_dora": True}, {"bias": "all"}])
+def test_weight_where_it_has_no_meaning(tmp_path: Path, base: builders.Arrays, changes: dict[str, Any]) -> None:
+    builders.adapter(tmp_path / "a", base, **changes)
+    with pytest.raises(DataError, match=r"the weight 0\.5 has no meaning"):
+        jmedlite.quantize(tmp_path / "m", lora=[f"{tmp_path / 'a'}:0.5"], bits=[8], out=tmp_path / "out")
+
+
+def test_two_adapters_that_replace_the_same(tmp_path: Path, base: builders.Arrays) -> None:
+    for name in ("a", "b"):
+        ab = builders.adapter(tmp_path / name, base, modules_to_save=["norm"])
+        builders.write_safetensors(
+            tmp_path / name / "adapter_model.safetensors",
+            ab | {"base_model.model.model.norm.weight": base["model.norm.weight"] * 2}, "F32",
+        )  # fmt: skip
+    with pytest.raises(DataError, match=r"replaces model\.norm\.weight, which another adapter has changed"):
+        jmedlite.quantize(tmp_path / "m", lora=[str(tmp_path / n) for n in "ab"], bits=[8], out=tmp_path / "out")
 
 
 def test_values_that_are_not_finite(tmp_path: Path, base: builders.Arrays) -> None:
@@ -151,8 +179,8 @@ def test_overflow_after_merging(tmp_path: Path, base: builders.Arrays) -> None:
     refused(tmp_path, "model.layers.0.self_attn.q_proj.weight", "NaN or infinite", "merging")
 
 
-def test_tied_head(tmp_path: Path) -> None:
-    base = builders.checkpoint(tmp_path / "m", "llama", tie_word_embeddings=True)
+def test_head_of_a_family_that_is_always_tied(tmp_path: Path) -> None:
+    base = builders.checkpoint(tmp_path / "m", "gemma2")
     builders.adapter(tmp_path / "a", base | {"lm_head.weight": base["model.embed_tokens.weight"]}, modules=("q_proj",))
     rewrite(
         tmp_path,
@@ -163,14 +191,17 @@ def test_tied_head(tmp_path: Path) -> None:
             ),
         },
     )
-    refused(tmp_path, "lm_head")
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["lm_head"]}))
+    refused(tmp_path, "lm_head", "no place")
 
 
 def test_missing_parts(tmp_path: Path, base: builders.Arrays) -> None:
     refused(tmp_path, "a: no such", kind=InputMissing)
     builders.adapter(tmp_path / "a", base)
-    (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "adapter_model.bin")
-    refused(tmp_path, "adapter_model.safetensors", ".bin", kind=InputMissing)
+    (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "weights.bin")
+    refused(tmp_path, "adapter_model.safetensors", "adapter_model.bin", kind=InputMissing)
+    (tmp_path / "a" / "weights.bin").rename(tmp_path / "a" / "adapter_model.safetensors")
     (tmp_path / "a" / "adapter_config.json").write_text("{")
     refused(tmp_path, "adapter_config.json", "JSON")
 
@@ -179,11 +210,12 @@ def test_another_base_name_is_only_a_warning(tmp_path: Path, base: builders.Arra
     config = tmp_path / "m" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "owner/Base-7B"}))
     builders.adapter(tmp_path / "a", base, base_model_name_or_path="other/Thing-7B")
-    adapter = Adapter(tmp_path / "a", Checkpoint(tmp_path / "m"))
+    model = CheckpointModel(tmp_path / "m", Files())
+    adapter = PeftAdapter(tmp_path / "a", model.base())
     assert len(adapter.warnings) == 1
     assert "other/Thing-7B" in adapter.warnings[0]
     builders.adapter(tmp_path / "a", base, base_model_name_or_path="copies/Base-7B")
-    assert not Adapter(tmp_path / "a", Checkpoint(tmp_path / "m")).warnings
+    assert not PeftAdapter(tmp_path / "a", model.base()).warnings
 
 
 @pytest.mark.parametrize(

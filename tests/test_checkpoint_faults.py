@@ -445,7 +445,7 @@ def test_unknown_architecture_lists_the_known(tmp_path: Path, architectures: Any
         ({"num_hidden_layers": 2_000_000_000}, ["num_hidden_layers", "512"]),
         ({"num_hidden_layers": 3}, ["lacks", "model.layers.2."]),
         ({"max_position_embeddings": "many"}, ["max_position_embeddings", "'many'"]),
-        ({"max_position_embeddings": 1 << 40}, ["context_length", str(1 << 40)]),
+        ({"max_position_embeddings": 1 << 40}, ["max_position_embeddings", str(1 << 40)]),
         ({"rms_norm_eps": float("nan")}, ["rms_norm_eps", "nan"]),
         ({"rms_norm_eps": "1e-6"}, ["rms_norm_eps"]),
         ({"rope_theta": "big"}, ["rope", "big"]),
@@ -532,8 +532,8 @@ def test_missing_file(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("pytorch_model.bin", [".bin weights", "safetensors"]),
-        ("model.gguf", ["GGUF", "jmedlite ask"]),
+        ("weights.bin", ["weights.bin has another name", "pytorch_model.bin"]),
+        ("model.gguf", ["GGUF", "model.gguf"]),
         ("notes.txt", ["model.safetensors", INDEX]),
     ],
 )

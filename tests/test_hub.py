@@ -152,7 +152,8 @@ def test_download_pins_the_commit_and_takes_only_what_is_needed(tmp_path: Path, 
     done = run(tmp_path, hub)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out" / "tiny-model-Q8_0.json").read_text())
-    assert manifest["base"] == {"name": "tiny-model", "repo": REPO, "revision": COMMIT}
+    shards = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in hub.folder.glob("model-*.safetensors")}
+    assert manifest["base"] == {"name": "tiny-model", "repo": REPO, "revision": COMMIT, "files": shards}
     assert manifest["license"] == "apache-2.0"
     fetched = {path.rpartition("/")[2] for verb, path, _ in hub.requests if verb == "GET" and "/resolve/" in path}
     assert "model-00001-of-00002.safetensors" in fetched

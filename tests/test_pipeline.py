@@ -11,8 +11,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from jmedlite.convert.pipeline import interleave_rotary
 from jmedlite.convert.recipes import LEVELS, parse_levels
+from jmedlite.convert.rows import RowOrder
 
 import jmedlite
 from jmedlite.base.gguf import read_header
@@ -82,7 +82,7 @@ def test_small_blocks_and_many_threads_change_nothing(tmp_path: Path, memory: st
 
 def test_rotary_rows_by_their_definition() -> None:
     rows = np.arange(2 * 6, dtype=np.float32).reshape(12, 1)  # two heads of six rows
-    moved = interleave_rotary(rows, 6)[:, 0]
+    moved = RowOrder(6, interleave=True).reorder(rows)[:, 0]
     # row i of a head and row i + 3 become neighbours 2i and 2i + 1
     np.testing.assert_array_equal(moved, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11])
 
@@ -121,7 +121,7 @@ def test_merge_is_the_formula(tmp_path: Path, kind: str, family: str) -> None:
         expected = base[f"{module}.weight"] + 0.5 * scale * (b @ a)
         _, _, i, _, leaf = module.split(".")
         if family == "llama" and leaf in ("q_proj", "k_proj"):
-            expected = interleave_rotary(expected, builders.HEAD_DIM)
+            expected = RowOrder(builders.HEAD_DIM, interleave=True).reorder(expected)
         # float32: one rounding of the product sum of length r, one of the addition
         np.testing.assert_allclose(found[f"blk.{i}.{names[leaf]}.weight"], expected, rtol=0, atol=4e-7, err_msg=module)
         assert not np.allclose(found[f"blk.{i}.{names[leaf]}.weight"], expected * 1.01, rtol=0, atol=4e-7)
@@ -170,7 +170,9 @@ def test_llama_attention_biases_move_with_their_rows(tmp_path: Path) -> None:
     (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
     found = read(path)
     bias = base["model.layers.0.self_attn.k_proj.bias"].reshape(-1, 1)
-    np.testing.assert_array_equal(found["blk.0.attn_k.bias"], interleave_rotary(bias, builders.HEAD_DIM)[:, 0])
+    np.testing.assert_array_equal(
+        found["blk.0.attn_k.bias"], RowOrder(builders.HEAD_DIM, interleave=True).reorder(bias)[:, 0]
+    )
     np.testing.assert_array_equal(found["blk.0.attn_output.bias"], base["model.layers.0.self_attn.o_proj.bias"])
 
 
@@ -203,7 +205,10 @@ def test_licence_and_name_from_the_model_card(tmp_path: Path) -> None:
     assert manifest["size_bytes"] == path.stat().st_size
     import hashlib
 
-    assert manifest["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    (file,) = manifest["files"]
+    assert file == {
+        "name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size_bytes": path.stat().st_size,
+    }  # fmt: skip
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
 
 

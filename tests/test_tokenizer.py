@@ -40,9 +40,27 @@ def tokenize_all(path: Path, texts: list[str], parse_special: bool) -> list[list
         return [runner.tokenize(t, parse_special=parse_special) for t in texts]
 
 
-def test_byte_level_tokens_equal_tokenizers(tmp_path: Path) -> None:
+def neox_tokenizer() -> dict[str, Any]:
+    """GPT-NeoX's kind: words cut by the byte-level step itself, NFC, and runs of spaces as added tokens."""
+    described = builders.byte_level_tokenizer()
+    n = builders.n_tokens(described)
+    spaces = [
+        {"id": n + i, "content": " " * k, "special": False, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": True} for i, k in enumerate(range(12, 1, -1))
+    ]  # fmt: skip
+    return described | {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "added_tokens": described["added_tokens"] + spaces,
+    }
+
+
+@pytest.mark.parametrize("family", list(builders.FAMILIES))
+def test_byte_level_tokens_equal_tokenizers(tmp_path: Path, family: str) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    builders.checkpoint(tmp_path / "m")
+    described = neox_tokenizer() if family == "gpt_neox" else builders.byte_level_tokenizer()
+    builders.checkpoint(tmp_path / "m", family, vocab_size=builders.n_tokens(described))
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
     reference = tokenizers.Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
     texts = lines(400)
@@ -54,25 +72,31 @@ def test_byte_level_tokens_equal_tokenizers(tmp_path: Path) -> None:
     assert ours == [reference.encode(t, add_special_tokens=False).ids for t in texts]
 
 
-@pytest.fixture(scope="module")
-def spm_model() -> bytes:
-    """A small SentencePiece BPE model with byte fallback, as Llama 2's."""
+def train(**changes: Any) -> bytes:
+    """A small SentencePiece model; without changes BPE with byte fallback, as Llama 2's."""
     sentencepiece = pytest.importorskip("sentencepiece")
     out = io.BytesIO()
+    options = {
+        "vocab_size": 420, "model_type": "bpe", "byte_fallback": True, "character_coverage": 0.98,
+        "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "num_threads": 1, "minloglevel": 2,
+    }  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([t for t in SAMPLES if t.strip()] * 20), model_writer=out, vocab_size=420,
-        model_type="bpe", byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity",
-        remove_extra_whitespaces=False, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter([t for t in SAMPLES if t.strip()] * 20), model_writer=out, **options | changes
+    )
     return out.getvalue()
 
 
-def spm_checkpoint(folder: Path, model: bytes) -> Any:
-    """A Llama checkpoint with that tokenizer; returns sentencepiece's processor."""
+@pytest.fixture(scope="module")
+def spm_model() -> bytes:
+    return train()
+
+
+def spm_checkpoint(folder: Path, model: bytes, family: str = "llama") -> Any:
+    """A checkpoint with that tokenizer; returns sentencepiece's processor."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    builders.checkpoint(folder, "llama", vocab_size=processor.vocab_size())
+    builders.checkpoint(folder, family, vocab_size=processor.vocab_size())
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(model)
     (folder / "tokenizer_config.json").write_text(
@@ -83,8 +107,15 @@ def spm_checkpoint(folder: Path, model: bytes) -> Any:
     return processor
 
 
-def test_sentencepiece_tokens_equal_sentencepiece(tmp_path: Path, spm_model: bytes) -> None:
-    processor = spm_checkpoint(tmp_path / "m", spm_model)
+GEMMA = {"add_dummy_prefix": False, "user_defined_symbols": ["▁▁", "▁▁▁▁", "<b>", "\t\t"], "vocab_size": 440}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {}), ("mistral", {}), ("phi3", {}), ("gemma2", GEMMA), ("gemma3_text", GEMMA)],
+)
+def test_sentencepiece_tokens_equal_sentencepiece(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    processor = spm_checkpoint(tmp_path / "m", train(**changes), family)
     (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
     meta = read_header(path).metadata
     assert meta["tokenizer.ggml.model"] == "llama"
@@ -135,15 +166,45 @@ def test_byte_fallback_tokenizer_json(tmp_path: Path, spm_model: bytes) -> None:
     assert tokenize_all(path, texts, False) == [reference.encode(t, add_special_tokens=False).ids for t in texts]
 
 
-def test_unigram_is_refused(tmp_path: Path) -> None:
-    sentencepiece = pytest.importorskip("sentencepiece")
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(t for t in SAMPLES if t.strip()), model_writer=out, vocab_size=200, minloglevel=2,
-        hard_vocab_limit=False, num_threads=1,
-    )  # fmt: skip
-    spm_checkpoint(tmp_path / "m", out.getvalue())
-    with pytest.raises(DataError, match="unigram"):
+UNIGRAM = {"model_type": "unigram", "hard_vocab_limit": False, "vocab_size": 400}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"byte_fallback": False},
+        {"byte_fallback": False, "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        {"byte_fallback": False, "add_dummy_prefix": False, "normalization_rule_name": "nmt_nfkc"},
+    ],
+)
+def test_unigram_tokens_equal_sentencepiece(tmp_path: Path, changes: dict[str, Any]) -> None:
+    processor = spm_checkpoint(tmp_path / "m", train(**UNIGRAM | changes), "gpt_neox")
+    (tmp_path / "m" / "tokenizer.model").rename(tmp_path / "m" / "spiece.model")  # rinna's name for it
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    meta = read_header(path).metadata
+    assert meta["tokenizer.ggml.model"] == "t5"
+    assert meta["tokenizer.ggml.unknown_token_id"] == processor.unk_id()
+    texts = [t for t in lines(400) if t.strip()]
+    same = 0
+    for text, ours in zip(texts, tokenize_all(path, texts, False), strict=True):
+        expected = processor.encode(text)
+        same += ours == expected
+        # "aaaaa" has several cuts of the same likelihood; sums in float32 and float64 choose differently
+        assert sorted(ours) == sorted(expected), text
+        assert "".join(map(processor.id_to_piece, ours)) == "".join(map(processor.id_to_piece, expected))
+    assert same >= len(texts) - 20
+
+
+def test_unigram_with_bytes_and_a_prefix_is_refused(tmp_path: Path) -> None:
+    spm_checkpoint(tmp_path / "m", train(**UNIGRAM))
+    with pytest.raises(DataError, match="adds or removes spaces"):
+        read_vocabulary(tmp_path / "m", 1000)
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_other_sentencepiece_models_are_refused(tmp_path: Path, kind: str) -> None:
+    spm_checkpoint(tmp_path / "m", train(model_type=kind, hard_vocab_limit=False, byte_fallback=False))
+    with pytest.raises(DataError, match="words or characters"):
         read_vocabulary(tmp_path / "m", 1000)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, LlamaFileType
 
 from .errors import DataError
 from .inputs import reading
@@ -88,6 +89,38 @@ def nbytes(type_: GGMLQuantizationType, n_elements: int) -> int:
     """Bytes that `n_elements` take in `type_`; n_elements must be a multiple of the type's block size."""
     block, size = GGML_QUANT_SIZES[type_]
     return n_elements // int(block) * int(size)
+
+
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+
+
+def level_name(file_type: object) -> str | None:
+    """llama.cpp's name of `general.file_type`, such as Q4_K_M; None where it has none."""
+    try:
+        name = str(LlamaFileType(file_type).name)
+    except ValueError:
+        return None
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def split_name(stem: str, number: int, count: int) -> str:
+    """llama.cpp's name for file `number` (from 0) of `count`."""
+    return f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def split_stem(name: str) -> str:
+    """A GGUF file's name without its ending, and without the number of a part."""
+    found = _SPLIT.fullmatch(name)
+    return found["stem"] if found else name.removesuffix(".gguf")
+
+
+def split_files(path: Path) -> list[Path]:
+    """All files of a model of several, whichever of them is given; the file alone where it is not split."""
+    found = _SPLIT.fullmatch(path.name)
+    if not found or not (count := int(found["count"])):
+        return [path]
+    return [path.with_name(split_name(found["stem"], i, count)) for i in range(count)]
 
 
 def pad(offset: int, alignment: int = DEFAULT_ALIGNMENT) -> int:

@@ -56,9 +56,6 @@ def libggml() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
-    for name in ("ggml_bf16_to_fp32_row", "ggml_fp16_to_fp32_row"):
-        getattr(lib, name).restype = None
-        getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     lib.ggml_type_name.restype = ctypes.c_char_p
     lib.ggml_type_name.argtypes = [ctypes.c_int]
     return lib
@@ -70,19 +67,43 @@ def type_names() -> dict[str, GGMLQuantizationType]:
     return {libggml().ggml_type_name(t.value).decode(): t for t in GGMLQuantizationType}
 
 
+@cache
+def _to_float(dtype: str) -> Any:
+    """ggml's own conversion of a format's rows to float32."""
+    names = {"BF16": "ggml_bf16_to_fp32_row", "F16": "ggml_fp16_to_fp32_row"}
+    name = names.get(dtype)
+    if name is None:
+        name = f"dequantize_row_{libggml().ggml_type_name(GGMLQuantizationType[dtype].value).decode()}"
+    try:
+        convert = getattr(libggml(), name)
+    except AttributeError:
+        raise NativeError(f"this llama-cpp-python can't decode {dtype} (no {name} in its library)") from None
+    convert.restype = None
+    convert.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return convert
+
+
 def widen(raw: U8, dtype: str, out: F32) -> None:
-    """Checkpoint bytes of `dtype` (BF16, F16 or F32) to float32, into `out` (1-D, as many values as `raw` holds)."""
+    """Stored bytes of `dtype` (F32, F16, BF16, a ggml format) to float32, into `out` (1-D, as many as `raw` holds)."""
     if dtype == "F32":
         out[:] = raw.view(np.float32)
-        return
-    convert = libggml().ggml_bf16_to_fp32_row if dtype == "BF16" else libggml().ggml_fp16_to_fp32_row
-    convert(raw.ctypes.data, out.ctypes.data, out.size)
+    else:
+        _to_float(dtype)(raw.ctypes.data, out.ctypes.data, out.size)
 
 
-def quantize(type_: GGMLQuantizationType, rows: F32, out: U8) -> U8:
-    """Encode float32 `rows` (n_rows, n_per_row), C-contiguous, as `type_` into `out`; returns the part written."""
+def quantize(type_: GGMLQuantizationType, rows: F32, out: U8, importance: F32 | None = None) -> U8:
+    """Encode float32 `rows` (n_rows, n_per_row), C-contiguous, as `type_` into `out`; returns the part written.
+
+    `importance` (n_per_row,) weighs the columns' errors.
+    """
     written = libggml().ggml_quantize_chunk(
-        type_.value, rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], None
+        type_.value,
+        rows.ctypes.data,
+        out.ctypes.data,
+        0,
+        rows.shape[0],
+        rows.shape[1],
+        None if importance is None else importance.ctypes.data,
     )
     return out[:written]
 

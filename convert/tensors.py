@@ -1,0 +1,89 @@
+"""One stored tensor: where its bytes are, in which number format, of which shape; and the reading of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base import gguf
+from jmedlite.base.errors import IoFault
+from jmedlite.base.inputs import reading
+from jmedlite.base.native import F32, U8, widen
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+WEIGHT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor stands: `offset` counts from the file's beginning, `shape` is row-major as in PyTorch.
+
+    `dtype` is safetensors' name, or ggml's ("Q4_K") for a tensor of a GGUF file.
+    """
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return stored_bytes(self.dtype, self.n_elements)
+
+
+def stored_bytes(dtype: str, n_elements: int) -> int:
+    """Bytes of `n_elements`, whole blocks where the format has blocks."""
+    if dtype in DTYPE_BYTES:
+        return n_elements * DTYPE_BYTES[dtype]
+    return gguf.nbytes(GGMLQuantizationType[dtype], n_elements)
+
+
+class Files:
+    """Reads ranges of tensors, keeping the files open in between; never maps them."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, BinaryIO] = {}
+
+    def read(self, tensor: StoredTensor, start: int, out: U8) -> None:
+        """Fill `out` with the tensor's bytes from byte `start` on."""
+        file = self._open.get(tensor.path)
+        with reading(tensor.path):
+            if file is None:
+                file = self._open[tensor.path] = tensor.path.open("rb", buffering=0)
+            file.seek(tensor.offset + start)
+            view = memoryview(out.data)
+            while view:
+                n = file.readinto(view)  # type: ignore[attr-defined]
+                if not n:
+                    raise IoFault(f"{tensor.path}: ended while {tensor.name} was read; did another program change it?")
+                view = view[n:]
+
+    def values(self, tensor: StoredTensor, start: int, out: F32) -> None:
+        """Fill `out` with the tensor's elements from `start` on, in float32."""
+        raw = np.empty(stored_bytes(tensor.dtype, out.size), np.uint8)
+        self.read(tensor, stored_bytes(tensor.dtype, start), raw)
+        widen(raw, tensor.dtype, out)
+
+    def matrix(self, tensor: StoredTensor) -> F32:
+        """A whole (small) tensor in float32."""
+        out = np.empty(tensor.n_elements, np.float32)
+        self.values(tensor, 0, out)
+        return out.reshape(tensor.shape)
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()

@@ -1,0 +1,208 @@
+"""Compute an importance matrix: calibration text, checked, to a child process that runs the model over it.
+
+The model's file is mapped into memory; what comes on top is llama.cpp's own: about 1.2 MB for each token evaluated at
+once and 150,000 entries of the vocabulary (128 tokens: 160 MB), the cache of one chunk, and 8 bytes per column summed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import BY_EXIT_CODE, DataError, InputMissing, JmedliteError, NativeError, UsageError
+from jmedlite.base.inputs import check_range, reading
+from jmedlite.base.outputs import check_target
+from jmedlite.convert.imatrix import Imatrix, read_imatrix
+from jmedlite.convert.overlap import check_no_overlap, read_task, shipped
+
+from .hardware import physical_cores
+
+LANGUAGES = {"ja": ("ja",), "en": ("en",), "both": ("ja", "en")}
+MAX_TEXT = 32 << 20
+MAX_CTX = 1 << 20
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A matrix that was written: what is in it, and how it was made. `missing` are weights that saw no token."""
+
+    imatrix: Imatrix
+    n_tokens: int
+    missing: tuple[str, ...]
+    seconds: float
+
+
+def compute_imatrix(
+    model: str | Path,
+    *,
+    texts: Sequence[str | Path] = (),
+    language: str = "both",
+    out: str | Path | None = None,
+    ctx: int = 512,
+    chunks: int | None = None,
+    threads: int | None = None,
+    gpu_layers: str | int = "auto",
+    process_output: bool = False,
+    exclude_tasks: Sequence[str | Path] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Computed:
+    """Run a GGUF over calibration text and write the mean squares of what enters its matrix products.
+
+        >>> jmedlite.compute_imatrix("qwen-BF16.gguf", texts=["notes.txt"])  # doctest: +SKIP
+
+    Without `texts` the medical text that comes with jmedlite is used, in `language` ("ja", "en" or "both"). The text is
+    cut into chunks of `ctx` tokens, each evaluated on its own; what is left over is not used. The file is written to
+    `out` (default: beside the model, `NAME.imatrix.gguf`) in llama.cpp's format, and equals llama-imatrix's. A text
+    that holds items of a known benchmark, or of one of the JSONL files `exclude_tasks`, is refused. `progress` hears
+    the bytes of text done and in all. Raises the exceptions of `jmedlite.base.errors`.
+    """
+    path = Path(model)
+    if not path.is_file():
+        raise InputMissing(f"{model}: no such GGUF file")
+    if str(gpu_layers) not in ("auto", "all"):
+        if not str(gpu_layers).lstrip("-").isdecimal():
+            raise UsageError(f"--gpu-layers {gpu_layers}: expected auto, all or a whole number")
+        check_range("--gpu-layers", gpu_layers, 0, 10_000, "auto, all or ")
+    check_range("--ctx", ctx, 16, MAX_CTX)
+    if chunks is not None:
+        check_range("--chunks", chunks, 1, 1 << 24)
+    if threads is not None:
+        check_range("--threads", threads, 1, 1024)
+    target = Path(out) if out is not None else path.with_name(f"{path.stem}.imatrix.gguf")
+    if target.resolve() in {path.resolve(), *(Path(t).resolve() for t in texts)}:
+        raise UsageError(f"--out {target}: is an input; choose another file name")
+    names, text = _text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
+    check_target(target, overwrite)
+    request = {
+        "path": str(path.resolve()),
+        "out": str(target.resolve()),
+        "text": text,
+        "datasets": names,
+        "ctx": ctx,
+        "chunks": chunks,
+        "threads": threads or physical_cores(),
+        "gpu_layers": str(gpu_layers),
+        "process_output": process_output,
+    }
+    done = _run(request, progress)
+    return Computed(read_imatrix(target), done["n_tokens"], tuple(done["missing"]), done["seconds"])
+
+
+# -------------------------------------------------------------------------------------------------------- text
+
+
+def read_calibration_text(path: Path) -> str:
+    """A text file, UTF-8 and not empty; raises DataError saying what else it is."""
+    with reading(path), path.open("rb") as file:
+        raw = file.read(MAX_TEXT + 1)
+    if len(raw) > MAX_TEXT:
+        raise DataError(f"{path.name}: has more than {MAX_TEXT:,} bytes; some hundred kB of text are enough")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path.name}: is not UTF-8 (byte {e.start:,}); save the text as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path.name}: contains a NUL character; is it a text?")
+    if not text.strip():
+        raise DataError(f"{path.name}: has no text")
+    return text
+
+
+def shipped_text(language: str) -> str:
+    """The calibration text that comes with jmedlite, "ja" or "en": sections with an empty line between them."""
+    from importlib.resources import files
+
+    return (files("jmedlite.convert") / "calibration" / f"{language}.txt").read_text(encoding="utf-8")
+
+
+def _text(paths: list[Path], language: str, exclude: list[Path]) -> tuple[list[str], str]:
+    """Names of the data sets, and one text, in which no benchmark's items were found."""
+    tasks = [("IgakuQA", shipped()), *((p.name, read_task(p)) for p in exclude)]
+    if language not in LANGUAGES:
+        raise UsageError(f"--lang {language}: expected {', '.join(LANGUAGES)}")
+    if paths:
+        names, parts = [p.name for p in paths], [read_calibration_text(p) for p in paths]
+    else:
+        names = [f"jmedlite calibration {x}" for x in LANGUAGES[language]]
+        parts = [shipped_text(x) for x in LANGUAGES[language]]
+    for name, part in zip(names, parts, strict=True):
+        check_no_overlap(name, part, tasks)
+    # llama-imatrix leaves out one newline at the end
+    parts = [p.removesuffix("\n") for p in parts]
+    if paths:
+        return names, "\n".join(parts)
+    # section by section, so that a part of the chunks has both languages
+    sections = zip_longest(*(p.split("\n\n") for p in parts), fillvalue="")
+    return names, "\n\n".join(s for s in chain.from_iterable(sections) if s)
+
+
+# ------------------------------------------------------------------------------------------------------- child
+
+
+def _run(request: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+    """The `done` event of a child that worked on `request`."""
+    n_bytes = len(request["text"].encode("utf-8"))
+    for event in _events(request):
+        if event["event"] == "done":
+            return event
+        if progress:
+            used = n_bytes * event["total"] * request["ctx"] // event["n_tokens"]
+            progress(used * event["done"] // event["total"], used)
+    raise AssertionError("a child's events end with done, or with an exception")
+
+
+def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryFile() as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "jmedlite.calibrate"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            # ggml starts a debugger on an abort unless told not to
+            env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            with contextlib.suppress(OSError):  # where the child is gone, the end of its events says so
+                child.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
+                child.stdin.close()
+            for line in child.stdout:
+                event: dict[str, Any] = json.loads(line)
+                if event["event"] == "error":
+                    raise BY_EXIT_CODE.get(event["code"], JmedliteError)(event["message"])
+                yield event
+                if event["event"] == "done":
+                    return
+            stderr.seek(0)
+            raise _death(child.wait(), stderr.read()[-4096:].decode("utf-8", "replace"))
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            with contextlib.suppress(OSError):
+                child.stdin.close()
+            child.stdout.close()
+
+
+def _death(status: int, stderr: str) -> NativeError:
+    """Why the child is gone, in a sentence."""
+    if status == -getattr(signal, "SIGKILL", 9):
+        return NativeError(
+            "the process that computes the matrix was killed, most likely because memory ran out; use a smaller --ctx "
+            "or a narrower level of the model"
+        )
+    why = (stderr.strip().splitlines() or ["it gave no reason"])[-1].strip()
+    return NativeError(f"llama.cpp ended unexpectedly (status {status}: {why}); is the file damaged?")
