@@ -287,7 +287,7 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
         for name, shape in shapes.items()
     }
     plan = make_plan(shapes["this file"], machine, wish)
-    return {"file": path.name, "plan": plan.figures(), "sentence": plan.sentence(), "levels": levels}
+    return {"file": path.name, "plan": plan.figures(), "sentence": plan.sentence(grows=True), "levels": levels}
 
 
 def _show_fit(fit: dict[str, Any]) -> None:

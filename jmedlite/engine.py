@@ -48,6 +48,8 @@ def protect_process() -> None:
 
 def die_with_parent() -> None:
     """On Linux the kernel ends this process with the parent; elsewhere the end of standard input does (`listen`)."""
+    if sys.platform != "linux":
+        return
     with suppress(OSError, AttributeError):
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -89,7 +89,7 @@ class LoadedModel:
         plan = make_plan(shape, machine, wish)
         if not plan.fits and not self.request.get("force"):
             raise CannotCreate(refusal(self.path.name, plan, shape, machine, wish, level_shapes(self.header)))
-        emit("plan", sentence=plan.sentence(), **plan.figures())
+        emit("plan", sentence=plan.sentence(grows=wish.n_ctx is None), **plan.figures())
         return plan
 
     def _params(self) -> Any:

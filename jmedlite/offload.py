@@ -227,14 +227,14 @@ class Plan:
             "places": [{**asdict(need), "total": need.total} for need in (self.ram, *self.gpus)],
         }
 
-    def sentence(self) -> str:
-        """The plan in one line."""
+    def sentence(self, *, grows: bool = False) -> str:
+        """The plan in one line; `grows`: the context is the longest there may be, not what is taken at once."""
         where = "on the processor"
         if self.n_gpu_layers:
             places = ", ".join(f"{g.place} {_gb(g.total)} of {_gb(g.free)}" for g in self.gpus if g.n_layers)
             where = f"{self.n_gpu_layers} of {self.n_layers + 1} layers on {places}"
         return (
-            f"{where}; context {self.n_ctx:,} tokens ({self.kv_type}); "
+            f"{where}; context {'up to ' if grows else ''}{self.n_ctx:,} tokens ({self.kv_type}); "
             f"RAM {_gb(self.ram.total)} of {_gb(self.ram.free)} available"
         )
 

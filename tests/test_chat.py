@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import jmedlite
@@ -196,6 +197,60 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless_gguf: Path) -> None
     assert "Traceback" not in text
     assert text.count("診断や治療の判断には使わないでください") == 1
     assert text.count("licence:") == 1
+
+
+@posix
+def test_a_second_ctrl_c_ends_it_at_once(endless_gguf: Path) -> None:
+    """Even where the model no longer listens."""
+    child = start(endless_gguf, "--max-tokens", "60000")
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"hello\n")
+    assert child.stdout.read(1)
+    (engine,) = psutil.Process(child.pid).children()
+    engine.suspend()
+    for _ in range(2):
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.3)
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert b"Traceback" not in err
+    psutil.wait_procs([engine], timeout=20)
+    assert not engine.is_running()
+
+
+@posix
+def test_at_a_terminal(endless_gguf: Path, tmp_path: Path) -> None:
+    """Alt-Enter breaks the line, Ctrl-C clears it, Ctrl-D leaves; what was typed is in the conversation alone."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    saved = tmp_path / "c.json"
+    command = [sys.executable, "-m", "jmedlite", "chat", "-m", str(endless_gguf), "--max-tokens", "4"]
+    child = subprocess.Popen(
+        [*command, "--save", str(saved)], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+
+    def until(words: bytes) -> None:
+        nonlocal shown
+        while words not in shown:
+            shown += os.read(ours, 4096)
+        shown = shown.partition(words)[2]
+
+    until(b"/exit leaves")
+    until(b"> ")
+    os.write(ours, b"one\x1b\rtwo\r")
+    until(b"(the answer was cut at 4 tokens")
+    until(b"> ")
+    os.write(ours, b"never sent\x03")
+    until(b"(/exit or Ctrl-D leaves)")
+    until(b"> ")
+    os.write(ours, b"\x04")
+    assert child.wait(timeout=20) == 0
+    os.close(ours)
+    assert [text for role, text in json.loads(saved.read_text())["turns"] if role == "user"] == ["one\ntwo"]
 
 
 @posix

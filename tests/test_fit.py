@@ -79,7 +79,7 @@ def test_doctor_shows_what_fits(tiny_gguf: Path) -> None:
     assert fit["plan"]["n_ctx"] == 512
     assert fit["levels"]["Q4_K_M"]["size_bytes"] < fit["levels"]["BF16"]["size_bytes"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for words in ("m-F32.gguf", "512 tokens", "Q4_K_M", "on the processor; context 512 tokens (f16)"):
+    for words in ("m-F32.gguf", "512 tokens", "Q4_K_M", "on the processor; context up to 512 tokens (f16)"):
         assert words in shown
 
 

@@ -255,6 +255,36 @@ def test_ask_prints_the_answer_and_the_notice_once(model: Path, tmp_path: Path) 
         assert done.stdout.rstrip() == runner.ask("高血圧とは。", max_tokens=8).text
 
 
+def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= "yes" | "no"', encoding="utf-8")
+    (tmp_path / "s.json").write_text('{"enum": ["yes", "no"]}')
+    strict = (
+        "--temperature",
+        "2",
+        "--seed",
+        "3",
+        "--top-k",
+        "1",
+        "--min-p",
+        "1",
+        "--top-p",
+        "0",
+        "--repeat-penalty",
+        "1",
+    )
+    plain = ask(model, tmp_path, "q").stdout
+    assert ask(model, tmp_path, "q", *strict, "--no-stream", "--threads", "1", "--flash-attn", "on").stdout == plain
+    done = ask(model, tmp_path, "q", "--grammar", str(tmp_path / "g.gbnf"), "--timings", "--ctx", "256")
+    assert done.stdout.strip() in ("yes", "no")
+    for words in ("context 256 tokens (f16)", "load ", "first token after", "from the cache"):
+        assert words in done.stderr
+    done = ask(model, tmp_path, "q", "--json-schema", str(tmp_path / "s.json"), "--kv-type", "q8_0", "--no-cache")
+    assert json.loads(done.stdout) in ("yes", "no")
+    assert "(q8_0)" in done.stderr
+    missing = ask(model, tmp_path, "q", "--grammar", str(tmp_path / "none"))
+    assert (missing.returncode, missing.stdout) == (66, "")
+
+
 @pytest.mark.parametrize("dash", [(), ("-",)])
 def test_question_on_standard_input_as_json(model: Path, tmp_path: Path, dash: tuple[str, ...]) -> None:
     done = ask(model, tmp_path, "--json", *dash, input="What is fever?\n")

@@ -1,0 +1,23 @@
+"""The examples of the documentation run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_python_example_runs(endless_gguf: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code.count("gguf/qwen-Q4_K_M.gguf") == 1
+    code = code.replace("gguf/qwen-Q4_K_M.gguf", endless_gguf.as_posix())
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", "-"], input=code, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("on the processor; context 512 tokens (f16); RAM")
+    assert re.search(r"^(yes|no)$", done.stdout, re.MULTILINE)
+    assert "'first_token_seconds':" in done.stdout
