@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -236,17 +237,19 @@ def test_at_a_terminal(endless_gguf: Path, tmp_path: Path) -> None:
     def until(words: bytes) -> None:
         nonlocal shown
         while words not in shown:
+            assert select.select([ours], [], [], 60)[0], shown
             shown += os.read(ours, 4096)
         shown = shown.partition(words)[2]
 
+    ready = b"\x1b[?2004h"  # what prompt_toolkit writes when it begins to read
     until(b"/exit leaves")
-    until(b"> ")
+    until(ready)
     os.write(ours, b"one\x1b\rtwo\r")
     until(b"(the answer was cut at 4 tokens")
-    until(b"> ")
+    until(ready)
     os.write(ours, b"never sent\x03")
     until(b"(/exit or Ctrl-D leaves)")
-    until(b"> ")
+    until(ready)
     os.write(ours, b"\x04")
     assert child.wait(timeout=20) == 0
     os.close(ours)
