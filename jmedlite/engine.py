@@ -24,7 +24,7 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
-from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
+from jmedlite.base.errors import ContextFull, DataError, Interrupted, JmedliteError, UsageError
 
 from .evaluation import Evaluator, Settings, Stopped
 from .hardware import cpu_features
@@ -318,6 +318,8 @@ def serve(requests: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, em
                 emit("resumed", n_tokens=engine.evaluator.load_conversation(request["name"]))
             else:
                 engine.ask(request, emit)
+        except Stopped:
+            emit("error", code=Interrupted.exit_code, kind=Interrupted.__name__, message="stopped")
         except JmedliteError as e:
             emit("error", code=e.exit_code, kind=type(e).__name__, message=str(e))
             if engine is None:

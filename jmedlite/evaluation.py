@@ -23,6 +23,7 @@ from .offload import CELL, N_OUTPUTS, N_UBATCH
 from .statecache import StateCache, key_of
 from .vocabulary import common_prefix
 
+MIN_PREFIX = 16  # tokens: fewer are evaluated as soon as looked up
 MIN_CONTEXT = 512  # cells: the first context is not smaller, so that a few short questions share it
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 
@@ -163,7 +164,7 @@ class Evaluator:
             self.keep(0)
             return 0
         n_shared = min(common_prefix(self.tokens, prompt), len(prompt) - 1) if continued else 0
-        n_fixed = min(common_prefix(prefix, prompt), len(prompt) - 1)
+        n_fixed = min(common_prefix(prefix, prompt), len(prompt) - 1) if len(prefix) >= MIN_PREFIX else 0
         if n_shared > n_fixed:
             self.keep(n_shared)
             n_old = len(self.tokens)

@@ -102,7 +102,7 @@ class LoadedModel:
             pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"]
             self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
             self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
-            params.devices = ctypes.cast(self._devices, type(params.devices))
+            params.devices = ctypes.addressof(self._devices)
             params.tensor_split = self._split
         return params
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import jmedlite
 from jmedlite.base.errors import CannotCreate, DataError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.outputs import sha256_file
+from jmedlite.engine import Engine
 from jmedlite.fitting import level_shapes, shape_on_this_machine
+from jmedlite.hardware import devices
 from jmedlite.loading import LoadedModel, read_whole_header
-from jmedlite.offload import Machine
+from jmedlite.offload import MARGIN, Gpu, Machine
+from jmedlite.sampling import Sampling
 
 from . import builders
 
@@ -40,6 +44,23 @@ def test_what_does_not_fit_is_refused_or_forced(endless_gguf: Path) -> None:
     assert not events
     LoadedModel(load | {"force": True}, lambda event, **fields: events.append(event))
     assert events == ["plan"]
+
+
+@pytest.mark.parametrize("n_gpu_layers", [0, 1, 2, 3])
+def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.MonkeyPatch, n_gpu_layers: int) -> None:
+    """The processor stands for two GPUs: how devices and split reach llama.cpp, and that answers stay the same."""
+    expected = answer(endless_gguf)
+    cpu = next(d for d in devices() if d["kind"] == "CPU")
+    gpus = tuple(Gpu(f"G{i}", MARGIN + 12_000_000) for i in range(2))
+    monkeypatch.setattr("jmedlite.loading.devices", lambda: [cpu | {"kind": "GPU"}] * 2)
+    monkeypatch.setattr("jmedlite.loading.this_machine", lambda: Machine(8_000_000_000, gpus))
+    load = {"path": str(endless_gguf), "threads": 1, "gpu_layers": n_gpu_layers, "ctx": 512, "force": True}
+    engine = Engine(load, lambda event, **fields: None)
+    assert engine.loaded.plan.n_gpu_layers == sum(engine.loaded.plan.split) == n_gpu_layers
+    pieces: list[str] = []
+    request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}
+    engine.ask(request, lambda event, **fields: pieces.append(fields.get("text", "")))
+    assert "".join(pieces).strip() == expected
 
 
 @pytest.mark.usefixtures("small_machine")
