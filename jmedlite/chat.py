@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite import console
-from jmedlite.base.errors import ClosedPipe, DataError, JmedliteError, NativeError
+from jmedlite.base.errors import ClosedPipe, JmedliteError, NativeError
+from jmedlite.base.inputs import MAX_QUESTION, decode
 
 from .answers import Answer, describe_cut, describe_timings
 from .conversation import Conversation
@@ -52,13 +53,10 @@ def line_reader() -> Read:
 
 
 def _plain_line(_: str) -> str:
-    raw = sys.stdin.buffer.readline()
+    raw = sys.stdin.buffer.readline(MAX_QUESTION + 1)
     if not raw:
         raise EOFError
-    try:
-        return raw.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise DataError("the input is not UTF-8; save or type the text as UTF-8") from None
+    return decode(raw, MAX_QUESTION, "the question").rstrip("\r\n")
 
 
 def read_entry(read: Read) -> str:

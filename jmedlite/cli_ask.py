@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jmedlite import console
-from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.base.errors import InputMissing, UsageError
+from jmedlite.base.inputs import MAX_QUESTION, decode, read_text
 from jmedlite.cli_files import Json
 
 if TYPE_CHECKING:
     from jmedlite.answers import Answer
     from jmedlite.runner import Runner
 
-MAX_QUESTION = 1 << 20
 ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file; default: the last one made.")]
 System = Annotated[str | None, typer.Option(help='System prompt; "" for none.')]
 Language = Annotated[str | None, typer.Option("--lang", help="ja or en; default: the question's.")]
@@ -68,13 +68,7 @@ def _read_question(argument: str | None) -> str:
         return argument
     if argument is None and sys.stdin.isatty():
         raise UsageError("no question; give it as an argument, or on standard input")
-    raw = sys.stdin.buffer.read(MAX_QUESTION + 1)
-    if len(raw) > MAX_QUESTION:
-        raise DataError(f"the question has more than {MAX_QUESTION:,} bytes; expected a question, not a file")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"the question is not UTF-8 (byte {e.start}); save the text as UTF-8") from None
+    return decode(sys.stdin.buffer.read(MAX_QUESTION + 1), MAX_QUESTION, "the question")
 
 
 def _check_language(language: str | None) -> None:
@@ -86,7 +80,6 @@ def _sampling_options(names: dict[str, Any]) -> dict[str, Any]:
     """The options of `Sampling` out of a command's own; reads the files that --grammar and --json-schema name."""
     from dataclasses import fields
 
-    from jmedlite.base.inputs import read_text
     from jmedlite.sampling import MAX_GRAMMAR, Sampling
 
     options = {f.name: names[f.name] for f in fields(Sampling)}

@@ -200,6 +200,17 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless_gguf: Path) -> None
     assert text.count("licence:") == 1
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"), [(b"\xff\xfe\n", "not UTF-8"), (b"x" * (2 << 20), "more than 1,048,576 bytes")]
+)
+def test_input_that_is_no_text_ends_it(endless_gguf: Path, typed: bytes, words: str) -> None:
+    command = [sys.executable, "-m", "jmedlite", "chat", "-m", str(endless_gguf)]
+    done = subprocess.run(command, input=typed, capture_output=True, check=False)
+    assert done.returncode == 65
+    (line,) = (x for x in done.stderr.decode().splitlines() if x.startswith("jmedlite: "))
+    assert words in line
+
+
 @posix
 def test_a_second_ctrl_c_ends_it_at_once(endless_gguf: Path) -> None:
     """Even where the model no longer listens."""

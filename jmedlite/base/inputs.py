@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError
 
+MAX_QUESTION = 1 << 20  # bytes
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
@@ -25,15 +27,19 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """A UTF-8 text of at most `limit` bytes; raises DataError where it is longer or another encoding."""
+    """A UTF-8 file of at most `limit` bytes; raises DataError where it is longer or in another encoding."""
     with reading(path), path.open("rb") as file:
-        raw = file.read(limit + 1)
+        return decode(file.read(limit + 1), limit, str(path))
+
+
+def decode(raw: bytes, limit: int, what: str) -> str:
+    """`raw` as UTF-8; DataError where it has more than `limit` bytes (read one more than that) or is not UTF-8."""
     if len(raw) > limit:
-        raise DataError(f"{path}: has more than {limit:,} bytes; is it the right file?")
+        raise DataError(f"{what} has more than {limit:,} bytes; expected a short text, is it the right file?")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise DataError(f"{path}: is not UTF-8 (byte {e.start}); save it as UTF-8") from None
+        raise DataError(f"{what} is not UTF-8 (byte {e.start}); save the text as UTF-8") from None
 
 
 def check_range(option: str, value: float | str, low: float, high: float, others: str = "") -> None:
