@@ -223,7 +223,8 @@ def chat(
         if save and save.exists():
             conversation.load(save)
             console.note(f"(going on with {save}: {len(conversation.turns) // 2} questions so far)")
-        console.note(_describe_model(runner.facts, NOTICE[language or "ja"] + " " + NOTICE["en"] * (language != "en")))
+        notices = [NOTICE[language]] if language else NOTICE.values()
+        console.note(_describe_model(runner.facts, " ".join(notices)))
         console.note("/help shows the commands, /exit leaves.")
         Chat(conversation, save, timings).run(line_reader())
 
