@@ -264,6 +264,13 @@ def test_split_size_too_small(tmp_path: Path, size: str, kind: type[JmedliteErro
     assert not list((tmp_path / "parts").glob("*.gguf"))
 
 
+def test_level_in_the_name_of_a_gguf_is_not_kept(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m", "llama")
+    (source,) = jmedlite.quantize(tmp_path / "m", types=["F16"], out=tmp_path, name="My-Model.v2")
+    (path,) = jmedlite.quantize(source, bits=[8], out=tmp_path)
+    assert (source.name, path.name) == ("My-Model.v2-F16.gguf", "My-Model.v2-Q8_0.gguf")
+
+
 def test_one_part_needs_no_number(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m", "llama")
     (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path, split_max_size="1GB")
