@@ -71,6 +71,7 @@ class Family:
     embedding: str = "model.embed_tokens.weight"
     spellings: tuple[tuple[str, str], ...] = ()  # what transformers has called modules, and what checkpoints do
     head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
+    ignores_window: bool = False  # llama.cpp computes full attention where the model has a window
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
 
@@ -274,8 +275,12 @@ FAMILIES = (
         ("Phi3ForCausalLM",),
         "phi3",
         _PHI3,
-        keys=(Key("rope.scaling.original_context_length", gguf.UINT32, "original_max_position_embeddings"),),
-        defaults={"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+        keys=(
+            Key("rope.scaling.original_context_length", gguf.UINT32, "original_max_position_embeddings"),
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+        ),
+        defaults={"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": 0},
+        ignores_window=True,
         rope_types=("default", "longrope"),
         partly_rotated=True,
         writes_rotary=True,

@@ -14,9 +14,7 @@ from .gguflora import stored_tensors
 from .metadata import copy_metadata
 from .model import Entries, Spec
 from .peft import Base
-from .tensors import Files, StoredTensor
-
-PLAIN_TYPES = ("F32", "F16", "BF16")
+from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor
 
 
 def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
@@ -60,7 +58,7 @@ class GgufModel:
         self._header, self._tensors = read_parts(path)
         self.label, self._path, self._files = gguf.split_stem(path.name), path, files
         self.architecture = str(self._header.metadata["general.architecture"])
-        quantized = sorted({t.dtype for t in self._tensors.values() if t.dtype not in PLAIN_TYPES})
+        quantized = sorted({t.dtype for t in self._tensors.values() if t.dtype not in (*WEIGHT_DTYPES, *NOT_WEIGHTS)})
         if quantized and not requantize:
             raise DataError(
                 f"{path.name}: is quantized already ({', '.join(quantized)}), which costs accuracy twice; "

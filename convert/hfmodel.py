@@ -50,6 +50,12 @@ class CheckpointModel:
             (r.hf for r in rules if r.gguf == "output.weight"), hf_name(family.head, family, self._tensors)
         )
         self._check_names(rules)
+        window = self._config.get("sliding_window")
+        if family.ignores_window and isinstance(window, int) and window > 0:
+            self.warnings.append(
+                f"{self.label}: llama.cpp does not compute its window of {window:,} tokens; longer prompts may be "
+                "answered differently than by the original"
+            )
         self.specs: Sequence[Spec] = [*self._constants(), *(self._spec(rule) for rule in rules)]
         self.head: Spec | None = None
         if self._tied:

@@ -88,6 +88,7 @@ class PeftAdapter:
         self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
         self.updates: dict[str, Update] = {}
         self.replaced: dict[str, StoredTensor] = {}
+        self._saved: set[str] = set()  # tensors that stand in the file whole, trained or not
         self._match(read_weights(self.weights_file))
         self._check_targets()
         self._check_saved()
@@ -265,6 +266,7 @@ class PeftAdapter:
         base = self._base.tensors.get(own)
         if not found or base is None:
             raise self._fail(f"holds {name}, which is not a LoRA matrix this version knows")
+        self._saved.add(own)
         is_table = own in (self._base.embedding, self._base.head)
         if tensor.shape != base.shape and not (is_table and tensor.shape[1:] == base.shape[1:]):
             raise self._fail(f"its {own} is {list(tensor.shape)}, the base has {list(base.shape)}")
@@ -310,10 +312,9 @@ class PeftAdapter:
                 self.ties_head = True
         for module in self._saved_modules():
             wanted = [n for n in self._base.tensors if self._goes_by(n.rpartition(".")[0], module)]
-            missing = [n for n in wanted if n not in self.replaced and not (n == head and self.ties_head)]
-            for name in missing:
-                if not self._stands_in_file(name):
-                    raise self._fail(f"names {module} in modules_to_save, but its file has no {name}")
+            missing = [n for n in wanted if n not in self._saved and not (n == head and self.ties_head)]
+            if missing:
+                raise self._fail(f"names {module} in modules_to_save, but its file has no {missing[0]}")
         rows = {n: t.shape[0] for n, t in self.replaced.items() if n in (embedding, head)}
         resized = {n: r for n, r in rows.items() if r != self._base.tensors[n].shape[0]}
         if resized:
@@ -322,13 +323,6 @@ class PeftAdapter:
             elif len(rows) != 2 or len(set(rows.values())) != 1:
                 told = ", ".join(f"{n} has {r:,} rows" for n, r in rows.items())
                 raise self._fail(f"changes the vocabulary's size, but {told}; embedding and head must be given alike")
-
-    def _stands_in_file(self, name: str) -> bool:
-        """Is the tensor in the file after all, equal to the base's and so left out of `replaced`?"""
-        module, _, leaf = name.rpartition(".")
-        keys = (self._base.spell(key.removeprefix(_PREFIX)) for key in read_weights(self.weights_file))
-        found = (_SAVED.fullmatch(key) for key in keys)
-        return any(m and m["module"] == module and m["leaf"] == leaf for m in found)
 
     # ------------------------------------------------------------------------------------------------- targets
 

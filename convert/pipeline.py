@@ -27,7 +27,7 @@ from jmedlite.base.outputs import OutputFile
 
 from .lora import TILE, LoadedUpdate, load_update
 from .planning import Job, Plan, PlannedFile
-from .tensors import stored_bytes
+from .tensors import NOT_WEIGHTS, stored_bytes
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B
@@ -133,6 +133,8 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encode
     n = block.n_rows * job.n_cols
     flat = slot.values[:n]
     raw = slot.raw[: block.source_bytes]
+    if job.source is not None and job.source.dtype in NOT_WEIGHTS:
+        return _copied(block, raw)
     if job.source is not None:
         widen(raw, job.source.dtype, flat)
     elif job.constant is not None:
@@ -158,6 +160,15 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encode
             data[t] = quantize(t, rows, slot.encoded[t], job.importance)
             error[t] = squared_error(data[t], t, flat, slot.decoded)
     return Encoded(data, energy, error)
+
+
+def _copied(block: Block, raw: U8) -> Encoded:
+    """Whole numbers or doubles, as some GGUF files have them: they stay what they are."""
+    source = block.job.source
+    assert source is not None
+    if not block.job.is_untouched or {t.name for t in block.types} != {source.dtype}:
+        raise DataError(f"{source.name}: is stored as {source.dtype}, which can only be copied as it is")
+    return Encoded(dict.fromkeys(block.types, raw), 0.0, dict.fromkeys(block.types, 0.0))
 
 
 def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F32) -> float:

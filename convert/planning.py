@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType
@@ -63,7 +65,7 @@ class Job:
 
     @property
     def n_elements(self) -> int:
-        return gguf.Tensor(self.name, self.gguf_shape, GGMLQuantizationType.F32).n_elements
+        return math.prod(self.gguf_shape)
 
     @property
     def head_rows(self) -> int:
@@ -100,8 +102,9 @@ class PlannedLevel:
     manifest: Path
     files: tuple[PlannedFile, ...]
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[gguf.Tensor, ...]:
+        """Of all files, in the order of the jobs."""
         return tuple(t for f in self.files for t in f.tensors)
 
     @property

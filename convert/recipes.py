@@ -32,7 +32,7 @@ LEVELS = (
 NEED_IMATRIX = (
     "Q2_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
-_NEEDY_TYPES = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
+NEEDY_TYPES = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 PROBE_TIMEOUT_S = 120
 
 
@@ -98,7 +98,7 @@ def choose_types(
 
 def _check_importance(level: Level, types: Mapping[str, GGMLQuantizationType], imatrix: Imatrix) -> None:
     """Source of the rule: `tensor_requires_imatrix` of llama.cpp's llama-quant.cpp."""
-    needy = (*_NEEDY_TYPES, "Q2_K") if level.name == "Q2_K_S" else _NEEDY_TYPES
+    needy = (*NEEDY_TYPES, "Q2_K") if level.name == "Q2_K_S" else NEEDY_TYPES
     for name, type_ in types.items():
         exempt = name in ("token_embd.weight", "output.weight")
         if type_.name in needy and not exempt and name not in imatrix.weights:

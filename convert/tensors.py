@@ -20,6 +20,7 @@ DTYPE_BYTES = {
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
+NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")  # what else a GGUF may hold without being quantized
 
 
 @dataclass(frozen=True)

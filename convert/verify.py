@@ -23,7 +23,7 @@ from .imatrix import Imatrix
 from .model import Entries
 from .pipeline import Block, Encoded, Progress, encode_blocks
 from .planning import Plan, PlannedFile, PlannedLevel, assemble
-from .recipes import Level
+from .recipes import NEEDY_TYPES, Level
 from .tensors import Files, StoredTensor
 
 IDENTICAL, NEAR, DIFFERENT, MISSING, EXTRA, SHAPE = "identical", "near", "different", "missing", "extra", "shape"
@@ -146,8 +146,6 @@ def verify(
     made_with = header.metadata.get("quantize.imatrix.file")
     if made_with and imatrix is None:
         raise DataError(f"{path.name}: was made with the importance matrix {made_with}; give it with --imatrix")
-    if imatrix and not made_with:
-        raise UsageError(f"{path.name}: was made without an importance matrix; leave --imatrix out")
     plan = assemble(base, adapters=adapters, imatrix=imatrix, requantize=requantize)
     if any(path.samefile(f) for f in plan.weight_files):
         raise UsageError(f"{path}: is the base itself; give what it was made from")
@@ -173,6 +171,12 @@ def verify(
 def _at_types_of(plan: Plan, stored: Mapping[str, _Comparison]) -> Plan:
     """The plan of the tensors in `stored`, at the types they have there, for a file that is never written."""
     jobs = tuple(job for job in plan.jobs if job.name in stored)
+    for job in jobs:
+        type_ = stored[job.name].stored.dtype
+        if type_ in NEEDY_TYPES and job.importance is None:  # ggml would end the process
+            raise DataError(
+                f"{job.name}: is stored as {type_}, which is made with an importance matrix; give it with --imatrix"
+            )
     tensors = tuple(
         gguf.Tensor(job.name, job.gguf_shape, GGMLQuantizationType[stored[job.name].stored.dtype]) for job in jobs
     )

@@ -20,7 +20,7 @@ from jmedlite.convert.manifest import write_manifests
 from jmedlite.convert.peft import find_weights
 from jmedlite.convert.pipeline import Written, write
 from jmedlite.convert.planning import Plan, make_plan
-from jmedlite.convert.recipes import parse_levels
+from jmedlite.convert.recipes import LEVELS, parse_levels
 
 from .hardware import available_processors
 from .hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
@@ -143,8 +143,11 @@ def check_stem(name: str | None) -> None:
 
 
 def default_stem(source: Source, adapters: Sequence[Source]) -> str:
-    """The beginning of the file names where none is given."""
-    return "-".join([source.name, *(a.name for a in adapters)]) or "model"
+    """The beginning of file names where none is given: the model's name, without a GGUF's level, and the adapters'."""
+    name = source.name
+    if source.path.is_file():
+        name = re.sub(rf"[-.]({'|'.join(LEVELS)})$", "", name, flags=re.IGNORECASE) or name
+    return "-".join([name, *(a.name for a in adapters)]) or "model"
 
 
 def adapter_weights(path: Path) -> Path:

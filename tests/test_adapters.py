@@ -382,5 +382,10 @@ def test_verify_with_importance(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{matrix.path.name}; give it with --imatrix"):
         verify(path, base=tmp_path / "m")
     (other,) = jmedlite.quantize(tmp_path / "m", bits=[3], out=tmp_path / "plain")
-    with pytest.raises(UsageError, match="leave --imatrix out"):
-        verify(other, base=tmp_path / "m", imatrix=matrix.path)
+    assert not verify(other, base=tmp_path / "m", imatrix=matrix.path).holds
+    narrow = tmp_path / "narrow.gguf"  # as another tool may have made it: nothing tells of the matrix
+    (made,) = jmedlite.quantize(tmp_path / "m", types=["IQ3_XXS"], imatrix=matrix.path, out=tmp_path / "iq")
+    narrow.write_bytes(made.read_bytes().replace(b"quantize.imatrix.file", b"quantize.imatrix.fil_"))
+    with pytest.raises(DataError, match=r"is stored as IQ\w+, which is made with an importance matrix"):
+        verify(narrow, base=tmp_path / "m")
+    assert verify(narrow, base=tmp_path / "m", imatrix=matrix.path).holds

@@ -230,3 +230,17 @@ def test_hub_away(tmp_path: Path, hub: FakeHub) -> None:
 )
 def test_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
     assert parse_id(text) == parsed
+
+
+def test_model_that_has_only_bin_files(tmp_path: Path, hub: FakeHub) -> None:
+    """OpenCALM-7B's kind: the second look at the Hub takes the .bin files; offline, the cache has them."""
+    from .test_sources import as_bin
+
+    as_bin(hub.folder, builders.weights(json.loads((hub.folder / "config.json").read_text())), shards=2)
+    done = run(tmp_path, hub)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out" / "tiny-model-Q8_0.json").read_text())
+    assert sorted(manifest["base"]["files"]) == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    asked = len(hub.requests)
+    assert run(tmp_path, hub, HF_HUB_OFFLINE="1").returncode == 0
+    assert len(hub.requests) == asked

@@ -5,6 +5,7 @@ Run with `pytest -m oracle`, after `pip install torch` and `pip install -e ".[te
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,47 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[st
         # usual bound holds.
         bound = 5e-3 if uses_gelu(model) and not gelu else 1e-3
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
+    """MedGemma's kind: a Gemma 3 under a prefix, with a vision tower that is left out."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    builders.checkpoint(tmp_path / "m", "gemma3_text", dtype="F32")
+    text = json.loads((tmp_path / "m" / "config.json").read_text())
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    model = model.float().eval()
+    model.save_pretrained(tmp_path / "v")
+    saved = load_file(tmp_path / "v" / "model.safetensors")
+    renamed = {}
+    for name, tensor in saved.items():
+        known = next((p for p in ("language_model.model.", "model.language_model.") if name.startswith(p)), "")
+        renamed[prefix + name.removeprefix(known) if known else name] = tensor
+    assert any(n.startswith(prefix) for n in renamed)
+    save_file(renamed, tmp_path / "v" / "model.safetensors", {"format": "pt"})
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "v" / file).write_bytes((tmp_path / "m" / file).read_bytes())
+    (path,) = jmedlite.quantize(tmp_path / "v", types=["F32"], out=tmp_path)
+    assert len(read(path)) == sum(n.startswith(prefix) for n in renamed)
+    tokens = np.random.default_rng(0).integers(0, 256, 40).tolist()
+    for layer in model.modules():
+        if hasattr(layer, "act_fn"):
+            layer.act_fn = GgmlGelu()
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0].numpy()
+    found = llama_logits(path, tokens)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_every_family_is_here() -> None:
+    """The table in docs/families.md promises it."""
+    tested = {family for mark in test_logits_equal_transformers.pytestmark for family, _ in mark.args[1]}
+    assert tested == set(builders.FAMILIES)

@@ -14,11 +14,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jmedlite.convert.checkpoint import Checkpoint
 
 import jmedlite
 from jmedlite.base.gguf import read_header
+from jmedlite.quantizing import export_adapters
 
+from . import builders
+from .test_pipeline import raw, read
 from .test_tokenizer import lines
 
 pytestmark = pytest.mark.realmodel
@@ -97,3 +102,45 @@ def test_answers(made: tuple[str, Path]) -> None:
     assert "Paris" in answer.text
     assert answer.stop == "eos"
     assert read_header(out / "m-Q8_0.gguf").metadata["general.name"]
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_adapters_against_llama_cpps_own_tools(made: tuple[str, Path], tmp_path: Path, use_rslora: bool) -> None:
+    """The exported adapter is convert_lora_to_gguf.py's but for rsLoRA's scale, and merges as llama-export-lora's."""
+    tools = os.environ.get("JMEDLITE_REFERENCE_TOOLS")
+    if not tools:
+        pytest.skip("JMEDLITE_REFERENCE_TOOLS is not set")
+    name, out = made
+    weights = {n: np.empty(t.shape, np.bool_) for n, t in Checkpoint(FOLDER / name).tensors.items() if len(t.shape) > 1}
+    modules = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
+    builders.adapter(tmp_path / "a", weights, modules=modules, r=16, use_rslora=use_rslora)
+    ours = export_adapters(str(FOLDER / name), [str(tmp_path / "a")], out=tmp_path, name="ours").path
+    theirs = tmp_path / "theirs.gguf"
+    converter = Path(tools) / "llama.cpp" / "convert_lora_to_gguf.py"
+    python = os.environ.get("JMEDLITE_REFERENCE_PYTHON", sys.executable)
+    subprocess.run(
+        [python, converter, tmp_path / "a", "--base", FOLDER / name, "--outtype", "f32", "--outfile", theirs],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert raw(ours) == raw(theirs)
+    alphas = [read_header(path).metadata["adapter.lora.alpha"] for path in (ours, theirs)]
+    assert alphas == ([8 * 4, 8] if use_rslora else [8, 8])
+    merged, exported = tmp_path / "m-F16.gguf", tmp_path / "exported.gguf"
+    exporter = Path(tools) / "bin" / "llama-export-lora"
+    subprocess.run(
+        [exporter, "-m", out / "m-BF16.gguf", "--lora", ours, "-o", exported], check=True, capture_output=True
+    )
+    jmedlite.quantize(FOLDER / name, lora=[str(tmp_path / "a")], types=["F16"], out=tmp_path, name="m")
+    before, one, other = read(out / "m-BF16.gguf"), read(merged), read(exported)
+    changed = [n for n in before if not np.array_equal(other[n], before[n].astype(np.float16))]
+    assert len(changed) >= len(weights) // 4
+    for n in changed:  # both round to half floats; llama.cpp multiplies in float32 in an order of its own
+        np.testing.assert_allclose(one[n], other[n], rtol=2**-10, atol=1e-6, err_msg=n)
+
+
+def test_verify(made: tuple[str, Path]) -> None:
+    name, out = made
+    for level in ("Q8_0", "Q4_K_M"):
+        proof = jmedlite.verify(out / f"m-{level}.gguf", base=FOLDER / name)
+        assert proof.holds
+        assert proof.broken == ()

@@ -192,6 +192,27 @@ def test_vocabulary_of_a_gguf_stays(tmp_path: Path) -> None:
     assert len(read_header(path).metadata["tokenizer.ggml.tokens"]) == len(bigger)
 
 
+def test_whole_numbers_in_a_gguf_are_copied(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m", "llama")
+    (plain,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
+    reader, header = gguf.GGUFReader(plain), read_header(plain)
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
+    for key, value in header.metadata.items():
+        kinds = [gguf.GGUFValueType(k) for k in header.types[key]]
+        if key != "general.architecture":
+            writer.add_key_value(key, value, kinds[0], kinds[1] if len(kinds) > 1 else None)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data)
+    extra = np.arange(40, dtype=np.int32)
+    writer.add_tensor("blk.0.extra", extra)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (path,) = jmedlite.quantize(tmp_path / "odd.gguf", bits=[8], out=tmp_path / "out")
+    assert raw(path)["blk.0.extra"] == ("I32", extra.tobytes())
+
+
 # ------------------------------------------------------------------------------------------------------- split files
 
 
@@ -262,6 +283,13 @@ def test_split_size_too_small(tmp_path: Path, size: str, kind: type[JmedliteErro
     with pytest.raises(kind, match="--split-max-size"):
         jmedlite.quantize(tmp_path / "m", types=["F16"], out=tmp_path / "parts", split_max_size=size)
     assert not list((tmp_path / "parts").glob("*.gguf"))
+
+
+def test_level_in_the_name_of_a_gguf_is_not_kept(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m", "llama")
+    (source,) = jmedlite.quantize(tmp_path / "m", types=["F16"], out=tmp_path, name="My-Model.v2")
+    (path,) = jmedlite.quantize(source, bits=[8], out=tmp_path)
+    assert (source.name, path.name) == ("My-Model.v2-F16.gguf", "My-Model.v2-Q8_0.gguf")
 
 
 def test_one_part_needs_no_number(tmp_path: Path) -> None:

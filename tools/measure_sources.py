@@ -1,0 +1,98 @@
+"""Peak memory of the pass for every family and source at its real size, and the plan of a 70B.
+
+    python tools/measure_sources.py FOLDER [--family NAME]… [--source safetensors|bin|gguf]… [--level Q4_K_M]
+    python tools/measure_sources.py FOLDER --seventy
+
+The checkpoints are made in FOLDER (see large_models.py). Each run has a rank-16 adapter; memory is the process tree's
+resident pages, anonymous and file-backed. `--seventy` plans a Llama2-70B with a rank-64 adapter, and streams one real
+layer of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from compare_toolchain import Cost, measure
+from large_models import MODELS, MODULES, SEVENTY, small, write_adapter, write_model
+
+
+def run(*arguments: str) -> Cost:
+    """Run jmedlite to its end."""
+    return measure(" ".join(arguments[:2]), [sys.executable, "-m", "jmedlite", *arguments])
+
+
+def measure_all(folder: Path, names: list[str], sources: list[str], level: str) -> None:
+    """One line for every model and source."""
+    print("| model | source | weights | wall s | CPU s | peak memory MB |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for name in names:
+        architecture, config = MODELS[name]
+        for source in sources:
+            work = folder / f"{name}-{source}"
+            shutil.rmtree(work, ignore_errors=True)
+            shapes = write_model(work / "base", architecture, config, source)
+            write_adapter(work / "adapter", shapes, 16, MODULES)
+            model = work / "base"
+            if source == "gguf":
+                run("quantize", str(model), "--type", "F16", "--out", str(work), "--name", "base")
+                model = work / "base-F16.gguf"
+            options = ("--lora", str(work / "adapter"), "--type", level, "--out", str(work / "out"))
+            cost = run("quantize", str(model), *options)
+            n = sum(int(np.prod(s)) for s in shapes.values())
+            figures = f"{n / 1e9:.2f} B | {cost.wall_s:.0f} | {cost.cpu_s:.0f} | {cost.peak_bytes / 1e6:.0f}"
+            print(f"| {name} | {source} | {figures} |", flush=True)
+            shutil.rmtree(work)
+
+
+def told(cost: Cost) -> str:
+    """A run's figures in words."""
+    return f"{cost.wall_s:.1f} s, CPU {cost.cpu_s:.1f} s, peak {cost.peak_bytes / 1e6:.0f} MB"
+
+
+def seventy(folder: Path) -> None:
+    """A plan of the whole 70B, and one of its layers for real."""
+    architecture, config = SEVENTY
+    modules = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" for x in ("gate", "up", "down"))
+    work = folder / "70B"
+    shutil.rmtree(work, ignore_errors=True)
+    shapes = write_model(work / "base", architecture, config, "safetensors")
+    n = sum(int(np.prod(s)) for s in shapes.values())
+    write_adapter(work / "adapter", shapes, 64, modules)
+    bits = [x for b in (2, 4, 8) for x in ("--bits", str(b))]
+    options = ("quantize", str(work / "base"), "--lora", str(work / "adapter"), *bits, "--dry-run")
+    cost = run(*options)
+    print(f"70B ({n / 1e9:.2f} B weights), rank 64, --dry-run of three levels: {told(cost)}")
+    shutil.rmtree(work)
+    rng = np.random.default_rng(1)
+    one = {**config, "num_hidden_layers": 1}
+    shapes = write_model(work / "base", architecture, one, "safetensors", lambda shape: small(rng, shape))
+    write_adapter(work / "adapter", shapes, 64, modules)
+    for levels in (["4"], ["2", "4", "8"]):
+        bits = [x for b in levels for x in ("--bits", b)]
+        options = ("quantize", str(work / "base"), "--lora", str(work / "adapter"), *bits, "--out", str(work / "out"))
+        print(f"one layer of it, random weights, --bits {' '.join(levels)}: {told(run(*options, '--overwrite'))}")
+    shutil.rmtree(work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", action="append", choices=list(MODELS))
+    parser.add_argument("--source", action="append", choices=["safetensors", "bin", "gguf"])
+    parser.add_argument("--level", default="Q4_K_M")
+    parser.add_argument("--seventy", action="store_true")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.seventy:
+        seventy(options.folder)
+    else:
+        sources = options.source or ["safetensors", "bin"]
+        measure_all(options.folder, options.family or list(MODELS), sources, options.level)
+
+
+if __name__ == "__main__":
+    main()
