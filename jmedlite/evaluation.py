@@ -25,7 +25,9 @@ from .vocabulary import common_prefix
 
 MIN_PREFIX = 16  # tokens: fewer are evaluated as soon as looked up
 MIN_CONTEXT = 512  # cells: the first context is not smaller, so that a few short questions share it
+ABORTED = 2  # what llama_decode returns then
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
+State = memoryview  # of bytes: llama.cpp's own form of what a sequence holds
 
 
 class Stopped(Exception):
@@ -64,7 +66,7 @@ class Evaluator:
         self.tokens: list[int] = []  # what the cells hold, in order
         self.n_ctx = 0
         self._context: Any = None
-        self._prefix: tuple[str, bytes] | None = None  # key and state of the prefix used last
+        self._prefix: tuple[str, State] | None = None  # key and state of the prefix used last
         self._single = (ctypes.c_int32 * 1)()
         self._abort = llama.ggml_abort_callback(lambda _: stop.is_set())
         if settings.full:
@@ -81,7 +83,10 @@ class Evaluator:
         """Make room for `n_tokens` (at most the settings' n_ctx), keeping what is evaluated. Raises NativeError."""
         if self._context and n_tokens <= self.n_ctx:
             return
-        n = max(min(MIN_CONTEXT, self.settings.n_ctx), n_tokens, min(2 * self.n_ctx, self.settings.n_ctx))
+        most = self.settings.n_ctx
+        n = max(min(MIN_CONTEXT, most), n_tokens, min(2 * self.n_ctx, most))
+        if self.tokens and 4 * n > most:
+            n = most  # what is kept meanwhile is never more than a quarter, which the plan's margin bears
         kept = (self.tokens, self._state()) if self.tokens else None
         self.close()
         self._context = self._make(-(-n // CELL) * CELL)
@@ -138,15 +143,17 @@ class Evaluator:
         else:
             self._clear()
 
-    def _state(self) -> bytes:
+    def _state(self) -> State:
         size = self.llama.llama_state_seq_get_size(self._context, 0)
-        buffer = (ctypes.c_uint8 * size)()
-        return bytes(buffer)[:n] if (n := self.llama.llama_state_seq_get_data(self._context, buffer, size, 0)) else b""
+        state = bytearray(size)  # no copies: it can be as large as the cache of keys and values
+        n = self.llama.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(state), size, 0)
+        return memoryview(state)[:n]
 
-    def _restore(self, state: bytes) -> bool:
+    def _restore(self, state: State) -> bool:
         """Put a state into empty memory; the caller says which tokens it holds."""
         self._clear()
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        kind = ctypes.c_uint8 * len(state)
+        buffer = kind.from_buffer_copy(state) if state.readonly else kind.from_buffer(state)
         if state and self.llama.llama_state_seq_set_data(self._context, buffer, len(state), 0) == len(state):
             return True
         self._clear()
@@ -215,7 +222,7 @@ class Evaluator:
         if status == 0:
             return
         self._clear()  # parts of the batch may have been evaluated
-        if self.stop.is_set():
+        if status == ABORTED:
             raise Stopped
         raise NativeError(f"llama.cpp could not evaluate the text (status {status}: {self.reason()})")
 
@@ -272,7 +279,7 @@ class Evaluator:
         if not self.cache or not self.tokens:
             return False
         head = struct.pack(f"<Q{len(self.tokens)}i", len(self.tokens), *self.tokens)
-        return self.cache.save(key_of({**self.settings.facts, "conversation": name}), head + self._state())
+        return self.cache.save(key_of({**self.settings.facts, "conversation": name}), head, self._state())
 
     def load_conversation(self, name: str) -> int:
         """Put a conversation kept under `name` back into memory; returns how many tokens it had, 0 for none."""

@@ -53,4 +53,4 @@ class Integrity:
             )
         self._thread = None
         if self.cache:
-            self.cache.save(self._key, b"")
+            self.cache.save(self._key)

@@ -68,7 +68,7 @@ class StateCache:
     def __init__(self, folder: Path, limit: int = LIMIT_BYTES) -> None:
         self.folder, self.limit = folder, limit
 
-    def load(self, key: str) -> bytes | None:
+    def load(self, key: str) -> memoryview | None:
         """The entry's content; None where there is none, or a damaged one (which is removed)."""
         path = self._path(key)
         try:
@@ -76,7 +76,7 @@ class StateCache:
         except OSError:
             return None
         head = len(MAGIC) + 32
-        content = raw[head:]
+        content = memoryview(raw)[head:]
         if raw[:head] != MAGIC + _digest(key, content):
             self.remove(key)
             return None
@@ -84,13 +84,13 @@ class StateCache:
             os.utime(path)  # used now: the last to be evicted
         return content
 
-    def save(self, key: str, content: bytes) -> bool:
+    def save(self, key: str, *content: bytes | memoryview) -> bool:
         """Keep `content`, whole or not at all, and evict what is over the limit; False where it could not be kept."""
-        if len(content) > self.limit:
+        if sum(map(len, content)) > self.limit:
             return False
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_private(self._path(key), MAGIC, _digest(key, content), content)
+            write_private(self._path(key), MAGIC, _digest(key, *content), *content)
         except OSError:
             return False
         self._evict()
@@ -121,5 +121,8 @@ class StateCache:
                 total -= size
 
 
-def _digest(key: str, content: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + content).digest()
+def _digest(key: str, *content: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(key.encode())
+    for part in content:
+        digest.update(part)
+    return digest.digest()

@@ -134,7 +134,7 @@ def write_text(path: Path, text: str) -> None:
         out.publish()
 
 
-def write_private(path: Path, *chunks: bytes) -> None:
+def write_private(path: Path, *chunks: bytes | memoryview) -> None:
     """A file that only this user can read, whole or not at all, replacing what is there. Raises OSError."""
     fd, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)  # mode 600 from the first moment on
     try:
