@@ -20,6 +20,7 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType as Type
 
+from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Tensor, nbytes
 
 N_UBATCH = 512  # tokens evaluated at once
@@ -29,6 +30,7 @@ FLOORS = (4096, 2048, 1024, 512)  # contexts worth having, the best first
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # columns of the table
 MARGIN = 512 << 20  # of free memory, for the system and for what the formulas don't know
 GPU_SHARE = 0.03  # further margin of a GPU's need: drivers round and keep buffers of their own
+MAX_SIZE = 1 << 31
 MAPPED, READ = "mapped", "read"
 
 # Measured: both processes of jmedlite with their libraries, and what they and llama.cpp keep of the vocabulary.
@@ -93,18 +95,26 @@ def repacking(cpu_features: Iterable[str]) -> dict[Type, int]:
 
 
 def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Mapping[Type, int]) -> Shape:
-    """The shape of a model from its GGUF header; a model with sliding windows counts as if it had none."""
+    """The shape of a model from its GGUF header; a model with sliding windows counts as if it had none.
+
+    Raises DataError where a size is none.
+    """
     arch = metadata["general.architecture"]
+
+    def numbers(key: str, default: int) -> list[int]:
+        value = metadata.get(f"{arch}.{key}", default)
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
+            raise DataError(f"the model's {arch}.{key} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
+        return values
 
     def number(key: str, default: int = 0) -> int:
         """The key's value; of a list with one value per block, the largest."""
-        value = metadata.get(f"{arch}.{key}", default)
-        return int(max(value, default=default) if isinstance(value, list) else value)
+        return max(numbers(key, default))
 
     n_layer, n_embd, n_head = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
     experts = number("expert_feed_forward_length") * number("expert_used_count", 1)
-    heads = metadata.get(f"{arch}.attention.head_count_kv", n_head)
-    heads_kv = [int(h) for h in heads] if isinstance(heads, list) else [int(heads)] * n_layer
+    heads_kv = numbers("attention.head_count_kv", n_head)
     head = n_embd // max(1, n_head)
     k, v = number("attention.key_length", head), number("attention.value_length", head)
     blocks, repacked = [0] * n_layer, [0] * n_layer

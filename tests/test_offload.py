@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from gguf.constants import GGMLQuantizationType as Type
 
+from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Header, Tensor, read_header
 from jmedlite.offload import (
     MAPPED,
@@ -213,6 +214,15 @@ def test_what_can_not_fit_is_refused_with_what_would(
         assert re.search(word, text), text
     if found := re.search(r"--ctx (\d+)", text):
         assert make_plan(s, machine, Wish(n_ctx=int(found[1]))).fits
+
+
+@pytest.mark.parametrize("value", ["wide", -1, 1 << 31, [], 1.5, [1, "x"]])
+@pytest.mark.parametrize(
+    "key", ["embedding_length", "attention.head_count_kv", "attention.key_length", "context_length"]
+)
+def test_sizes_that_are_none(key: str, value: Any) -> None:
+    with pytest.raises(DataError, match=f"qwen2.{key} is .*, expected whole numbers"):
+        shape(**{f"qwen2.{key}": value})
 
 
 def test_the_table_has_every_context_that_the_model_knows() -> None:
