@@ -190,7 +190,8 @@ class Engine:
         except Stopped:
             pass
         finally:
-            self.llama.llama_sampler_free(chain)
+            if chain:
+                self.llama.llama_sampler_free(chain)
         ended = time.monotonic()
         prompted, first = [*times[1:], ended, ended][:2]
         emit(
@@ -212,8 +213,8 @@ class Engine:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         n = 0
         while True:
-            evaluator.logits()  # checked
-            token = sample(chain, evaluator.context, -1)
+            logits = evaluator.logits()
+            token = sample(chain, evaluator.context, -1) if chain else int(logits.argmax())
             if vocabulary.ends(token):
                 yield n, "eos", ""
                 return

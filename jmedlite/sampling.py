@@ -48,7 +48,10 @@ class Sampling:
 
 
 def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:
-    """llama.cpp's sampler chain; the caller frees it. Raises DataError for a grammar that can't be read."""
+    """llama.cpp's sampler chain, which the caller frees; None where the most likely token is all that is wanted.
+
+    Raises DataError for a grammar that can't be read.
+    """
     grammar = sampling.grammar if sampling.json_schema is None else gbnf_of(sampling.json_schema)
     steps = []
     if grammar is not None:
@@ -60,6 +63,8 @@ def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:
     if sampling.repeat_penalty != 1:
         n = llama.llama_vocab_n_tokens(vocab)
         steps.append(llama.llama_sampler_init_penalties(n, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0))
+    if sampling.temperature <= 0 and not steps:
+        return None
     if sampling.temperature <= 0:
         steps.append(llama.llama_sampler_init_greedy())
     else:
