@@ -3,8 +3,9 @@
     python tools/measure_first_token.py MODEL.gguf --bench llama-bench [--rounds 5]
 
 In turn, in every round: `ask` without the cache and with it, from the start of the command to the first byte of the
-answer; a Runner that only loads the model; llama-bench, for its prompt rate (512 tokens). The bound is 1.2 × (load +
-new tokens at that rate). Prints medians, and what of the time is llama.cpp's own.
+answer; a Runner that only loads the model; llama-bench, for its prompt rate, of 512 tokens and of as many as are new (a
+short batch is slower on a busy machine). The bound is 1.2 × (load + new tokens at that rate). Prints medians, and what
+of the time is llama.cpp's own.
 """
 
 from __future__ import annotations
@@ -52,17 +53,18 @@ def main() -> None:
         started = time.monotonic()
         subprocess.run([sys.executable, "-c", LOAD, args.model], check=True)
         load = time.monotonic() - started
-        bench = [args.bench, "-m", args.model, "-p", "512", "-n", "0", "-r", "1", "-t", str(physical_cores())]
+        bench = [args.bench, "-m", args.model, "-p", f"512,{n_new}", "-n", "0", "-r", "3", "-t", str(physical_cores())]
         done = subprocess.run([*bench, "-o", "json"], capture_output=True, text=True, check=True)
-        rate = float(json.loads(done.stdout)[0]["avg_ts"])
-        rows.append((without, seconds, load, native, n_new, rate, seconds / (load + n_new / rate)))
+        rate, short = (float(found["avg_ts"]) for found in json.loads(done.stdout))
+        ratios = (seconds / (load + n_new / rate), seconds / (load + n_new / short))
+        rows.append((without, seconds, load, native, n_new, rate, short, *ratios))
         print(" ".join(f"{x:.2f}" for x in rows[-1]), file=sys.stderr, flush=True)
-    without, seconds, load, native, n_new, rate, ratio = (
-        statistics.median(column) for column in zip(*rows, strict=True)
-    )
+    columns = zip(*rows, strict=True)
+    without, seconds, load, native, n_new, rate, short, ratio, other = map(statistics.median, columns)
     print(f"first token: {seconds:.2f} s with the cache, {without:.2f} s without; {n_new:.0f} new tokens")
     print(f"load alone: {load:.2f} s ({native:.2f} s of it in llama.cpp); llama-bench's prompt rate {rate:.1f}/s")
     print(f"first token / (load + new tokens at that rate): {ratio:.3f}")
+    print(f"the same at llama-bench's rate for {n_new:.0f} tokens, {short:.1f}/s: {other:.3f}")
 
 
 if __name__ == "__main__":
