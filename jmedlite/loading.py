@@ -109,6 +109,11 @@ class LoadedModel:
     def _load_adapters(self) -> list[tuple[Any, float]]:
         found = []
         for path, scale in self.request["lora"]:
+            if Path(path).is_dir():
+                raise DataError(
+                    f"{path}: is a folder, at run time llama.cpp takes GGUF adapters; write one with "
+                    f"`jmedlite quantize MODEL --lora {path} --adapter-only`, or merge it into the model"
+                )
             read_header(Path(path))
             adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(path))
             if not adapter:

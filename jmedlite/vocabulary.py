@@ -6,9 +6,13 @@ import ctypes
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import takewhile
+from dataclasses import replace
+from itertools import groupby, takewhile
 from typing import Any
 
+from gguf.constants import TokenType
+
+from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Header
 
 from .prompts import Part
@@ -31,6 +35,24 @@ class Vocabulary:
         names = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
+        self._bytes: dict[int, int] | None = None
+        if self.metadata.get("jmedlite.tokenizer.byte_fallback"):
+            self._bytes, self._alphabet = self._spelling()
+
+    def _spelling(self) -> tuple[dict[int, int], frozenset[str]]:
+        """Token ids of the 256 bytes, and the characters that are tokens of their own.
+
+        A trained unigram model has a token for every character that occurs in any of its tokens, so only text outside
+        this alphabet is unknown to it. llama.cpp gives such text one unknown token, SentencePiece its bytes.
+        """
+        tokens, types = self.metadata["tokenizer.ggml.tokens"], self.metadata["tokenizer.ggml.token_type"]
+        byte, ordinary = int(TokenType.BYTE), (int(TokenType.NORMAL), int(TokenType.USER_DEFINED))
+        numbers = {int(t[3:5], 16): i for i, t in enumerate(tokens) if types[i] == byte and len(t) == 6}
+        if len(numbers) != 256:
+            raise DataError(f"the vocabulary spells unknown characters as bytes, but has {len(numbers)} of the 256")
+        texts = (t.decode("utf-8", "replace") for i, t in enumerate(tokens) if types[i] in ordinary)
+        return numbers, frozenset(t for t in texts if len(t) == 1)
+
     def _control_tokens(self) -> dict[str, int]:
         """Text of every control token (llama.cpp's own view, after its corrections at load) to its id."""
         return {
@@ -46,6 +68,25 @@ class Vocabulary:
 
     def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
         """Tokens of one stretch of text, without BOS; control tokens only with `parse_special`."""
+        if self._bytes is None:
+            return self._tokenize(text, parse_special)
+        tokens: list[int] = []
+        for known, run in groupby(self._known_forms(text), self._is_known):
+            part = "".join(run)
+            tokens += self._tokenize(part, parse_special) if known else [self._bytes[b] for b in part.encode()]
+        return tokens
+
+    def _known_forms(self, text: str) -> str:
+        """Unknown characters in their compatibility form, where the vocabulary normalizes text that way."""
+        if "tokenizer.ggml.precompiled_charsmap" not in self.metadata:
+            return text
+        return "".join(c if self._is_known(c) else unicodedata.normalize("NFKC", c) for c in text)
+
+    def _is_known(self, c: str) -> bool:
+        """Can llama.cpp's unigram tokenizer spell this character? Spaces and controls it replaces itself."""
+        return c in self._alphabet or c.isspace() or unicodedata.category(c) in ("Cc", "Cf")
+
+    def _tokenize(self, text: str, parse_special: bool) -> list[int]:
         raw = text.encode("utf-8")
         room = len(raw) + 8
         while True:
@@ -60,8 +101,7 @@ class Vocabulary:
 
         This is what tokenizing the whole text would give if nobody had typed a control token's name.
         """
-        if self.metadata.get("jmedlite.tokenizer.normalizer") == "NFC":
-            parts = [Part(unicodedata.normalize("NFC", p.text), p.trusted) for p in parts]
+        parts = [replace(p, text=self.normalize(p.text)) for p in parts]
         tokens: list[int] = []
         text = ""
         for part in parts:
@@ -79,6 +119,11 @@ class Vocabulary:
         if self.llama.llama_vocab_get_add_bos(self.vocab) and tokens[:1] != [bos]:
             tokens.insert(0, bos)
         return tokens
+
+    def normalize(self, text: str) -> str:
+        """The text in the Unicode form that the model's tokenizer gives it, where it gives one (llama.cpp does not)."""
+        form = self.metadata.get("jmedlite.tokenizer.normalizer")
+        return unicodedata.normalize(form, text) if form in ("NFC", "NFD", "NFKC", "NFKD") else text
 
     def _plain(self, text: str, before: list[int]) -> list[int]:
         llama = self.llama

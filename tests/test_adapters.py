@@ -221,6 +221,15 @@ def test_exported_adapter_at_run_time_answers_as_the_merged_model(tmp_path: Path
     assert answers[0] == answers[1] != answers[2]
 
 
+def test_peft_folder_at_run_time(tmp_path: Path, tiny_gguf: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with (
+        pytest.raises(DataError, match="--adapter-only"),
+        jmedlite.Runner(tiny_gguf, lora=[(str(tmp_path / "a"), 1.0)]),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("type_", ["F16", "BF16"])
 def test_narrow_adapters(tmp_path: Path, type_: str) -> None:
     base = builders.checkpoint(tmp_path / "m", "qwen2")

@@ -195,6 +195,24 @@ def test_unigram_tokens_equal_sentencepiece(tmp_path: Path, changes: dict[str, A
     assert same >= len(texts) - 20
 
 
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+def test_unigram_spells_unknown_characters_as_bytes(tmp_path: Path, rule: str) -> None:
+    """rinna's kind: llama.cpp would give one unknown token, the runner spells them."""
+    model = train(**UNIGRAM, add_dummy_prefix=False, normalization_rule_name=rule)
+    processor = spm_checkpoint(tmp_path / "m", model, "gpt_neox")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    rng = random.Random(1)
+    rare = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) + rng.choice("高血圧a ") for _ in range(9)) for _ in range(50)]
+    texts = [t for t in lines(400) if t.strip() and "<" not in t] + ["鬱血性心不全 𠮷野家 ㌔ ㍿", "ǅ①ﬁ", *rare]
+    found = tokenize_all(path, texts, False)
+    assert processor.unk_id() not in {i for tokens in found for i in tokens}
+    assert sum(processor.is_byte(i) for tokens in found for i in tokens) > 500
+    different = [(t, x, y) for t, x, y in zip(texts, found, map(processor.encode, texts), strict=True) if x != y]
+    # "aaaaa" has several cuts of the same likelihood
+    assert all(sorted(x) == sorted(y) for _, x, y in different), different[:3]
+    assert len(different) < 20
+
+
 def test_unigram_with_bytes_and_a_prefix_is_refused(tmp_path: Path) -> None:
     spm_checkpoint(tmp_path / "m", train(**UNIGRAM))
     with pytest.raises(DataError, match="adds or removes spaces"):
