@@ -2,7 +2,8 @@
 
     python tools/compare_generation.py MODEL.gguf --bench llama-bench [--rounds 5] [--tokens 64] [--prompt 512]
 
-Generation: llama-bench generates from an empty context (`-p 0 -n N`), the runner after a short prompt. Prompt: the
+Each round loads the model anew for either, so that neither is measured beside the other's memory. Generation:
+llama-bench generates from an empty context (`-p 0 -n N`), the runner after a short prompt. Prompt: the
 runner's is a long question after the system prompt, which is cached; its time has the template and the tokenizer in it.
 llama-bench evaluates as many tokens (`-p N -n 0`). Prints both medians and the median of the ratios pair by pair.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import jmedlite
 from jmedlite.hardware import physical_cores
 
+QUESTION = "日本の高血圧診療について詳しく説明してください。"
 CASE = "A man of 65 years has had fever, cough and chest pain for three days; his pulse is 110 and regular. "
 
 
@@ -47,21 +49,22 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in pairs)
         print(f"{what}, median tokens/s: jmedlite {medians[0]:.2f}, llama-bench {medians[1]:.2f}, ratio {ratio:.3f}")
 
-    with jmedlite.Runner(args.model, threads=threads) as runner:
+    def generation() -> tuple[float, int]:
+        with jmedlite.Runner(args.model, threads=threads) as runner:
+            runner.ask(QUESTION, max_tokens=2)  # llama-bench warms up too
+            answer = runner.ask(QUESTION, max_tokens=args.tokens)
+        return answer.generation_tps, answer.n_generated
 
-        def generation() -> tuple[float, int]:
-            answer = runner.ask("日本の高血圧診療について詳しく説明してください。", max_tokens=args.tokens)
-            return answer.generation_tps, answer.n_generated
-
-        long = CASE * max(1, args.prompt // len(runner.tokenize(CASE)))
-
-        def prompt() -> tuple[float, int]:
+    def prompt() -> tuple[float, int]:
+        with jmedlite.Runner(args.model, threads=threads) as runner:
+            long = CASE * max(1, args.prompt // len(runner.tokenize(CASE)))
+            runner.ask(long, max_tokens=1)
             answer = runner.ask(long, max_tokens=1)
-            n = answer.n_prompt - answer.n_cached
-            return n / answer.timings["prompt_seconds"], n
+        n = answer.n_prompt - answer.n_cached
+        return n / answer.timings["prompt_seconds"], n
 
-        compare("generation", generation, lambda n: bench(0, n))
-        compare("prompt", prompt, lambda n: bench(n, 0))
+    compare("generation", generation, lambda n: bench(0, n))
+    compare("prompt", prompt, lambda n: bench(n, 0))
 
 
 if __name__ == "__main__":
