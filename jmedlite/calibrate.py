@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from jmedlite.convert.imatrix import Squares, write_imatrix
 
 from .engine import protect_process
 from .graph import F32, GgmlTensor, check_layout, library, values
-from .loading import LoadedModel
+from .loading import LoadedModel, open_events
 from .prompts import Part
 
 MIN_ROWS = 16  # llama-imatrix takes no smaller products
@@ -235,13 +234,7 @@ def calibrate(request: dict[str, Any], emit: Callable[..., None]) -> None:
 
 def main() -> None:
     protect_process()
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
-    os.dup2(2, 1)  # nothing native may write between the events
-
-    def emit(event: str, **fields: Any) -> None:
-        events.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
-        events.flush()
-
+    emit = open_events()
     request = json.loads(sys.stdin.buffer.readline())
     try:
         calibrate(request, emit)

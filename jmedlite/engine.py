@@ -28,7 +28,7 @@ from jmedlite.base.errors import ContextFull, DataError, Interrupted, JmedliteEr
 
 from .evaluation import Evaluator, Settings, Stopped
 from .hardware import cpu_features
-from .loading import Emit, LoadedModel
+from .loading import Emit, LoadedModel, open_events
 from .prompts import Message, Part, build_prompt
 from .sampling import Sampling, make_chain
 from .statecache import fingerprint
@@ -329,13 +329,7 @@ def serve(requests: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, em
 
 def main() -> None:
     protect_process()
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
-    os.dup2(2, 1)  # nothing native may write between the events
-
-    def emit(event: str, **fields: Any) -> None:
-        events.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
-        events.flush()
-
+    emit = open_events()
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     stop = threading.Event()
     threading.Thread(target=listen, args=(requests, stop), daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import os
 import re
 import threading
@@ -26,6 +27,21 @@ from .vocabulary import Vocabulary
 
 LOAD_READ, LOAD_MAPPED = 0, 1  # llama_load_mode
 Emit = Callable[..., None]
+
+
+def open_events() -> Emit:
+    """The way to the parent: a function that writes one event, `emit("token", text="…")`, as a line of JSON.
+
+    Standard output is this process's no longer afterwards, so that nothing native can write between the events.
+    """
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    os.dup2(2, 1)
+
+    def emit(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+        events.flush()
+
+    return emit
 
 
 def read_whole_header(path: Path) -> tuple[list[Path], Header]:
