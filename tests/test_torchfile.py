@@ -495,7 +495,7 @@ def test_bombs(tmp_path: Path, bomb: str) -> None:
     path = write_zip(tmp_path / "w.bin", members)
     started = time.process_time()
     refuse(path)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # half a second; a bomb that goes off takes minutes
     if bomb not in ("many dictionaries", "wide texts"):  # the largest; counting memory is slow
         return
     tracemalloc.start()
