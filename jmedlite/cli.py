@@ -79,19 +79,12 @@ def quantize(
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
     from jmedlite.hub import DEFAULT_MODEL
-    from jmedlite.quantizing import as_bytes, export_adapters, plan_quantization
+    from jmedlite.quantizing import as_bytes, plan_quantization
 
     if adapter_only:
         if bits or imatrix or split_max_size:
-            raise UsageError("--adapter-only: an adapter has no --bits, --imatrix or --split-max-size; --type F16 is")
-        made = export_adapters(
-            model or DEFAULT_MODEL, lora or [], types=types or [], out=out, name=name, overwrite=overwrite
-        )
-        if as_json:
-            console.document(made.describe())
-        else:
-            console.out(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
-            console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')
+            raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32, F16 or BF16")
+        _export_adapters(model, lora or [], types or [], out, name, overwrite, as_json)
         return
     limit = as_bytes(memory)
     task = plan_quantization(
@@ -130,6 +123,23 @@ def quantize(
     rate = plan.source_bytes / max(1e-9, written[0].seconds)
     console.note(f"done in {written[0].seconds:.0f} s ({console.size(rate)}/s of the original)")
     console.note(f'next: jmedlite ask -m {written[-1].path} "高血圧の第一選択薬は何ですか。"')
+
+
+def _export_adapters(
+    model: str, lora: list[str], types: list[str], out: Path, name: str | None, overwrite: bool, as_json: bool
+) -> None:
+    """`quantize --adapter-only`."""
+    from jmedlite.hub import DEFAULT_MODEL
+    from jmedlite.quantizing import export_adapters
+
+    made = export_adapters(model or DEFAULT_MODEL, lora, types=types, out=out, name=name, overwrite=overwrite)
+    for warning in made.warnings:
+        console.warn(warning)
+    if as_json:
+        console.document(made.describe())
+        return
+    console.out(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
+    console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')
 
 
 def _describe_plan(task: Task) -> dict[str, Any]:

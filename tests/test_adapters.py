@@ -398,3 +398,20 @@ def test_verify_with_importance(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is stored as IQ\w+, which is made with an importance matrix"):
         verify(narrow, base=tmp_path / "m")
     assert verify(narrow, base=tmp_path / "m", imatrix=matrix.path).holds
+
+
+def test_adapter_only_on_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from jmedlite.cli import app
+
+    base = builders.checkpoint(tmp_path / "m", "qwen2")
+    builders.adapter(tmp_path / "a", base)
+    options = ["quantize", str(tmp_path / "m"), "--lora", str(tmp_path / "a"), "--adapter-only", "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, [*options, "--json"])
+    assert json.loads(done.stdout)["n_weights_changed"] == 4
+    assert (tmp_path / "a.gguf").is_file()
+    done = CliRunner().invoke(app, [*options, "--overwrite"])
+    assert "changes 4 weights" in done.stdout
+    for wrong in (["--bits", "4"], ["--split-max-size", "1GB"]):
+        assert isinstance(CliRunner().invoke(app, [*options, *wrong]).exception, UsageError)
