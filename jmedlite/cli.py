@@ -83,7 +83,7 @@ def quantize(
 
     if adapter_only:
         if bits or imatrix or split_max_size:
-            raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32, F16 or BF16")
+            raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32 or F16")
         _export_adapters(model, lora or [], types or [], out, name, overwrite, as_json)
         return
     limit = as_bytes(memory)
