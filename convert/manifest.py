@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,18 @@ def versions() -> dict[str, str]:
     return {**found, "python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
 
 
-def hash_files(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 by file name."""
-    return {path.name: sha256_file(path) for path in paths}
-
-
 def build_manifest(
     plan: Plan,
     level: PlannedLevel,
     written: Written,
     source: dict[str, Any],
     base_files: dict[str, str],
+    adapter_files: Mapping[Path, str],
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """What is known about one finished level; `source` says where the base came from, `options` what was asked for.
 
-    No local path stands in it.
+    `base_files` are SHA-256 by name, `adapter_files` by path. No local path stands in the manifest.
     """
     types = {t.name: t.type.name for t in level.tensors}
     return {
@@ -55,7 +52,8 @@ def build_manifest(
         "license": plan.license,
         "base": {**source, "files": base_files},
         "adapters": [
-            {"name": a.name, "weight": a.weight, "files": hash_files(a.files), **a.describe()} for a in plan.adapters
+            {"name": a.name, "weight": a.weight, "files": {f.name: adapter_files[f] for f in a.files}, **a.describe()}
+            for a in plan.adapters
         ],
         "imatrix": plan.imatrix
         and {
@@ -75,11 +73,16 @@ def _round(value: float) -> float:
 
 
 def write_manifests(
-    plan: Plan, written: list[Written], source: dict[str, Any], base_files: dict[str, str], options: dict[str, Any]
+    plan: Plan,
+    written: list[Written],
+    source: dict[str, Any],
+    base_files: dict[str, str],
+    adapter_files: Mapping[Path, str],
+    options: dict[str, Any],
 ) -> None:
-    """Write the manifest of every level beside its file."""
+    """Write the manifest of every level beside its file; arguments as for `build_manifest`."""
     for level, done in zip(plan.levels, written, strict=True):
-        document = build_manifest(plan, level, done, source, base_files, options)
+        document = build_manifest(plan, level, done, source, base_files, adapter_files, options)
         write_text(level.manifest, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -49,6 +49,7 @@ class Task:
 
     plan: Plan
     source: Source
+    adapter_files: dict[Path, str]  # SHA-256 by path
     options: dict[str, Any]
 
     def run(
@@ -64,7 +65,9 @@ class Task:
         with FollowingHash(self.plan.weight_files) as hashes:
             report = hashes.follow(progress)
             written = write(self.plan, threads=threads or available_processors(), memory=memory, progress=report)
-            write_manifests(self.plan, written, self.source.describe(), hashes.result(), self.options)
+            write_manifests(
+                self.plan, written, self.source.describe(), hashes.result(), self.adapter_files, self.options
+            )
         remember_model(min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path)
         return written
 
@@ -90,6 +93,8 @@ def plan_quantization(
     matrix = read_imatrix(imatrix) if imatrix else None
     source = resolve(model)
     adapters = [(resolve_adapter(spec), weight) for spec, weight in specs]
+    weights = [adapter_weights(a.path) for a, _ in adapters]
+    adapter_files = {path: sha256_file(path) for path in weights}
     plan = make_plan(
         source.path,
         levels,
@@ -98,7 +103,7 @@ def plan_quantization(
         name=source.name if source.repo else None,
         adapters=[(a.path, weight) for a, weight in adapters],
         imatrix=matrix,
-        made_from=_made_from(source, adapters, matrix),
+        made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
         requantize=allow_requantize,
         split_bytes=split_max_size,
         overwrite=overwrite,
@@ -113,7 +118,7 @@ def plan_quantization(
         "split_max_size": split_max_size,
         "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
     }
-    return Task(plan, source, options)
+    return Task(plan, source, adapter_files, options)
 
 
 def export_adapters(
@@ -155,12 +160,14 @@ def adapter_weights(path: Path) -> Path:
     return path if path.is_file() else find_weights(path)
 
 
-def _made_from(source: Source, adapters: Sequence[tuple[Source, float]], imatrix: Imatrix | None) -> dict[str, str]:
+def _made_from(
+    source: Source, adapters: Sequence[tuple[Source, float]], sums: Sequence[str], imatrix: Imatrix | None
+) -> dict[str, str]:
     """The essential part of the manifest, for the GGUF's own metadata."""
     found = {"jmedlite.made.version": __version__, "jmedlite.made.base": source.full_name}
     if adapters:
         found["jmedlite.made.adapters"] = "; ".join(
-            f"{a.full_name} × {weight:g}, SHA-256 {sha256_file(adapter_weights(a.path))}" for a, weight in adapters
+            f"{a.full_name} × {weight:g}, SHA-256 {sha256}" for (a, weight), sha256 in zip(adapters, sums, strict=True)
         )
     if imatrix:
         found["jmedlite.made.imatrix"] = f"{imatrix.path.name}, SHA-256 {imatrix.sha256}"
