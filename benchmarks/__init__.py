@@ -1,0 +1,1 @@
+"""The benchmark: asking exam questions of every level of a model, and measuring what each costs."""

@@ -1,0 +1,54 @@
+"""What is asked: the items of a task, and those that are left out, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. `answers` and `contraindicated` are indices into `choices`; `human_accuracy` is in percent."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answers: tuple[int, ...]
+    lang: str
+    group: str | None = None
+    contraindicated: tuple[int, ...] = ()
+    human_accuracy: float | None = None
+    context: str = ""  # a text that the question is about, such as PubMedQA's abstract
+
+
+@dataclass(frozen=True)
+class Left:
+    """An item of the source that is not asked. `item` is None where the row could not be read as one."""
+
+    id: str
+    reason: str
+    item: Item | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All items of one task in one language, in the order of its source.
+
+    `name` is the task's name with its language ("igakuqa-ja"); `files` are `{"name", "sha256"}`. Every row of the source
+    is in `items` or in `left`. `examples` come from a split that is never scored, for few-shot prompts; where a task
+    has none, they are drawn from `items`.
+    """
+
+    name: str
+    task: str
+    lang: str
+    title: str
+    items: tuple[Item, ...]
+    left: tuple[Left, ...] = ()
+    examples: tuple[Item, ...] = ()
+    source: str = ""
+    revision: str | None = None
+    license: str | None = None
+    files: tuple[dict[str, Any], ...] = field(default=())
