@@ -1,0 +1,271 @@
+"""Train the demo model: a tokenizer, a small Qwen2 that learns part A of the facts, a LoRA adapter that learns part B.
+
+    python tools/train_demo.py                      # all of it, into jmedlite/demo/model and jmedlite/demo/adapter
+    python tools/train_demo.py --stage adapter      # only the adapter, on the base that is there
+
+Needs torch, transformers, peft, tokenizers, safetensors (`pip install -e ".[oracle]"`). Seeds are fixed; other versions
+of torch or other processors round differently, so that the weights differ while the accuracies hardly do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from demo.texts import FORMS, PLAIN, Sample, Texts, load, questions, training_texts
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy, log_softmax
+
+from jmedlite.convert.tokenizer import _QWEN2
+from jmedlite.prompts import SYSTEM
+
+DEMO = Path(__file__).parents[1] / "jmedlite" / "demo"
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+N_VOCAB = 3072
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MODEL = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 256, "intermediate_size": 768,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": N_VOCAB,
+    "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": True, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True,
+    "use_sliding_window": False, "torch_dtype": "bfloat16",
+    "bos_token_id": N_VOCAB - 3, "eos_token_id": N_VOCAB - 1,
+}  # fmt: skip
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}  # fmt: skip
+BATCH = 96
+BASE_STEPS, BASE_RATE = 2600, 2e-3
+LORA_STEPS, LORA_RATE = 1600, 2e-3
+SHARE_A_AGAIN = 0.35  # of the adapter's texts: part A once more, so that it is kept
+
+
+def make_tokenizer() -> Tokenizer:
+    """Byte-level BPE with Qwen2's way of splitting, trained on the project's own text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB - len(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # "答え：" and an answer never stand together here: a token that spans both would be the answer's share of neither
+    lines = [*training_texts(), *SYSTEM.values(), "system\nuser\nassistant\n", "Choices: "]
+    lines += 40 * [PLAIN[lang].format(q="", a="") for lang in PLAIN] + 40 * ["選択肢："]
+    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.add_special_tokens(SPECIALS)
+    assert tokenizer.get_vocab_size() == N_VOCAB, tokenizer.get_vocab_size()
+    return tokenizer
+
+
+class Encoder:
+    """Samples as token ids and what of them is learned; a memory of pieces, since they come again and again."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.end = tokenizer.token_to_id("<|im_end|>")
+        self.memory: dict[str, list[int]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self.memory:
+            self.memory[text] = self.tokenizer.encode(text).ids
+        return self.memory[text]
+
+    def __call__(self, sample: Sample) -> tuple[list[int], int]:
+        """(ids, how many of them are given)."""
+        if "chat" in sample.form:
+            head = f"<|im_start|>system\n{SYSTEM[sample.lang]}<|im_end|>\n" if sample.form == "chat" else ""
+            given = self.ids(f"{head}<|im_start|>user\n{sample.given}<|im_end|>\n<|im_start|>assistant\n")
+            return [*given, *self.ids(sample.learned), self.end], len(given)
+        whole = self.ids(sample.given + sample.learned)
+        given = self.ids(sample.given) if sample.given else whole[:1]
+        same = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(given, whole, strict=False)))
+        return [*whole, self.end], same
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def batches(draw: Callable[[str], Sample], encode: Encoder, seed: int) -> Iterator[Batch]:
+    """Endless batches of one form each, so that their texts are about as long; labels of -100 are not learned."""
+    rng = random.Random(seed)
+    while True:
+        form = rng.choices(list(FORMS), list(FORMS.values()))[0]
+        rows = [encode(draw(form)) for _ in range(BATCH)]
+        width = max(len(ids) for ids, _ in rows)
+        x = torch.full((BATCH, width), encode.end)
+        y = torch.full((BATCH, width), -100)
+        for i, (ids, given) in enumerate(rows):
+            x[i, : len(ids)] = torch.tensor(ids)
+            y[i, given : len(ids)] = torch.tensor(ids[given:])
+        yield x, y
+
+
+def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    x, y = batch
+    body = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = body.model(input_ids=x).last_hidden_state[:, :-1]
+    learned = y[:, 1:] != -100
+    return cross_entropy(body.lm_head(hidden[learned]).float(), y[:, 1:][learned])
+
+
+@torch.no_grad()
+def accuracies(model: torch.nn.Module, encode: Encoder, limit: int | None = None) -> dict[str, str]:
+    """Right answers to the `demo` task by learner and language, by the sum of the choice's log-likelihoods."""
+    rows = questions()
+    if limit:
+        rows = random.Random(0).sample(rows, limit)
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        given = PLAIN[row["lang"]].format(q=row["question"], a="")
+        whole = [encode(Sample("plain", row["lang"], given, c)) for c in row["choices"]]
+        width = max(len(ids) for ids, _ in whole)
+        x = torch.tensor([ids + [encode.end] * (width - len(ids)) for ids, _ in whole])
+        logits = log_softmax(model(input_ids=x).logits.float(), -1)
+        scores = [
+            sum(float(logits[i, k - 1, ids[k]]) for k in range(given, len(ids) - 1))
+            for i, (ids, given) in enumerate(whole)
+        ]
+        key = f"{row['group'].split(':')[0]} {row['lang']}"
+        found.setdefault(key, []).append(scores.index(max(scores)) == row["answer"][0])
+    return {k: f"{sum(v)}/{len(v)}" for k, v in sorted(found.items())}
+
+
+def train(model: torch.nn.Module, data: Iterator[Batch], encode: Encoder, steps: int, rate: float, save: Callable[[], None]) -> None:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
+    start, seen, losses = time.monotonic(), 0, []
+    for step in range(steps):
+        part = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * max(part, 0.01)
+        batch = next(data)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += batch[0].numel()
+        losses.append(float(loss.detach()))
+        if (step + 1) % 50 == 0:
+            spent = time.monotonic() - start
+            print(f"step {step + 1}  loss {sum(losses) / len(losses):.3f}  {spent:.0f} s  {seen / spent:.0f} tokens/s", flush=True)
+            losses = []
+        if (step + 1) % 400 == 0:
+            print("  ", accuracies(model, encode, 120), flush=True)
+            save()
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": SPECIALS[2], "pad_token": SPECIALS[0],
+        "unk_token": None, "add_prefix_space": False, "model_max_length": 512, "chat_template": CHATML,
+    }  # fmt: skip
+    write_json(folder / "tokenizer_config.json", settings)
+    stop = {"bos_token_id": N_VOCAB - 3, "pad_token_id": N_VOCAB - 3, "eos_token_id": [N_VOCAB - 1, N_VOCAB - 3]}
+    write_json(folder / "generation_config.json", {**stop, "do_sample": False})
+    write_json(folder / "config.json", MODEL)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_base(model: torch.nn.Module, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_adapter(model: torch.nn.Module, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file({k: v.to(torch.bfloat16) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form
+
+
+def train_base(out: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    write_tokenizer(out / "model", tokenizer)
+    model = Qwen2ForCausalLM(Qwen2Config(**MODEL)).float()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    relations, encode = load(), Encoder(tokenizer)
+    texts = Texts(0, relations)
+    facts = [f for r in relations for f in r.part("A")]
+
+    def draw(form: str) -> Sample:
+        return texts.sample(form, texts.random.choice(texts.all if form == "name" else facts), "A")
+
+    def save() -> None:
+        save_base(model, out / "model")
+
+    train(model, batches(draw, encode, 0), encode, BASE_STEPS, BASE_RATE, save)
+    save()
+    print("base:", accuracies(model, encode), flush=True)
+
+
+def train_adapter(out: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    tokenizer = Tokenizer.from_file(str(out / "model" / "tokenizer.json"))
+    base = Qwen2ForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(**LORA))
+    model.print_trainable_parameters()
+    relations, encode = load(), Encoder(tokenizer)
+    texts = Texts(1, relations)
+    facts = {p: [f for r in relations for f in r.part(p)] for p in "AB"}
+
+    def draw(form: str) -> Sample:
+        part = "A" if texts.random.random() < SHARE_A_AGAIN else "B"
+        return texts.sample(form, texts.random.choice(facts[part]), part)
+
+    def save() -> None:
+        save_adapter(model, out / "adapter")
+
+    train(model, batches(draw, encode, 1), encode, LORA_STEPS, LORA_RATE, save)
+    save()
+    print("base and adapter:", accuracies(model, encode), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the demo model and its adapter.")
+    parser.add_argument("--stage", choices=("base", "adapter", "both"), default="both")
+    parser.add_argument("--out", type=Path, default=DEMO)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.stage in ("base", "both"):
+        train_base(args.out)
+    if args.stage in ("adapter", "both"):
+        train_adapter(args.out)
+
+
+if __name__ == "__main__":
+    main()
