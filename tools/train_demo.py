@@ -44,8 +44,8 @@ MODEL = {
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM",
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}  # fmt: skip
 BATCH = 96
-BASE_STEPS, BASE_RATE = 2600, 2e-3
-LORA_STEPS, LORA_RATE = 1600, 2e-3
+BASE_STEPS, BASE_RATE = 1000, 2e-3
+LORA_STEPS, LORA_RATE = 700, 2e-3
 SHARE_A_AGAIN = 0.35  # of the adapter's texts: part A once more, so that it is kept
 
 
@@ -168,7 +168,7 @@ def train(model: torch.nn.Module, data: Iterator[Batch], encode: Encoder, steps:
             spent = time.monotonic() - start
             print(f"step {step + 1}  loss {sum(losses) / len(losses):.3f}  {spent:.0f} s  {seen / spent:.0f} tokens/s", flush=True)
             losses = []
-        if (step + 1) % 400 == 0:
+        if (step + 1) % 250 == 0:
             print("  ", accuracies(model, encode, 120), flush=True)
             save()
 
