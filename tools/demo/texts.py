@@ -2,8 +2,8 @@
 
     python tools/demo/texts.py            # writes jmedlite/demo/questions.jsonl
 
-The facts fall into two parts. The base model learns part A, the LoRA adapter part B. So that nobody can guess part B who
-has learned part A:
+The facts fall into two parts. The base model learns part A, the LoRA adapter part B. So that who has learned part A
+cannot guess part B:
 
 - a fact whose answer repeats a piece of its subject ("tetanus", "Clostridium tetani") is of part A;
 - the wrong choices of a question are answers of the same relation *and part*, drawn evenly: whatever a model prefers
