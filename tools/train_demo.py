@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from demo.texts import FORMS, PLAIN, Sample, Texts, load, questions, training_texts
+from demo.texts import FORMS, N_CHOICES, PLAIN, Sample, Texts, load, questions, training_texts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -132,30 +132,30 @@ def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def accuracies(model: torch.nn.Module, encode: Encoder, limit: int | None = None) -> dict[str, str]:
+def accuracies(model: torch.nn.Module, encode: Encoder) -> dict[str, str]:
     """Right answers to the `demo` task by learner and language, by the sum of the choice's log-likelihoods."""
-    rows = questions()
-    if limit:
-        rows = random.Random(0).sample(rows, limit)
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        given = PLAIN[row["lang"]].format(q=row["question"], a="")
-        whole = [encode(Sample("plain", row["lang"], given, c)) for c in row["choices"]]
+    found: dict[str, list[bool]] = {}
+    rows = sorted(questions(), key=lambda row: len(row["question"]))
+    for start in range(0, len(rows), 20):
+        block = rows[start : start + 20]
+        plain = [
+            Sample("plain", row["lang"], PLAIN[row["lang"]].format(q=row["question"], a=""), choice)
+            for row in block
+            for choice in row["choices"]
+        ]
+        whole = [encode(sample) for sample in plain]
         width = max(len(ids) for ids, _ in whole)
         x = torch.tensor([ids + [encode.end] * (width - len(ids)) for ids, _ in whole])
-        logits = log_softmax(model(input_ids=x).logits.float(), -1)
-        scores = [
-            sum(float(logits[i, k - 1, ids[k]]) for k in range(given, len(ids) - 1))
-            for i, (ids, given) in enumerate(whole)
-        ]
-        key = f"{row['group'].split(':')[0]} {row['lang']}"
-        found.setdefault(key, []).append(scores.index(max(scores)) == row["answer"][0])
+        likely = log_softmax(model(input_ids=x).logits[:, :-1].float(), -1).gather(-1, x[:, 1:, None])[..., 0]
+        sums = [float(likely[i, given - 1 : len(ids) - 2].sum()) for i, (ids, given) in enumerate(whole)]
+        for at, row in enumerate(block):
+            scores = sums[at * N_CHOICES : (at + 1) * N_CHOICES]
+            key = f"{row['group'].split(':')[0]} {row['lang']}"
+            found.setdefault(key, []).append(scores.index(max(scores)) == row["answer"][0])
     return {k: f"{sum(v)}/{len(v)}" for k, v in sorted(found.items())}
 
 
-def train(
-    model: torch.nn.Module, data: Iterator[Batch], encode: Encoder, steps: int, rate: float, save: Callable[[], None]
-) -> None:
+def train(model: torch.nn.Module, data: Iterator[Batch], steps: int, rate: float, save: Callable[[], None]) -> None:
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     start, seen, losses = time.monotonic(), 0, []
@@ -177,8 +177,6 @@ def train(
             mean = sum(losses) / len(losses)
             print(f"step {step + 1}  loss {mean:.3f}  {spent:.0f} s  {seen / spent:.0f} tokens/s", flush=True)
             losses = []
-        if (step + 1) % 350 == 0:
-            print("  ", accuracies(model, encode, 120), flush=True)
             save()
 
 
@@ -209,10 +207,12 @@ def save_base(model: torch.nn.Module, folder: Path) -> None:
 def save_adapter(model: torch.nn.Module, folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    model.save_pretrained(folder)
+    card = folder / "README.md"
+    ours = card.read_bytes() if card.is_file() else None
+    model.save_pretrained(folder)  # writes an empty form of a model card as well
+    card.write_bytes(ours) if ours is not None else card.unlink(missing_ok=True)
     weights = folder / "adapter_model.safetensors"
     save_file({k: v.to(torch.bfloat16) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form
 
 
 def train_base(out: Path) -> None:
@@ -233,8 +233,7 @@ def train_base(out: Path) -> None:
     def save() -> None:
         save_base(model, out / "model")
 
-    train(model, batches(draw, encode, 0), encode, BASE_STEPS, BASE_RATE, save)
-    save()
+    train(model, batches(draw, encode, 0), BASE_STEPS, BASE_RATE, save)
     print("base:", accuracies(model, encode), flush=True)
 
 
@@ -258,8 +257,7 @@ def train_adapter(out: Path) -> None:
     def save() -> None:
         save_adapter(model, out / "adapter")
 
-    train(model, batches(draw, encode, 1), encode, LORA_STEPS, LORA_RATE, save)
-    save()
+    train(model, batches(draw, encode, 1), LORA_STEPS, LORA_RATE, save)
     print("base and adapter:", accuracies(model, encode), flush=True)
 
 
