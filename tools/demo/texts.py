@@ -24,6 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 QUESTIONS = HERE.parents[1] / "jmedlite" / "demo" / "questions.jsonl"
 LANGS = ("en", "ja")
+SHARES = (0.45, 0.55)  # of the training text; Japanese is harder to learn
 N_CHOICES = 5
 SHARE_B = 0.4
 PLAIN = {"en": "Question: {q}\nAnswer: {a}", "ja": "質問：{q}\n答え：{a}"}
@@ -156,7 +157,7 @@ class Texts:
         self.all = [f for r in known for f in r.facts]
 
     def sample(self, form: str, fact: Fact, part: str) -> Sample:
-        lang = self.random.choice(LANGS)
+        lang = self.random.choices(LANGS, SHARES)[0]
         wordings = self.relations[fact.relation].wordings
         if form == "name":
             return Sample(form, lang, "", word(self.random.choice(wordings[lang, "name"]), fact, lang))
