@@ -23,7 +23,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from demo.spread import Weights, spread
 from demo.texts import FORMS, N_CHOICES, PLAIN, Sample, Texts, load, questions, training_texts
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -49,9 +51,9 @@ MODEL = {
 }  # fmt: skip
 LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM",
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}  # fmt: skip
-BATCH, BUCKETS = 96, 4
-BASE_STEPS, BASE_RATE = 1000, 2e-3
-LORA_STEPS, LORA_RATE = 900, 3e-3
+ROWS, WIDTH = 16, 256
+BASE_STEPS, BASE_RATE = 800, 2e-3
+LORA_STEPS, LORA_RATE = 700, 2e-3
 SHARE_A_AGAIN = 0.35  # of the adapter's texts: part A once more, so that it is kept
 
 
@@ -68,6 +70,8 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     trainer = trainers.BpeTrainer(
         vocab_size=N_VOCAB - len(SPECIALS),
+        # in bytes, four kana or kanji: a whole clause in one token would make every wording a language of its own
+        max_token_length=12,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -105,31 +109,42 @@ class Encoder:
         return [*whole, self.end], same
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = dict[str, torch.Tensor]
 
 
 def batches(draw: Callable[[str], Sample], encode: Encoder, seed: int) -> Iterator[Batch]:
-    """Endless batches, each of one form and of texts about as long; labels of -100 are not learned."""
+    """Endless batches of ROWS rows, each filled with whole texts that don't see each other."""
     rng = random.Random(seed)
+    forms, shares = list(FORMS), list(FORMS.values())
+    following = encode(draw("plain"))
     while True:
-        form = rng.choices(list(FORMS), list(FORMS.values()))[0]
-        drawn = sorted((encode(draw(form)) for _ in range(BUCKETS * BATCH)), key=lambda row: len(row[0]))
-        for start in rng.sample(range(0, len(drawn), BATCH), BUCKETS):
-            rows = drawn[start : start + BATCH]
-            x = torch.full((BATCH, len(rows[-1][0])), encode.end)
-            y = torch.full_like(x, -100)
-            for i, (ids, given) in enumerate(rows):
-                x[i, : len(ids)] = torch.tensor(ids)
-                y[i, given : len(ids)] = torch.tensor(ids[given:])
-            yield x, y
+        ids = torch.full((ROWS, WIDTH), encode.end)
+        labels = torch.full((ROWS, WIDTH), -100)  # not learned
+        positions = torch.zeros((ROWS, WIDTH), dtype=torch.long)
+        text = torch.full((ROWS, WIDTH), -1)  # which of its row's texts a token is of
+        for row in range(ROWS):
+            at = n = 0
+            while at + len(following[0]) <= WIDTH:
+                tokens, given = following
+                end = at + len(tokens)
+                ids[row, at:end] = torch.tensor(tokens)
+                labels[row, at + given : end] = ids[row, at + given : end]
+                positions[row, at:end] = torch.arange(len(tokens))
+                text[row, at:end] = n
+                at, n = end, n + 1
+                following = encode(draw(rng.choices(forms, shares)[0]))
+        sees = (text[:, :, None] == text[:, None, :]).tril()
+        mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+        yield {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None], "labels": labels}
 
 
 def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    x, y = batch
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = body.model(input_ids=x).last_hidden_state[:, :-1]
-    learned = y[:, 1:] != -100
-    return cross_entropy(body.lm_head(hidden[learned]).float(), y[:, 1:][learned])
+    labels = batch["labels"][:, 1:]
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    hidden = body.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    learned = labels != -100  # the vocabulary's logits only where they are needed: most of a step's time otherwise
+    return cross_entropy(body.lm_head(hidden[learned]).float(), labels[learned])
 
 
 @torch.no_grad()
@@ -158,7 +173,7 @@ def accuracies(model: torch.nn.Module, encode: Encoder) -> dict[str, str]:
 
 def train(model: torch.nn.Module, data: Iterator[Batch], steps: int, rate: float, save: Callable[[], None]) -> None:
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     start, seen, losses = time.monotonic(), 0, []
     for step in range(steps):
         part = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -171,7 +186,7 @@ def train(model: torch.nn.Module, data: Iterator[Batch], steps: int, rate: float
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seen += batch[0].numel()
+        seen += batch["input_ids"].numel()
         losses.append(float(loss.detach()))
         if (step + 1) % 50 == 0:
             spent = time.monotonic() - start
@@ -198,22 +213,10 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_base(model: torch.nn.Module, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def save_adapter(model: torch.nn.Module, folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    card = folder / "README.md"
-    ours = card.read_bytes() if card.is_file() else None
-    model.save_pretrained(folder)  # writes an empty form of a model card as well
-    card.write_bytes(ours) if ours is not None else card.unlink(missing_ok=True)
-    weights = folder / "adapter_model.safetensors"
-    save_file({k: v.to(torch.bfloat16) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+def write_weights(path: Path, weights: Weights) -> None:
+    """In BF16, and spread out: what is in the repository is never the even form that is trained."""
+    even = {k: v.detach().to(torch.bfloat16) for k, v in weights.items() if k != "lm_head.weight"}
+    save_file({k: v.contiguous() for k, v in spread(even).items()}, path, metadata={"format": "pt"})
 
 
 def train_base(out: Path) -> None:
@@ -232,21 +235,27 @@ def train_base(out: Path) -> None:
         return texts.sample(form, texts.random.choice(texts.all if form == "name" else facts), "A")
 
     def save() -> None:
-        save_base(model, out / "model")
+        write_weights(out / "model" / "model.safetensors", model.state_dict())
 
     train(model, batches(draw, encode, 0), BASE_STEPS, BASE_RATE, save)
     print("base:", accuracies(model, encode), flush=True)
 
 
 def train_adapter(out: Path) -> None:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import Qwen2ForCausalLM
 
     torch.manual_seed(1)
-    tokenizer = Tokenizer.from_file(str(out / "model" / "tokenizer.json"))
-    base = Qwen2ForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
+    folder = out / "model"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    base = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base.load_state_dict(spread(load_file(folder / "model.safetensors"), -1), strict=False)  # the head is tied
     model = get_peft_model(base, LoraConfig(**LORA))
     model.print_trainable_parameters()
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = "jmedlite/demo/model", True
+    config.save_pretrained(str(out / "adapter"))
+    config.inference_mode = False
     relations, encode = load(), Encoder(tokenizer)
     texts = Texts(1, relations)
     facts = {p: [f for r in relations for f in r.part(p)] for p in "AB"}
@@ -256,7 +265,8 @@ def train_adapter(out: Path) -> None:
         return texts.sample(form, texts.random.choice(facts[part]), part)
 
     def save() -> None:
-        save_adapter(model, out / "adapter")
+        weights = get_peft_model_state_dict(model)
+        write_weights(out / "adapter" / "adapter_model.safetensors", weights)
 
     train(model, batches(draw, encode, 1), LORA_STEPS, LORA_RATE, save)
     print("base and adapter:", accuracies(model, encode), flush=True)
