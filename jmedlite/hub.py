@@ -121,7 +121,9 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], kind: 
             huggingface_hub.snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
         )
         if not constants.HF_HUB_OFFLINE:
-            info = huggingface_hub.HfApi().repo_info(repo, repo_type=kind, revision=folder.name, files_metadata=True)
+            api = huggingface_hub.HfApi()
+            ask = api.dataset_info if kind == "dataset" else api.model_info
+            info = ask(repo, revision=folder.name, files_metadata=True)
             wanted = [s for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)]
             _check_files(folder, wanted, since=started)
     return folder
