@@ -57,6 +57,8 @@ class Prompts:
         self.frame = chat_frame(loaded, emit) if wanted["chat"] else ([], [])
         tokenized = [self._tokens(p) for p in wanted["prompts"]]
         n_head = shared_head([context for context, _ in tokenized])
+        if wanted["n_head"] is not None:
+            n_head = min(n_head, wanted["n_head"])
         limit = min(loaded.n_ctx_train, wanted["n_ctx"] or loaded.n_ctx_train)
         self.head = tokenized[0][0][:n_head] if tokenized else []
         self.n_prompt = [len(context) for context, _ in tokenized]
@@ -96,7 +98,7 @@ class Worker:
         """Tokens and packs of `prompts`; the `prepared` event says where the packs begin.
 
         `max_tokens` is how many may be generated after each, 0 for scores; `together` false puts every prompt into a
-        pack of its own.
+        pack of its own; `n_head` bounds the head, where these are some of more prompts.
         """
         if self.engine:
             self.engine.close()
