@@ -189,4 +189,3 @@ def movement(a: Sequence[float], b: Sequence[float]) -> float:
 def sample_evenly(n: int, k: int) -> list[int]:
     """`k` of n places, evenly spaced; all where there are fewer."""
     return list(range(n)) if n <= k else [i * n // k for i in range(k)]
-

@@ -116,7 +116,9 @@ class RunFolder:
             )
         with reading(self.folder / QUESTIONS):
             if (self.folder / QUESTIONS).read_bytes() != self.questions.encode("utf-8"):
-                raise DataError(f"{self.folder / QUESTIONS}: the questions are not those of this run; choose another --out")
+                raise DataError(
+                    f"{self.folder / QUESTIONS}: the questions are not those of this run; choose another --out"
+                )
 
     def _count_items(self) -> int:
         """How many whole, expected results are there; a torn last line is dropped."""
@@ -131,7 +133,9 @@ class RunFolder:
                 key = result_key(_parsed(line, path, n + 1))
                 if n >= len(self.keys) or key != self.keys[n]:
                     expected = self.keys[n] if n < len(self.keys) else "nothing more"
-                    raise DataError(f"{path}, line {n + 1}: is the result of {key}, expected {expected}; was it edited?")
+                    raise DataError(
+                        f"{path}, line {n + 1}: is the result of {key}, expected {expected}; was it edited?"
+                    )
                 n, size = n + 1, size + len(line)
         self._truncate(path, size)
         return n
@@ -190,12 +194,16 @@ class RunFolder:
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
         """What one of the `.jsonl` files holds."""
-        path = self.folder / name
-        if path.exists():
-            with reading(path), path.open("rb") as file:
-                for n, line in enumerate(file, 1):
-                    if line.endswith(b"\n"):
-                        yield _parsed(line, path, n)
+        return read_lines(self.folder / name)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a `.jsonl` file; none where there is no file. Raises DataError for one that is damaged."""
+    if path.exists():
+        with reading(path), path.open("rb") as file:
+            for n, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    yield _parsed(line, path, n)
 
 
 def result_key(result: Mapping[str, Any]) -> Key:
@@ -209,7 +217,9 @@ def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise DataError(f"{path}, line {number}: is damaged (no JSON object); remove the folder, or choose another --out")
+        raise DataError(
+            f"{path}, line {number}: is damaged (no JSON object); remove the folder, or choose another --out"
+        )
     return found
 
 
