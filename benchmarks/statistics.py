@@ -154,7 +154,7 @@ def flips(pairs: Sequence[tuple[bool, bool, bool]]) -> Flips:
 def calibration_error(confidence: Sequence[float], correct: Sequence[float], bins: int = 10) -> float:
     """The mean distance between confidence and accuracy over equal bins of confidence, weighted by their answers.
 
-    M. P. Naeini, G. F. Cooper, M. Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning. AAAI 2015.
+    M. P. Naeini, G. F. Cooper, M. Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015
     """
     sure, right = np.asarray(confidence, float), np.asarray(correct, float)
     place = np.minimum((sure * bins).astype(int), bins - 1)
@@ -165,9 +165,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[float], bin
 def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
     """Which points no other beats: none costs as little or less and gains as much or more, one of them strictly."""
     points = list(zip(costs, gains, strict=True))
-    return [
-        not any((c <= cost and g >= gain) and (c < cost or g > gain) for c, g in points) for cost, gain in points
-    ]
+    return [not any((c <= cost and g >= gain) and (c < cost or g > gain) for c, g in points) for cost, gain in points]
 
 
 # Bets as shares of the largest that can't lose everything. Small ones win slowly and surely, large ones fast.
@@ -181,19 +179,20 @@ class Sequential:
     Under its null hypothesis each statistic is a non-negative martingale, or falls below one, that starts at 1; by
     Ville's inequality it ever reaches 1/α with a chance of at most α. All are functions of the three counts alone, so
     the same pairs give the same answer in whatever packs they come. The pairs must come in an order that has nothing
-    to do with their outcome (a seeded shuffle), and be one per question.
+    to do with their outcome (a seeded shuffle), and be one per question. A question that was asked several times adds
+    its mean difference as a fraction of a loss or gain and a tie; the logarithm is concave, so that errs on the safe side.
 
-    `different` mixes bets on the discordant pairs over a Jeffreys prior: H. Robbins, Statistical methods related to the
-    law of the iterated logarithm, Ann. Math. Statist. 41 (1970). The two tests of the margin are mixtures of bets on the
-    mean of a bounded variable: I. Waudby-Smith, A. Ramdas, Estimating means of bounded random variables by betting,
-    JRSS B 86 (2024).
+    `different` mixes bets on the discordant pairs over a Jeffreys prior: H. Robbins, Statistical methods related to
+    the law of the iterated logarithm, Ann. Math. Statist. 41 (1970). The two tests of the margin are mixtures of bets
+    on the mean of a bounded variable: I. Waudby-Smith, A. Ramdas, Estimating means of bounded random variables by
+    betting, JRSS B 86 (2024).
     """
 
     margin: float
     alpha: float = ALPHA
-    losses: int = 0
-    gains: int = 0
-    ties: int = 0
+    losses: float = 0
+    gains: float = 0
+    ties: float = 0
 
     def add(self, reference_correct: bool, correct: bool) -> Sequential:
         """With one more pair."""
@@ -235,7 +234,7 @@ class Sequential:
 
     @property
     def decided(self) -> str | None:
-        """"no meaningful loss", "meaningful loss", or None as long as neither is shown."""
+        """\"no meaningful loss", "meaningful loss", or None as long as neither is shown."""
         if self.no_meaningful_loss >= 1 / self.alpha:
             return "no meaningful loss"
         return "meaningful loss" if self.meaningful_loss >= 1 / self.alpha else None

@@ -7,12 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from jmedlite.benchmarks import statistics
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
-
-from jmedlite.benchmarks import statistics
 
 EXACT = 1e-9
 
