@@ -75,14 +75,17 @@ def compare(view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, Fac
     means = [s / c for s, c in zip(sums, counts, strict=True)]
     n = len(means)
     losses, gains = math.fsum(max(-m, 0) for m in means), math.fsum(max(m, 0) for m in means)
+    pairs = statistics.effective_pairs(means)
+    worth = pairs / n if n else 0.0
     found |= {
         "reference_share": math.fsum(by_item({u: right[u] for u in common}).values()) / found["n_items"] if n else None,
         "share": math.fsum(by_item({u: left[u] for u in common}).values()) / found["n_items"] if n else None,
         "questions_lost": sum(m < 0 for m in means),
         "questions_gained": sum(m > 0 for m in means),
         "disagreement": (losses + gains) / n if n else None,
-        "loss_bound": statistics.loss_bound(losses, gains, n) if n else None,
-        "detectable_loss": statistics.detectable_loss(n, (losses + gains) / n) if n else None,
+        "effective_pairs": pairs,
+        "loss_bound": statistics.loss_bound(losses * worth, gains * worth, pairs) if n else None,
+        "detectable_loss": statistics.detectable_loss(pairs, (losses + gains) / n) if n else None,
         "flips": asdict(statistics.flips([_pair(view, level[u], reference[u]) for u in common])),
     }
     found["p"] = statistics.mcnemar(found["questions_lost"], found["questions_gained"]) if n else None

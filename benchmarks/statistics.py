@@ -83,11 +83,27 @@ def bootstrap(
     return float(low), float(high)
 
 
-def loss_bound(losses: float, gains: float, n: int, confidence: float = 1 - ALPHA) -> float:
+def effective_pairs(differences: Sequence[float]) -> float:
+    """How many independent pairs are worth as much as these questions' mean differences, each in [−1, 1].
+
+    Where every question was asked once, so that differences are −1, 0 or 1, that is their number. Where answers in two
+    languages, or under several orders, were averaged, it is larger, as far as they are not correlated.
+
+    J. N. K. Rao, A. J. Scott, A simple method for the analysis of clustered binary data. Biometrics 48 (1992).
+    """
+    d = np.asarray(differences, float)
+    if not len(d):
+        return 0.0
+    square = float(d.mean()) ** 2
+    of_pairs, of_questions = float(np.abs(d).mean()) - square, float((d * d).mean()) - square
+    return len(d) * of_pairs / of_questions if of_questions > 1e-12 else float(len(d))
+
+
+def loss_bound(losses: float, gains: float, n: float, confidence: float = 1 - ALPHA) -> float:
     """The one-sided upper bound of the loss (losses − gains) / n: the largest loss that the score test does not reject.
 
-    Unlike a bootstrap bound it does not collapse to 0 where no answer differs: z² / (n + z²) then. Fractional counts
-    (clusters' mean differences, split by sign) give a bound that is on the safe side, since d² ≤ |d|.
+    Unlike a bootstrap bound it does not collapse to 0 where no answer differs: z² / (n + z²) then. For questions that
+    were asked several times, all three are scaled to `effective_pairs`.
 
     T. Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample design.
     Statistics in Medicine 17 (1998).
@@ -109,7 +125,7 @@ def loss_bound(losses: float, gains: float, n: int, confidence: float = 1 - ALPH
     return float(optimize.brentq(statistic, low + 1e-15, high, xtol=1e-14))
 
 
-def detectable_loss(n: int, disagreement: float, alpha: float = ALPHA, power: float = POWER) -> float:
+def detectable_loss(n: float, disagreement: float, alpha: float = ALPHA, power: float = POWER) -> float:
     """The loss δ that n pairs show with this power in a two-sided test at `alpha`, at this rate of discordant pairs d.
 
     Solves n = (z_{1−α/2} √d + z_power √(d − δ²))² / δ². A loss can't exceed the disagreement: where the solution does,

@@ -27,6 +27,8 @@ from .comparing import (
 )
 from .pooling import Entrant, Item, Pool, Sheet, Unit, View, pool
 from .results import Measure, Run
+from jmedlite import __version__
+from jmedlite.prompts import NOTICE
 from .verdict import verdict
 
 FORMAT, VERSION = "jmedlite.report", 1
@@ -47,7 +49,7 @@ class Options:
         return self.margin / 100
 
 
-def summarise(runs: Sequence[Run], options: Options, *, version: str, notice: Mapping[str, str]) -> Json:
+def summarise(runs: Sequence[Run], options: Options) -> Json:
     """The document. Raises UsageError where the reference is none of the models."""
     laid = pool(runs)
     views = laid.view_keys()
@@ -61,8 +63,8 @@ def summarise(runs: Sequence[Run], options: Options, *, version: str, notice: Ma
     return {
         "format": FORMAT,
         "version": VERSION,
-        "jmedlite": version,
-        "notice": dict(notice),
+        "jmedlite": __version__,
+        "notice": dict(NOTICE),
         "options": {**asdict(options), "alpha": statistics.ALPHA, "power": statistics.POWER,
                     "bootstrap_samples": statistics.SAMPLES},
         "verdicts": [verdict(f, models, view_documents, options) for f in _judged(families, options)],
@@ -229,6 +231,7 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
+    flipped = _flipped(laid, view, references) if view.key == view.method else []
     results = [_result(laid, view, e, references.get(e.family), options) for e in laid.entrants]
     for family in laid.families:
         _adjust([r["comparison"] for r in results if r["family"] == family and r["comparison"]])
@@ -244,7 +247,8 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
         "results": results,
         "across": _across(laid, view, references),
         "languages": _languages(laid, view),
-        "flipped": _flipped(laid, view, references) if view.key == view.method else [],
+        "n_flipped": len(flipped),
+        "flipped": flipped,
     }
 
 
@@ -411,12 +415,13 @@ def _flipped(laid: Pool, view: View, references: Mapping[str, str]) -> list[Json
         base = laid.sheets[view.method].get(reference, {})
         for unit, before in base.items():
             changed = [
-                {"model": key, "kind": kind, **_told(sheet[unit])}
+                {**_told(sheet[unit]), "model": key, "kind": kind}
                 for key, sheet in sheets.items()
                 if unit in sheet and (kind := flip_of(view, sheet[unit], before))
             ]
             if changed:
-                found.append({"family": family, **_item(laid, unit), "reference": reference, "before": _told(before),
+                kind = min((c["kind"] for c in changed), key=_KINDS.index)
+                found.append({"family": family, "kind": kind, **_item(laid, unit), "reference": reference, "before": {**_told(before), "model": reference},
                               "changed": changed})  # fmt: skip
     return sorted(found, key=_severity)  # stable: within a kind, the order of the data set
 
@@ -427,7 +432,7 @@ _KINDS = ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")
 def _severity(flip: Json) -> tuple[int, int]:
     bad = set(flip["contraindicated"])
     harms = any(bad & set(c["picks"]) for c in flip["changed"]) and not bad & set(flip["before"]["picks"])
-    return min(_KINDS.index(c["kind"]) for c in flip["changed"]), -int(harms)
+    return _KINDS.index(flip["kind"]), -int(harms)
 
 
 def _item(laid: Pool, unit: Unit) -> Json:
