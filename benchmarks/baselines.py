@@ -57,8 +57,9 @@ def _frequent(orders: Mapping[Unit, Sequence[int]], facts: Mapping[Item, Facts])
         q = facts[item].question
         # every place enters, also those that are never right, or there might be too few
         places[len(q.choices), len(q.answers)].update({p: int(c in q.answers) for p, c in enumerate(order)})
+    # the largest counts first, of equal ones the first place
     return {
-        size: sorted(counts, key=lambda p, counts=counts: (-counts[p], p))[: size[1]] for size, counts in places.items()
+        size: [p for _, p in sorted((-n, p) for p, n in counts.items())][: size[1]] for size, counts in places.items()
     }
 
 

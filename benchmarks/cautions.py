@@ -1,4 +1,4 @@
-"""What a reader must know before trusting a number: unfinished runs, differences between runs, answers that say nothing."""
+"""What a reader must know before trusting a number: unfinished runs, differences between runs, empty answers."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
                 yield say("w_skipped", run=_name(run), task=task.name, n=bad)
     for e in laid.entrants:
         answers = list(laid.sheets.get("generate", {}).get(e.key, {}).values())
-        for task in dict.fromkeys(a.task for a in answers):
-            parsed = [a.parsed is not False and a.status != "unparsed" for a in answers if a.task == task]
-            share = 1 - sum(parsed) / len(parsed)
+        for name in dict.fromkeys(a.task for a in answers):
+            empty = [a.status == "unparsed" for a in answers if a.task == name]
+            share = sum(empty) / len(empty)
             if share > _OFTEN:
-                yield say("w_unparsed", model=e.key, task=task, share=f"{100 * share:.1f}")
+                yield say("w_unparsed", model=e.key, task=name, share=f"{100 * share:.1f}")
     if laid.sheets and not any(run.noise for run in laid.runs):
         yield say("w_no_noise")
 

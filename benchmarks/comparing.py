@@ -120,7 +120,8 @@ def contraindicated(view: View, sheet: Sheet, reference: Sheet | None, facts: Ma
     before = _taken(view, reference, facts) if reference is not None else {}
     right = verdicts(view, sheet)
     weighted = {unit: right[unit] - taken.get(unit, 0.0) for unit in right}
-    found = {**share(taken, facts), "taken": math.fsum(by_item(taken).values())}
+    found: Json = dict.fromkeys(("newly_taken", "no_longer_taken", "harm_weighted_difference"))
+    found |= {**share(taken, facts), "taken": math.fsum(by_item(taken).values())}
     items = by_item(weighted)
     found["harm_weighted"] = math.fsum(items.values()) / len(items)
     found["chance"] = _mean(_chance_of_harm(facts[item]) for item in by_item(taken))

@@ -170,7 +170,10 @@ def model_card(document: Json) -> str:
     head["tags"] = ["gguf", "quantized", "medical", "jmedlite"]
     title = next((m["title"] for m in models if m["title"]), document["families"][0]["name"])
     t = page_text("en")
-    tasks = [f"- {_cell(x['title'])} ({_cell(x['source'])}), {x['n_asked']} of {x['n_items']} items" for x in document["tasks"]]
+    tasks = [
+        f"- {_cell(x['title'])} ({_cell(x['source'])}), {x['n_asked']} of {x['n_items']} items"
+        for x in document["tasks"]
+    ]
     return "\n".join([
         "---\n" + yaml.safe_dump(head, allow_unicode=True, sort_keys=False) + "---\n",
         f"# {_cell(title)}, GGUF\n",
@@ -181,5 +184,6 @@ def model_card(document: Json) -> str:
         "## Measured on\n", *tasks, "",
         "Medians over rounds; what was not measured is –. Licence: "
         f"{_cell('; '.join(licences) or 'not stated')}, that of the model these files were made from.\n",
-        "## Files\n", _table(["file", "SHA-256"], [[m["file"] or m["name"], m["sha256"] or MISSING] for m in models], 2),
+        "## Files\n",
+        _table(["file", "SHA-256"], [[m["file"] or m["name"], m["sha256"] or MISSING] for m in models], 2),
     ])  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jmedlite.base.errors import UsageError
+
 LANGUAGES = ("en", "ja")
 Bilingual = dict[str, str]
 
@@ -11,7 +13,7 @@ _TEXT: dict[str, tuple[str, str]] = {
     "v_recommended": (
         "{label}: no meaningful loss against {reference} at a margin of {margin} points (difference {difference}, "
         "95 % {low}…{high}, n = {n}); {resources}.",
-        "{label}：{reference}と比べて意味のある低下はありません（許容差{margin}ポイント、差{difference}、"
+        "{label}：{reference}に対して意味のある低下がないことが示されました（許容差{margin}ポイント、差{difference}、"
         "95％信頼区間{low}～{high}、n＝{n}）。{resources}。",
     ),
     "v_reference": (
@@ -34,11 +36,11 @@ _TEXT: dict[str, tuple[str, str]] = {
     ),
     "v_none_fits": (
         "No level meets the constraints ({constraints}). The smallest, {label}: {resources}.",
-        "条件（{constraints}）を満たすレベルはありません。最も小さい{label}は{resources}。",
+        "条件（{constraints}）を満たすレベルはありません。最も小さいのは{label}です（{resources}）。",
     ),
     "v_one_level": (
-        "Only {label} was run: accuracy {accuracy} % (95 % {low}…{high}, n = {n}); {resources}. What quantization costs "
-        "can't be told without a second level on the same questions.",
+        "Only {label} was run: accuracy {accuracy} % (95 % {low}…{high}, n = {n}); {resources}. What quantization "
+        "costs can't be told without a second level on the same questions.",
         "測定したのは{label}だけです：正答率{accuracy}％（95％信頼区間{low}～{high}、n＝{n}）、{resources}。"
         "同じ問題で別のレベルも測らないと、量子化による低下はわかりません。",
     ),
@@ -53,11 +55,11 @@ _TEXT: dict[str, tuple[str, str]] = {
     "r_ram": ("{ram} GB of memory in use at most", "最大メモリ使用量 {ram} GB"),
     "r_ram_fits": (
         "{ram} GB of memory in use at most, fits {limit} GB of RAM",
-        "最大メモリ使用量 {ram} GBで、{limit} GBのRAMに収まります",
+        "最大メモリ使用量 {ram} GB（{limit} GBのRAMに収まる）",
     ),
     "r_ram_unfit": (
         "{ram} GB of memory in use at most, more than {limit} GB of RAM",
-        "最大メモリ使用量 {ram} GBで、{limit} GBのRAMに収まりません",
+        "最大メモリ使用量 {ram} GB（{limit} GBのRAMに収まらない）",
     ),
     "r_file": ("a file of {size} GB", "ファイルは{size} GB"),
     "r_ram_unknown": ("memory in use not measured", "メモリ使用量は未測定"),
@@ -219,13 +221,16 @@ _PAGE: dict[str, tuple[str, str]] = {
     "right_to_wrong": ("right → wrong", "正→誤"),
     "wrong_to_right": ("wrong → right", "誤→正"),
     "wrong_to_wrong": ("wrong → another wrong", "誤→別の誤"),
+    "unchanged": ("unchanged", "変化なし"),
+    "flips": ("Flips, answers", "回答の変化（件）"),
     "detectable": ("Detectable loss, points", "検出できる低下（ポイント）"),
     "below_noise": ("Decided by less than the noise", "ノイズ未満の差で決まった回答"),
     "paired_note": (
         "Level minus reference, over the questions that both answered. The interval is a paired bootstrap over "
         "questions ({samples} samples); the upper bound of the loss is one-sided, 95 % (Tango); p is the exact McNemar "
-        "test, adjusted over the levels (Holm). “No meaningful loss” is said only where the bound lies below the margin "
-        "of {margin} points. The detectable loss is what this n shows with {power} % power at this rate of disagreement.",
+        "test, adjusted over the levels (Holm). “No meaningful loss” is said only where the bound lies below the "
+        "margin of {margin} points. The detectable loss is what this n shows with {power} % power at this rate of "
+        "disagreement.",
         "差は「レベル－基準」で、両方が答えた問題だけから計算しています。区間は問題を単位とする対応のあるブートストラップ"
         "（{samples}回）、低下の上限は片側95％（Tango）、pは正確マクネマー検定で、レベル数についてホルム法で補正しました。"
         "上限が許容差{margin}ポイントを下回るときだけ「意味のある低下なし」とします。検出できる低下は、このnと不一致率で"
@@ -253,8 +258,10 @@ _PAGE: dict[str, tuple[str, str]] = {
         "選択肢の一部は禁忌肢（選ぶと患者に害が及ぶもの）です。禁忌肢のある問題のうち、それを選んだ割合と、正答を1、誤答を0、"
         "禁忌肢を－1とした得点を示します。",
     ),
-    "harm_none": ("No item of these tasks is marked as having a contraindicated choice.",
-                  "これらの課題には、禁忌肢の印が付いた問題がありません。"),
+    "harm_none": (
+        "No item of these tasks is marked as having a contraindicated choice.",
+        "これらの課題には、禁忌肢の印が付いた問題がありません。",
+    ),
     "harm_taken": ("Taken", "選択数"),
     "harm_rate": ("Of items with one, %", "該当問題に占める割合（％）"),
     "harm_new": ("new against reference", "基準では選ばず新たに選択"),
@@ -263,13 +270,22 @@ _PAGE: dict[str, tuple[str, str]] = {
     "harm_difference": ("its difference, points", "その差（ポイント）"),
     "harm_chance": ("by chance", "無作為の場合"),
     "flipped_note": (
-        "{n} items were answered otherwise by some level than by its reference. Each unfolds. Percentages are the "
+        "{n} items were answered otherwise by some level than by its reference; those with a newly taken "
+        "contraindicated choice come first. Percentages are the "
         "probabilities of the choices relative to each other (for free answers: similarity); ● is what was taken.",
-        "いずれかのレベルで基準と回答が変わった問題は{n}問です。開くと詳細が見られます。％は選択肢どうしの相対的な確率"
+        "いずれかのレベルで基準と回答が変わった問題は{n}問です。新たに禁忌肢を選んだ問題を先に並べています。％は選択肢どうしの相対的な確率"
         "（自由記述では類似度）、●は選んだものです。",
     ),
-    "flipped_none": ("No level answered any item otherwise than its reference.",
-                     "基準と回答が変わった問題はありません。"),
+    "some_right_to_wrong": ("Right in the reference, wrong in some level", "基準では正答、いずれかのレベルで誤答"),
+    "some_wrong_to_right": ("Wrong in the reference, right in some level", "基準では誤答、いずれかのレベルで正答"),
+    "some_wrong_to_wrong": (
+        "Wrong in the reference, another wrong answer in some level",
+        "基準では誤答、いずれかのレベルで別の誤答",
+    ),
+    "flipped_none": (
+        "No level answered any item otherwise than its reference.",
+        "基準と回答が変わった問題はありません。",
+    ),
     "flipped_more": ("{n} more are in the JSON file.", "残り{n}問はJSONファイルにあります。"),
     "right_answer": ("right", "正解"),
     "harmful": ("contraindicated", "禁忌"),
@@ -312,13 +328,20 @@ _PAGE: dict[str, tuple[str, str]] = {
     "confidence": ("Confidence, %", "確信度（％）"),
     "calibration": ("Calibration error, %", "較正誤差（％）"),
     "mass": ("Probability of the letters, %", "記号の確率の合計（％）"),
-    "confidence_title": ("How sure the models were (items with one right answer)", "モデルの確信度（正解が一つの問題）"),
-    "noise_title": ("Decided by less than batching alone moves scores", "バッチの組み方による揺れより小さい差で決まった回答"),
+    "confidence_title": (
+        "How sure the models were (items with one right answer)",
+        "モデルの確信度（正解が一つの問題）",
+    ),
+    "noise_title": (
+        "Decided by less than batching alone moves scores",
+        "バッチの組み方による揺れより小さい差で決まった回答",
+    ),
     "noise_most": ("Largest move, nats", "最大の揺れ（nat）"),
     "noise_median": ("Median move, nats", "揺れの中央値（nat）"),
     "noise_below": ("Answers below it", "それ未満の回答"),
     "noise_changed": ("Other answers when alone", "単独評価で変わった回答"),
     "of": ("of", "／"),
+    "to": ("…", "～"),
     "adapters": ("Adapters", "アダプター"),
     "parameters": ("Parameters", "パラメータ数"),
     "warnings": ("To be known", "注意"),
@@ -327,5 +350,7 @@ _PAGE: dict[str, tuple[str, str]] = {
 
 
 def page_text(lang: str) -> Bilingual:
-    """The page's own words in one language."""
+    """The page's own words in one language; raises UsageError for another than en and ja."""
+    if lang not in LANGUAGES:
+        raise UsageError(f"--lang {lang}: expected {' or '.join(LANGUAGES)}")
     return {key: texts[LANGUAGES.index(lang)] for key, texts in _PAGE.items()}

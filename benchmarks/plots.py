@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -53,7 +53,7 @@ def _style() -> Iterator[None]:
 
     if FONT_NAME not in font_manager.fontManager.get_font_names():
         font_manager.fontManager.addfont(FONT)
-    settings = {
+    settings: Any = {
         "font.family": FONT_NAME, "font.size": 10, "svg.fonttype": "path", "svg.hashsalt": "jmedlite",
         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED, "xtick.color": _MUTED,
         "ytick.color": _MUTED, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.linewidth": 0.8,
@@ -99,11 +99,11 @@ def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mappin
     front = [(found["costs"][k] * scale, 100 * results[k]["share"]) for k in found["front"]]
     axes.plot(*zip(*front, strict=True), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1, clip_on=False)
     for m, r in points:
-        series = families.index(m["family"]) % len(_SERIES)
+        series = families.index(m["family"])
         y = 100 * r["share"]
         low, high = (100 * v for v in r["interval"])
-        axes.errorbar(found["costs"][m["key"]] * scale, y, [[max(0, y - low)], [max(0, high - y)]], color=_SERIES[series],
-                      marker=_MARKERS[series], markersize=6, capsize=2.5, elinewidth=1.1, zorder=2)  # fmt: skip
+        reach = [[max(0, y - low)], [max(0, high - y)]]
+        axes.errorbar(found["costs"][m["key"]] * scale, y, yerr=reach, **_mark(series))
     axes.margins(x=0.09)
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     low, high = axes.get_ylim()
@@ -117,6 +117,12 @@ def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mappin
          for m, r in points],
     )  # fmt: skip
     return _svg(figure, axis, f"{text['axis_accuracy']} / {label}")
+
+
+def _mark(series: int) -> dict[str, Any]:
+    """How the points of a family look."""
+    return {"color": _SERIES[series % len(_SERIES)], "marker": _MARKERS[series % len(_MARKERS)], "markersize": 6,
+            "capsize": 2.5, "elinewidth": 1.1, "zorder": 2}  # fmt: skip
 
 
 def _legend(figure: Figure, families: Sequence[str]) -> None:
@@ -133,6 +139,7 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, 
     """Write each name at its bar, where it covers neither another name nor another bar; lines lead to those far off."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
 
     FigureCanvasSVG(figure)
     figure.draw_without_rendering()  # fixes the layout, so that places in the figure are known
@@ -142,25 +149,34 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, 
     bars = [axes.transData.transform([(x, low), (x, high)]) for _, x, (low, high) in points]
     taken = [_box(x - 5 * unit, low, 10 * unit, high - low) for (x, low), (_, high) in bars]
     inside = axes.get_window_extent()
+    room = Bbox.from_extents(inside.x0, inside.y0, figure.bbox.x1, figure.bbox.y1)
     for (name, _, _), ((x, low), (_, high)) in sorted(zip(points, bars, strict=True), key=lambda p: p[1][0][0]):
         label = axes.text(0, 0, name, fontsize=9, transform=None, zorder=4)
         label.set_path_effects([withStroke(linewidth=2.5, foreground=_PAPER)])  # lines pass behind it
         size = label.get_window_extent(renderer)
         own = _box(x - 5 * unit, low, 10 * unit, high - low)
-        for left, bottom, far in _places(x, low, high, size.width, size.height, unit):
-            box = _box(left, bottom, size.width, size.height)
-            free = not any(box.overlaps(other) for other in taken if other.bounds != own.bounds)
-            if free and box.x0 >= inside.x0 and box.x1 <= figure.bbox.x1 and inside.y0 <= box.y0 and box.y1 <= figure.bbox.y1:
-                break
-        label.set_position((left, bottom - (size.y0 - 0)))
-        taken.append(box)
+        others = [box for box in taken if box.bounds != own.bounds]
+        left, bottom, far = next(
+            (place for place in _places(x, low, high, size.width, size.height, unit)
+             if _free(_box(*place[:2], size.width, size.height), room, others)),
+            (x, high, False),
+        )  # fmt: skip
+        label.set_position((left, bottom - size.y0))  # y0: what hangs below the baseline
+        taken.append(_box(left, bottom, size.width, size.height))
         if far:
             edge = bottom if bottom > high else bottom + size.height
             axes.plot([x, x], [high if bottom > high else low, edge], color=_MUTED, linewidth=0.5, transform=None,
                       clip_on=False)  # fmt: skip
 
 
-def _places(x: float, low: float, high: float, width: float, height: float, unit: float) -> Iterator[tuple[float, float, bool]]:
+def _free(box: Bbox, room: Bbox, others: Sequence[Bbox]) -> bool:
+    inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+    return inside and not any(box.overlaps(other) for other in others)
+
+
+def _places(
+    x: float, low: float, high: float, width: float, height: float, unit: float
+) -> Iterator[tuple[float, float, bool]]:
     """(left, bottom, whether it needs a line) of a label, the best place first."""
     gap = 2 * unit
     for step in range(14):
@@ -195,10 +211,9 @@ def _forest(document: Json, text: Mapping[str, str]) -> str | None:
     axes.axvline(-margin, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for y, r in enumerate(rows):
         c = r["comparison"]
-        series = families.index(r["family"]) % len(_SERIES)
+        series = families.index(r["family"])
         d, low, high = (100 * v for v in (c["difference"], *c["interval"]))
-        axes.errorbar(d, y, xerr=[[max(0, d - low)], [max(0, high - d)]], color=_SERIES[series], marker=_MARKERS[series],
-                      markersize=6, capsize=2.5, elinewidth=1.1, zorder=2)  # fmt: skip
+        axes.errorbar(d, y, xerr=[[max(0, d - low)], [max(0, high - d)]], **_mark(series))
         axes.plot(-100 * c["loss_bound"], y, color=_INK, marker="|", markersize=10, markeredgewidth=1.4, zorder=3)
     axes.set_yticks(range(len(rows)), [_row_name(*models[r["model"]], len(families) > 1) for r in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -225,7 +240,9 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     import html
 
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -49,7 +49,7 @@ VIEWS = (
 
 @dataclass(frozen=True)
 class Item:
-    """A question as it was asked. Two runs share an item only where text, choices, template and examples are the same."""
+    """A question as it was asked. Two runs share one only where text, choices, template and examples are the same."""
 
     task: str
     id: str
@@ -133,7 +133,7 @@ def pool(runs: Sequence[Run]) -> Pool:
     for index, run in enumerate(runs):
         names = {e.model.name: e.key for e in entrants if index in e.runs}
         items = _items(run, facts)
-        for (task, method, id_), item in items.items():
+        for (_, method, _), item in items.items():
             for key in names.values():
                 asked[method][key] |= {(item, p) for p in range(run.permutations)}
         for a in run.answers:

@@ -11,7 +11,6 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.outputs import check_target, write_text
 
 from .exports import model_card, to_csv, to_markdown
-from .labels import LANGUAGES
 from .page import render
 from .results import read_run
 from .summary import Options, summarise
@@ -28,11 +27,11 @@ class Report:
 
     def html(self, lang: str = "en") -> str:
         """One page that needs nothing else."""
-        return render(self.document, _known(lang))
+        return render(self.document, lang)
 
     def markdown(self, lang: str = "en") -> str:
         """The verdict and the tables."""
-        return to_markdown(self.document, _known(lang))
+        return to_markdown(self.document, lang)
 
     def csv(self) -> str:
         """A row for every model and way of counting."""
@@ -55,12 +54,6 @@ class Report:
         for path, text in paths.items():
             write_text(path, text)
         return list(paths)
-
-
-def _known(lang: str) -> str:
-    if lang not in LANGUAGES:
-        raise UsageError(f"--lang {lang}: expected {' or '.join(LANGUAGES)}")
-    return lang
 
 
 def report(

@@ -266,7 +266,8 @@ def _check(run: Run) -> None:
     names, asked = {m.name for m in run.models}, {(a.task, a.method) for a in run.asks}
     for answer in run.answers:
         _check_answer(run, answer, names, asked)
-    for line in (*run.measures, *run.noise, *run.distance):
+    lines: tuple[Measure | Noise | Distance, ...] = (*run.measures, *run.noise, *run.distance)
+    for line in lines:
         if line.model not in names:
             raise DataError(f"{run.folder}: measures model {line.model!r}, which run.json does not list")
 

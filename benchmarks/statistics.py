@@ -196,7 +196,7 @@ class Sequential:
     Ville's inequality it ever reaches 1/α with a chance of at most α. All are functions of the three counts alone, so
     the same pairs give the same answer in whatever packs they come. The pairs must come in an order that has nothing
     to do with their outcome (a seeded shuffle), and be one per question. A question that was asked several times adds
-    its mean difference as a fraction of a loss or gain and a tie; the logarithm is concave, so that errs on the safe side.
+    its mean difference as a fraction of a loss or gain and a tie: the logarithm is concave, so that is cautious.
 
     `different` mixes bets on the discordant pairs over a Jeffreys prior: H. Robbins, Statistical methods related to
     the law of the iterated logarithm, Ann. Math. Statist. 41 (1970). The two tests of the margin are mixtures of bets

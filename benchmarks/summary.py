@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from jmedlite import __version__
 from jmedlite.base.errors import UsageError
+from jmedlite.prompts import NOTICE
 
 from . import statistics
 from .baselines import baselines, orders_of
 from .cautions import cautions
-from .comparing import (
-    Json,
-    compare,
-    confidence,
-    contraindicated,
-    difference,
-    flip_of,
-    share,
-    softmax,
-    verdicts,
-)
+from .comparing import Json, compare, confidence, contraindicated, difference, share, verdicts
+from .flipped import KINDS, flipped_items
+from .measured import measures, pareto_fronts
 from .pooling import Entrant, Item, Pool, Sheet, Unit, View, pool
-from .results import Measure, Run
-from jmedlite import __version__
-from jmedlite.prompts import NOTICE
+from .results import Run
 from .verdict import verdict
 
 FORMAT, VERSION = "jmedlite.report", 1
@@ -74,7 +64,7 @@ def summarise(runs: Sequence[Run], options: Options) -> Json:
         "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
         "families": families,
         "models": models,
-        "pareto": _pareto(models, view_documents),
+        "pareto": pareto_fronts(models, view_documents),
         "views": view_documents,
     }  # fmt: skip
 
@@ -84,7 +74,9 @@ def _judged(families: list[Json], options: Options) -> list[Json]:
     if options.reference is None or len(families) < 2:
         return families
     names = ", ".join(f["name"] for f in families)
-    return [{"name": names, "reference": families[0]["reference"], "models": [k for f in families for k in f["models"]]}]
+    return [
+        {"name": names, "reference": families[0]["reference"], "models": [k for f in families for k in f["models"]]}
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ references
@@ -158,70 +150,9 @@ def _model(laid: Pool, entrant: Entrant) -> Json:
         "runs": list(entrant.runs),
         **facts,
         "adapters": list(entrant.model.adapters),
-        "measures": _measures(laid.measures(entrant)),
+        "measures": measures(laid.measures(entrant)),
         "distance": None if distance is None else {k: v for k, v in asdict(distance).items() if k != "model"},
     }
-
-
-_MEASURED = (
-    "load_seconds", "prompt_tps", "generation_tps", "first_token_seconds", "peak_rss_bytes", "peak_anonymous_bytes",
-    "peak_file_bytes", "kv_bytes",
-)  # fmt: skip
-
-
-def _measures(rounds: Sequence[Measure]) -> Json | None:
-    """Median and spread over rounds of all that was measured; None where nothing was, also for a single number."""
-    if not rounds:
-        return None
-    first = rounds[0]
-    found: Json = {
-        "rounds": len(rounds),
-        "n_ctx": first.n_ctx,
-        "n_threads": first.n_threads,
-        "n_gpu_layers": first.n_gpu_layers,
-        "prompt_tokens": first.prompt_tokens,
-        "generation_tokens": first.generation_tokens,
-    }
-    for name in _MEASURED:
-        found[name] = _spread(getattr(m, name) for m in rounds)
-    found["question_seconds"] = _spread(s for m in rounds for s in m.question_seconds or ())
-    devices = sorted({device for m in rounds for device in m.vram_bytes or {}})
-    found["vram_bytes"] = {d: _spread((m.vram_bytes or {}).get(d) for m in rounds) for d in devices}
-    found["vram_total_bytes"] = _spread(sum(m.vram_bytes.values()) for m in rounds if m.vram_bytes is not None)
-    return found
-
-
-def _spread(values: Iterable[float | None]) -> Json | None:
-    known = [v for v in values if v is not None]
-    if not known:
-        return None
-    median, p95 = (float(q) for q in np.quantile(known, [0.5, 0.95]))
-    return {"n": len(known), "median": median, "p95": p95, "min": min(known), "max": max(known)}
-
-
-def _pareto(models: list[Json], views: list[Json]) -> Json:
-    """Accuracy (first view) against memory and latency: which models no other beats. docs/report.md, `pareto`."""
-    scores = {r["model"]: r["share"] for r in (views[0]["results"] if views else []) if r["share"] is not None}
-    rss = _costs(models, scores, "peak_rss_bytes")
-    memory = ("peak_rss_bytes", rss) if rss else ("n_bytes", {m["key"]: m["n_bytes"] for m in models if m["n_bytes"]})
-    return {
-        axis: {"cost": cost, "costs": costs, "front": _front(costs, scores)}
-        for axis, (cost, costs) in (
-            ("memory", memory),
-            ("latency", ("question_seconds", _costs(models, scores, "question_seconds"))),
-        )
-    }
-
-
-def _costs(models: list[Json], scores: Mapping[str, float], name: str) -> dict[str, float]:
-    measured = [m for m in models if m["key"] in scores and m["measures"] and m["measures"][name]]
-    return {m["key"]: m["measures"][name]["median"] for m in measured}
-
-
-def _front(costs: Mapping[str, float], scores: Mapping[str, float]) -> list[str]:
-    keys = [k for k in costs if k in scores]
-    best = statistics.pareto([costs[k] for k in keys], [scores[k] for k in keys])
-    return sorted((k for k, on in zip(keys, best, strict=True) if on), key=lambda k: costs[k])
 
 
 # ----------------------------------------------------------------------------------------------------------- views
@@ -231,7 +162,7 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
-    flipped = _flipped(laid, view, references) if view.key == view.method else []
+    flipped = flipped_items(laid, view, references) if view.key == view.method else []
     results = [_result(laid, view, e, references.get(e.family), options) for e in laid.entrants]
     for family in laid.families:
         _adjust([r["comparison"] for r in results if r["family"] == family and r["comparison"]])
@@ -248,6 +179,7 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
         "across": _across(laid, view, references),
         "languages": _languages(laid, view),
         "n_flipped": len(flipped),
+        "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in KINDS},
         "flipped": flipped,
     }
 
@@ -320,7 +252,7 @@ def _gestalt(view: View, sheet: Sheet, laid: Pool) -> Json | None:
 
 def _breakdowns(laid: Pool, view: View, sheet: Sheet, reference: Sheet | None) -> Json:
     """The same numbers for each task, language and group."""
-    sides = {
+    sides: dict[str, Callable[[Item], str | None]] = {
         "task": lambda item: item.task,
         "lang": lambda item: laid.facts[item].question.lang,
         "group": lambda item: laid.facts[item].question.group,
@@ -399,57 +331,3 @@ def _languages(laid: Pool, view: View) -> list[Json]:
         found.append({"model": e.key, "ja": shares["ja"], "en": shares["en"], **both,
                       "p": statistics.mcnemar(lost, won), "only_en_right": lost, "only_ja_right": won})  # fmt: skip
     return found
-
-
-# ------------------------------------------------------------------------------------------------- items that flipped
-
-
-def _flipped(laid: Pool, view: View, references: Mapping[str, str]) -> list[Json]:
-    """Every item that some level answered otherwise than its reference, the worst first."""
-    found = []
-    for family in laid.families:
-        reference = references.get(family)
-        if reference is None:
-            continue
-        sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.family(family) if e.key != reference}
-        base = laid.sheets[view.method].get(reference, {})
-        for unit, before in base.items():
-            changed = [
-                {**_told(sheet[unit]), "model": key, "kind": kind}
-                for key, sheet in sheets.items()
-                if unit in sheet and (kind := flip_of(view, sheet[unit], before))
-            ]
-            if changed:
-                kind = min((c["kind"] for c in changed), key=_KINDS.index)
-                found.append({"family": family, "kind": kind, **_item(laid, unit), "reference": reference, "before": {**_told(before), "model": reference},
-                              "changed": changed})  # fmt: skip
-    return sorted(found, key=_severity)  # stable: within a kind, the order of the data set
-
-
-_KINDS = ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")
-
-
-def _severity(flip: Json) -> tuple[int, int]:
-    bad = set(flip["contraindicated"])
-    harms = any(bad & set(c["picks"]) for c in flip["changed"]) and not bad & set(flip["before"]["picks"])
-    return _KINDS.index(flip["kind"]), -int(harms)
-
-
-def _item(laid: Pool, unit: Unit) -> Json:
-    q = laid.facts[unit[0]].question
-    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(q).items() if k != "excluded"},
-            "permutation": unit[1]}  # fmt: skip
-
-
-def _told(answer: Any) -> Json:
-    """One answer. Probabilities are relative to the item's choices; similarities for `generate`."""
-    scores = answer.scores
-    if scores is not None and answer.method != "generate":
-        scores = softmax(scores)
-    return {
-        "picks": list(answer.picks or ()),
-        "correct": answer.correct,
-        "probabilities": None if scores is None else [math.floor(s * 1e6 + 0.5) / 1e6 for s in scores],
-        "margin": answer.margin,
-        "response": answer.response,
-    }

@@ -91,7 +91,7 @@ def write(
                 excluded[q["excluded"]] = excluded.get(q["excluded"], 0) + 1
         n_asked = len(own) - sum(excluded.values())
         tasks.append({
-            "name": name, "task": name[:-3], "lang": name[-2:], "title": f"Exam ({name[-2:]})", "source": "made in a test",
+            "name": name, "task": name[:-3], "lang": name[-2:], "title": f"Exam ({name[-2:]})", "source": "made up",
             "revision": None, "license": "CC BY 4.0", "files": [{"name": f"{name}.jsonl", "sha256": "ab" * 32}],
             "n_items": len(own), "n_asked": n_asked, "excluded": excluded,
         })  # fmt: skip
@@ -104,8 +104,8 @@ def write(
         "settings": {"seed": 0, "limit": None, "shots": 0, "permutations": 1, "n_ctx": None, "kv_type": "f16",
                      "flash_attn": "auto", "threads": 2, "gpu_layers": "auto", "chat": False, "pack": 512, "rounds": 3,
                      "max_tokens": 64, "five_choice": False, "skip_bad": False, **(settings or {})},
-        "models": list(models), "tasks": tasks, "asks": asks, "order": "models, then asks, then permutations, then items",
-        **head,
+        "models": list(models), "tasks": tasks, "asks": asks,
+        "order": "models, then asks, then permutations, then items", **head,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run, ensure_ascii=False, indent=1), encoding="utf-8")
     for name, lines in (("questions", questions), ("items", items), ("measures", measures), ("noise", noise),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fontTools import subset
 from fontTools.ttLib import TTCollection
-
 from jmedlite.benchmarks.labels import page_text
 from jmedlite.benchmarks.plots import FONT, FONT_NAME
 
@@ -26,7 +25,9 @@ def main(collection: Path) -> None:
     text = "".join(page_text("ja").values()) + "–−…•→≤≥±×µ°"
     text += "".join(chr(c) for block in ((0x20, 0x7F), (0xA0, 0x100), (0x3041, 0x3097), (0x30A1, 0x30FD))
                     for c in range(*block))  # fmt: skip
-    options = subset.Options(layout_features=[], hinting=False, name_IDs=[0, 1, 2, 3, 4, 5, 6, 13, 14], notdef_outline=True)
+    options = subset.Options(
+        layout_features=[], hinting=False, name_IDs=[0, 1, 2, 3, 4, 5, 6, 13, 14], notdef_outline=True
+    )
     cutter = subset.Subsetter(options)
     cutter.populate(text=text)
     cutter.subset(font)
