@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,8 +165,12 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------- generation
 
-    def generate(self, pack: range, newline_ends: bool) -> list[Generated]:
-        """The most likely tokens after each stem of one pack, all of them a token further in every step."""
+    def generate(self, pack: range, newline_ends: bool, *, endless: bool = False) -> list[Generated]:
+        """The most likely tokens after each stem of one pack, all of them a token further in every step.
+
+        They end where the model ends them (unless `endless`), at the end of a line with `newline_ends`, or with as many
+        as the request has reserved.
+        """
         requests = [self.requests[i] for i in pack]
         texts: list[list[int]] = [[] for _ in requests]
         stops = ["length"] * len(requests)
@@ -179,7 +182,7 @@ class Engine:
         while step:
             part = []
             for i, token in step.items():
-                if self.loaded.vocabulary.ends(token):
+                if not endless and self.loaded.vocabulary.ends(token):
                     stops[i] = "eos"
                     continue
                 texts[i].append(token)
@@ -209,7 +212,7 @@ def shared_head(contexts: Sequence[Sequence[int]]) -> int:
     """How many tokens all contexts begin with, leaving at least one of each to be evaluated on its own."""
     if not contexts:
         return 0
-    first, last = min(contexts), max(contexts)  # in the order of lists, these two differ earliest
+    first, last = min(map(list, contexts)), max(map(list, contexts))  # in the order of lists, these two differ earliest
     return min(common_prefix(first, last), min(map(len, contexts)) - 1)
 
 
@@ -223,4 +226,3 @@ def split(context: Sequence[int], wholes: Sequence[Sequence[int]]) -> tuple[list
     if any(len(whole) <= n for whole in wholes):
         n = min(map(len, wholes)) - 1
     return list(context[:n]), [tuple(whole[n:]) for whole in wholes]
-

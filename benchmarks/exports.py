@@ -12,7 +12,7 @@ import yaml
 
 from jmedlite.base.errors import UsageError
 
-from .formats import MISSING, fixed, gigabytes, p_value, percent, points
+from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
 from .labels import page_text
 from .verdict import Json
 

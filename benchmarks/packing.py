@@ -65,9 +65,7 @@ def packs(requests: Sequence[Request], n_tokens: int, n_sequences: int) -> list[
     found: list[range] = []
     start = tokens = sequences = 0
     for i, request in enumerate(requests):
-        if i > start and (
-            tokens + request.n_evaluated > n_tokens or sequences + request.n_sequences > n_sequences
-        ):
+        if i > start and (tokens + request.n_evaluated > n_tokens or sequences + request.n_sequences > n_sequences):
             found.append(range(start, i))
             start, tokens, sequences = i, 0, 0
         tokens += request.n_evaluated

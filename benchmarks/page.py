@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from .formats import MISSING, fixed, gigabytes, p_value, percent, points
+from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
 from .labels import page_text
 from .plots import draw
 from .verdict import Json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .formats import fixed, gigabytes, percent, plain, points
+from .numerals import fixed, gigabytes, percent, plain, points
 from .labels import Bilingual, joined, say
 
 if TYPE_CHECKING:

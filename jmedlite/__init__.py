@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Runner", "__version__", "compute_imatrix", "inspect", "quantize", "verify"]
+__all__ = ["Runner", "__version__", "bench", "compute_imatrix", "inspect", "quantize", "verify"]
 
 if TYPE_CHECKING:
+    from .benching import bench
     from .imatrix import compute_imatrix
     from .quantizing import quantize
     from .runner import Runner
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Runner": "jmedlite.runner",
+    "bench": "jmedlite.benching",
     "compute_imatrix": "jmedlite.imatrix",
     "inspect": "jmedlite.verifying",
     "quantize": "jmedlite.quantizing",

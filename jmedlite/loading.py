@@ -55,7 +55,8 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder), `force` and `checked` (its hash is known to be right). `emit` gets a `plan` event before the model is loaded.
+    (pairs of path and weight), `cache` (a folder), `force` and `checked` (its
+    hash is known to be right). `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:

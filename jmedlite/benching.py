@@ -1,0 +1,376 @@
+"""`bench` for the command line and for Python: models and tasks found and described, then asked and measured."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.base.gguf import level_name, split_stem
+from jmedlite.base.inputs import check_range, reading
+from jmedlite.base.outputs import sha256_file
+from jmedlite.benchmarks.answering import Loading, LocalModel, Wanted
+from jmedlite.benchmarks.asking import Ask, make_ask
+from jmedlite.benchmarks.costs import N_QUESTIONS, measure
+from jmedlite.benchmarks.datasets import load_task
+from jmedlite.benchmarks.engine import PACK
+from jmedlite.benchmarks.items import Dataset, Left
+from jmedlite.benchmarks.run import Model, Settings, ask_all, question_lines, run_keys, sample_evenly
+from jmedlite.benchmarks.runfolder import ITEMS, MEASURES, RunFolder, read_lines
+from jmedlite.benchmarks.sample import draw_examples, stratified
+from jmedlite.benchmarks.templates import METHODS, Template, own_template, read_template
+from jmedlite.convert.manifest import read_manifest
+
+from .hardware import describe_machine, physical_cores
+from .loading import read_whole_header
+from .runner import FLASH_ATTENTION, KV_TYPES, check_choice
+
+Progress = Callable[[str, int, int, str], None]  # what ("hashing", "questions", "measuring"), done, in all, of what
+
+
+@dataclass(frozen=True)
+class Options:
+    """How questions are asked and models loaded; the fields are those of `bench` (see there)."""
+
+    methods: tuple[str, ...] = ("letter",)
+    languages: tuple[str, ...] = ()
+    shots: int = 0
+    limit: int | None = None
+    permutations: int = 1
+    seed: int = 0
+    template: str | None = None
+    chat: bool = False
+    max_tokens: int = 64
+    five_choice: bool = False
+    skip_bad: bool = False
+    rounds: int = 3
+    ctx: int | None = None
+    kv_type: str = "f16"
+    flash_attn: str = "auto"
+    gpu_layers: str = "auto"
+    threads: int | None = None
+    force: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError where a value is outside its bounds."""
+        for method in self.methods:
+            check_choice("--method", method, METHODS)
+        for language in self.languages:
+            check_choice("--lang", language, ("ja", "en"))
+        check_range("--shots", self.shots, 0, 64)
+        check_range("--permutations", self.permutations, 1, 120)
+        check_range("--seed", self.seed, 0, 2**63)
+        check_range("--max-tokens", self.max_tokens, 1, 4096)
+        check_range("--rounds", self.rounds, 0, 100)
+        if self.limit is not None:
+            check_range("--limit", self.limit, 1, 10**9)
+        if self.ctx is not None:
+            check_range("--ctx", self.ctx, 16, 1 << 24)
+        if self.threads is not None:
+            check_range("--threads", self.threads, 1, 1024)
+        if self.gpu_layers not in ("auto", "all"):
+            check_range("--gpu-layers", self.gpu_layers, 0, 10_000, "auto, all or ")
+        check_choice("--kv-type", self.kv_type, KV_TYPES)
+        check_choice("--flash-attn", self.flash_attn, FLASH_ATTENTION)
+
+    def loading(self) -> Loading:
+        return Loading(
+            threads=self.threads or physical_cores(),
+            gpu_layers=self.gpu_layers,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+            force=self.force,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """`settings` of `run.json`."""
+        loading = self.loading()
+        names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad", "rounds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "n_ctx": self.ctx,
+            **{name: getattr(loading, name) for name in ("kv_type", "flash_attn", "threads", "gpu_layers")},
+            "pack": PACK,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A finished run: its folder, and how many results it has."""
+
+    folder: Path
+    n_results: int
+    resumed: bool
+
+    def accuracies(self) -> list[dict[str, Any]]:
+        """Share of right answers per model, task and method, of the `n` questions that were not too long."""
+        counts: dict[tuple[str, str, str], list[int]] = {}
+        for line in read_lines(self.folder / ITEMS):
+            entry = counts.setdefault((line["model"], line["task"], line["method"]), [0, 0])
+            if line["correct"] is not None:
+                entry[0] += line["correct"]
+                entry[1] += 1
+        names = ("model", "task", "method")
+        return [
+            {**dict(zip(names, key, strict=True)), "accuracy": right / n if n else None, "n_correct": right, "n": n}
+            for key, (right, n) in counts.items()
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """For `--json`."""
+        facts = {"folder": str(self.folder), "n_results": self.n_results, "resumed": self.resumed}
+        return {**facts, "accuracies": self.accuracies()}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is ready: `document` is its `run.json`."""
+
+    out: Path | None
+    options: Options
+    models: Sequence[tuple[Model, Path]]
+    datasets: Sequence[Dataset]
+    asks: Sequence[Ask]
+    document: dict[str, Any]
+
+    def run(self, progress: Progress) -> Bench:
+        """Ask and measure what is not in the folder yet."""
+        if self.out is None:
+            raise UsageError("no --out given; name the folder for the results")
+        options, models = self.options, [model for model, _ in self.models]
+        settings = Settings(options.ctx, options.chat, options.max_tokens)
+        keys = run_keys([m.name for m in models], self.asks)
+        with RunFolder(self.out, self.document, question_lines(self.datasets), keys) as folder:
+            ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
+            measure_all(folder, self.models, settings.wanted(self.asks[0]), options, progress)
+            return Bench(self.out, folder.n_items, folder.resumed)
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    tasks: Sequence[str],
+    out: str | Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Bench:
+    """Ask every model the same questions, measure what each costs, and leave a run folder (docs/runs.md).
+
+        >>> jmedlite.bench(["gguf"], tasks=["igakuqa=IgakuQA"], out="runs/first", limit=200)  # doctest: +SKIP
+
+    `models` are GGUF files, or folders of them; `tasks` as on the command line (`NAME`, `NAME=PATH`, a JSONL file).
+    Further arguments are the fields of `Options`: methods ("letter", "text", "generate"), languages, shots, limit,
+    permutations, seed, template, chat, max_tokens, rounds, ctx, threads, …. A run that was interrupted goes on where it
+    stopped; a folder that holds another run is refused. Raises the exceptions of `jmedlite.base.errors`.
+    """
+    tell: Progress = progress or (lambda *_: None)
+    return plan_bench(models, tasks, Path(out), replace(options or Options(), **changes), tell).run(tell)
+
+
+def plan_bench(
+    models: Sequence[str | Path], tasks: Sequence[str], out: Path | None, options: Options, tell: Progress
+) -> Planned:
+    """Find and check all that a run needs, before anything is evaluated."""
+    options.check()
+    if not tasks:
+        raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
+    paths = find_models(models)
+    template = read_template(options.template, options.methods) if options.template else None
+    datasets, asks = make_asks(tasks, options, template)
+    loading = options.loading()
+    found = [
+        (Model(path_name(p), describe_model(p, tell), lambda p=p: LocalModel(p, loading)), p)  # type: ignore[misc]
+        for p in paths
+    ]
+    document = describe_run(options, [m for m, _ in found], datasets, asks)
+    return Planned(out, options, found, datasets, asks, document)
+
+
+# ------------------------------------------------------------------------------------------------------ models
+
+
+def find_models(models: Sequence[str | Path]) -> list[Path]:
+    """The GGUF files that are named; those of a folder with the widest first."""
+    found: list[Path] = []
+    for model in models:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            inside = [p for p in sorted(path.glob("*.gguf")) if not _is_later_part(p) and not _is_no_model(p)]
+            if not inside:
+                raise InputMissing(f"{path}: holds no GGUF model; make some with `jmedlite quantize {path}`")
+            found += sorted(inside, key=lambda p: (-p.stat().st_size, p.name))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputMissing(f"{model}: no such GGUF file or folder; make one with `jmedlite quantize {model}`")
+    names = [path_name(p) for p in found]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UsageError(f"two models are called {twice[0]}; give every file a name of its own")
+    if not found:
+        raise UsageError("no model given; name GGUF files, or a folder of them")
+    return found
+
+
+def _is_later_part(path: Path) -> bool:
+    return split_stem(path.name) != path.stem and not path.stem.split("-of-")[0].endswith("00001")
+
+
+def _is_no_model(path: Path) -> bool:
+    """Importance matrices and adapters are GGUF files too, and lie beside the models."""
+    from jmedlite.base.gguf import read_header
+
+    return bool(read_header(path).metadata.get("general.type", "model") != "model")
+
+
+def path_name(path: Path) -> str:
+    """What a model is called in a run."""
+    return split_stem(path.name)
+
+
+def describe_model(path: Path, tell: Progress) -> dict[str, Any]:
+    """A GGUF's entry in `run.json`; raises DataError where it is not what its manifest says."""
+    files, header = read_whole_header(path)
+    sizes = [p.stat().st_size for p in files]
+    hashes = []
+    tell("hashing", 0, sum(sizes), path.name)
+    for i, part in enumerate(files):
+        with reading(part):
+            hashes.append(sha256_file(part))
+        tell("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
+    manifest = read_manifest(path) or {}
+    _check_manifest(manifest, {p.name: h for p, h in zip(files, hashes, strict=True)})
+    meta = header.metadata
+    name, level = path_name(path), level_name(meta.get("general.file_type"))
+    n_params = sum(math.prod(t.shape) for t in header.tensors)
+    license_ = next((meta[k] for k in ("general.license.name", "general.license") if meta.get(k)), None)
+    return {
+        "name": name,
+        "file": path.name,
+        "base": name.removesuffix(f"-{level}") if level else name,
+        "level": level,
+        "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "n_bytes": sum(sizes),
+        "n_params": n_params,
+        "bits_per_weight": round(8 * sum(t.nbytes for t in header.tensors) / n_params, 4),
+        "architecture": meta["general.architecture"],
+        "title": meta.get("general.name"),
+        "license": license_,
+        "imatrix": _imatrix(manifest, meta),
+        "adapters": [{k: a.get(k) for k in ("name", "weight")} for a in manifest.get("adapters") or []],
+    }
+
+
+def _imatrix(manifest: dict[str, Any], meta: Any) -> str | None:
+    entry = manifest.get("imatrix")
+    named = entry.get("name") if isinstance(entry, dict) else meta.get("quantize.imatrix.file")
+    return Path(str(named)).name if named else None
+
+
+def _check_manifest(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
+    for entry in manifest.get("files", []):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if name in hashes and entry.get("sha256") != hashes[name]:
+            raise DataError(
+                f"{name}: is not what its manifest says (another SHA-256), so it is damaged or another file; make or "
+                "copy it again"
+            )
+
+
+# ------------------------------------------------------------------------------------------------------- tasks
+
+
+def make_asks(tasks: Sequence[str], options: Options, template: Template | None) -> tuple[list[Dataset], list[Ask]]:
+    """The data sets of all tasks, as they are asked, and every way of asking them."""
+    datasets: list[Dataset] = []
+    asks: list[Ask] = []
+    for spec in tasks:
+        for dataset in load_task(
+            spec,
+            options.languages,
+            skip_bad=options.skip_bad,
+            five_choice=options.five_choice,
+            with_examples=options.shots > 0,
+        ):
+            if any(d.name == dataset.name for d in datasets):
+                raise UsageError(
+                    f"two tasks are called {dataset.name}; give one of them a name, as in --task NAME=PATH"
+                )
+            shots, kept = draw_examples(dataset, options.shots, options.seed)
+            kept = limited(kept, options.limit, options.seed)
+            datasets.append(kept)
+            for method in dict.fromkeys(options.methods):
+                chosen = template or own_template(method, dataset.lang)
+                asks.append(make_ask(kept, method, chosen, shots, options.permutations, options.seed))
+    return datasets, asks
+
+
+def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """A seeded sample of `limit` items, stratified by group; the others are left out by name."""
+    if limit is None or limit >= len(dataset.items):
+        return dataset
+    chosen = set(stratified(dataset.items, limit, seed))
+    reason = f"not in the sample of --limit {limit}"
+    gone = [Left(item.id, reason, item) for i, item in enumerate(dataset.items) if i not in chosen]
+    kept = tuple(item for i, item in enumerate(dataset.items) if i in chosen)
+    return replace(dataset, items=kept, left=(*dataset.left, *gone))
+
+
+# --------------------------------------------------------------------------------------------------------- run
+
+
+def describe_run(
+    options: Options, models: Sequence[Model], datasets: Sequence[Dataset], asks: Sequence[Ask]
+) -> dict[str, Any]:
+    """`run.json`."""
+    machine = describe_machine()
+    keys = ("system", "cpu", "cpu_features", "physical_cores", "ram_bytes", "gpus")
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "jmedlite": importlib.metadata.version("jmedlite"),
+        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+        "machine": {k: machine.get(k) for k in keys},
+        "settings": options.describe(),
+        "models": [dict(m.facts) for m in models],
+        "tasks": [describe_task(d) for d in datasets],
+        "asks": [ask.describe() for ask in asks],
+        "order": "models, then asks, then permutations, then items",
+    }
+
+
+def describe_task(dataset: Dataset) -> dict[str, Any]:
+    """A task's entry in `run.json`: `n_items` is `n_asked` and all that is excluded."""
+    excluded: dict[str, int] = {}
+    for left in dataset.left:
+        excluded[left.reason] = excluded.get(left.reason, 0) + 1
+    names = ("name", "task", "lang", "title", "source", "revision", "license")
+    return {
+        **{name: getattr(dataset, name) for name in names},
+        "files": list(dataset.files),
+        "n_items": len(dataset.items) + len(dataset.left),
+        "n_asked": len(dataset.items),
+        "excluded": excluded,
+    }
+
+
+def measure_all(
+    folder: RunFolder, models: Sequence[tuple[Model, Path]], whole: Wanted, options: Options, tell: Progress
+) -> None:
+    """What each model costs, on some of the prompts: every model once, then every model again."""
+    there = {(line["model"], line["round"]) for line in folder.lines(MEASURES)}
+    few = tuple(whole.prompts[i] for i in sample_evenly(len(whole.prompts), N_QUESTIONS))
+    total = options.rounds * len(models)
+    for round_ in range(options.rounds):
+        for i, (model, path) in enumerate(models):
+            tell("measuring", round_ * len(models) + i, total, model.name)
+            if (model.name, round_) not in there:
+                costs = measure(path, options.loading(), replace(whole, prompts=few))
+                folder.append(MEASURES, {"model": model.name, "round": round_, **costs})
+    if total:
+        tell("measuring", total, total, "")
