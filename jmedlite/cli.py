@@ -14,11 +14,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 
 import typer
 
-<<<<<<< HEAD
-from jmedlite import __version__, cli_ask, cli_files, cli_report, console
-=======
-from jmedlite import __version__, cli_ask, cli_bench, cli_files, console
->>>>>>> main
+from jmedlite import __version__, cli_ask, cli_bench, cli_files, cli_report, console
 from jmedlite.base.errors import ClosedPipe, Interrupted, JmedliteError, UsageError
 
 if TYPE_CHECKING:
