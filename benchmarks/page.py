@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -43,6 +44,7 @@ def render(document: Json, lang: str) -> str:
     page = template.render(
         d=document, t=text, lang=lang, plots=plots, labels=labels, shown=SHOWN, results=_results(document),
         css=Markup(_css()), plain=_plain, parts=_parts(document), part_of=_part_of,
+        nothing=defaultdict(lambda: None),
     )  # fmt: skip
     return re.sub(r"[ \t]*\n\s*\n", "\n", page)
 

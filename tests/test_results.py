@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jmedlite.benchmarks.results import read_run
 
 from jmedlite.base.errors import DataError, InputMissing, JmedliteError
-from jmedlite.benchmarks.results import read_run
 
 from . import run_builder
 
