@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from .labels import Bilingual, say
+from .labels import LANGUAGES, Bilingual, page_text, say
+from .numerals import percent
 from .pooling import Pool
 from .results import Run
 
@@ -32,9 +33,9 @@ def _unfinished(laid: Pool) -> Iterable[Bilingual]:
             yield say("w_torn", run=_name(run), files=", ".join(run.torn))
         if run.settings.get("stop_when_decided"):
             yield say("w_early", run=_name(run))
-    for e in laid.entrants:
-        if not any(sheets.get(e.key) for sheets in laid.sheets.values()):
-            yield say("w_no_answers", model=e.key)
+    silent = [e.key for e in laid.entrants if not any(sheets.get(e.key) for sheets in laid.sheets.values())]
+    if silent:
+        yield say("w_no_answers", models=", ".join(silent))
 
 
 def _differences(runs: tuple[Run, ...]) -> Iterable[Bilingual]:
@@ -70,8 +71,26 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
             share = sum(empty) / len(empty)
             if share > _OFTEN:
                 yield say("w_unparsed", model=e.key, task=name, share=f"{100 * share:.1f}")
-    if laid.sheets and not any(run.noise for run in laid.runs):
+    complete = any(len(run.answers) >= run.n_expected > 0 for run in laid.runs)
+    scored = any(a.method != "generate" for run in laid.runs for a in run.asks)  # responses are compared as text
+    if complete and scored and not any(run.noise for run in laid.runs):
         yield say("w_no_noise")
+
+
+def guesses(families: list[dict[str, Any]], views: list[dict[str, Any]]) -> Iterable[Bilingual]:
+    """References that are not shown to beat the best of the baselines: comparing their levels means little."""
+    if not views:
+        return
+    results = {r["model"]: r for r in views[0]["results"]}
+    known = {k: v for k, v in views[0]["baselines"].items() if k not in ("human", "n_human") and v is not None}
+    name, floor = max(known.items(), key=lambda item: item[1])
+    for key in dict.fromkeys(f["reference"] for f in families if f["reference"]):
+        r = results[key]
+        if r["n"] and r["interval"][0] <= floor:
+            low, high = r["interval"]
+            names = {lang: page_text(lang)[f"baseline_{name}"] for lang in LANGUAGES}
+            yield say("w_floor", model=key, accuracy=percent(r["share"]), low=percent(low), high=percent(high),
+                      floor=percent(floor), name=names)  # fmt: skip
 
 
 def _text(value: Any) -> str:

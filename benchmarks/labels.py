@@ -39,9 +39,9 @@ _TEXT: dict[str, tuple[str, str]] = {
         "条件（{constraints}）を満たすレベルはありません。最も小さいのは{label}です（{resources}）。",
     ),
     "v_one_level": (
-        "Only {label} was run: accuracy {accuracy} % (95 % {low}…{high}, n = {n}); {resources}. What quantization "
+        "Only {label} has answers: accuracy {accuracy} % (95 % {low}…{high}, n = {n}); {resources}. What quantization "
         "costs can't be told without a second level on the same questions.",
-        "測定したのは{label}だけです：正答率{accuracy}％（95％信頼区間{low}～{high}、n＝{n}）、{resources}。"
+        "回答があるのは{label}だけです：正答率{accuracy}％（95％信頼区間{low}～{high}、n＝{n}）、{resources}。"
         "同じ問題で別のレベルも測らないと、量子化による低下はわかりません。",
     ),
     "v_not_compared": (
@@ -84,7 +84,7 @@ _TEXT: dict[str, tuple[str, str]] = {
         "{run}: the last line of {files} was cut off and left out.",
         "{run}：{files}の最終行が途切れていたため、除外しました。",
     ),
-    "w_no_answers": ("{model}: no answer yet.", "{model}：回答がまだありません。"),
+    "w_no_answers": ("No answer yet from {models}.", "{models}の回答はまだありません。"),
     "w_skipped": (
         "{run}, {task}: {n} rows could not be read and were skipped.",
         "{run}、{task}：{n}行は読み取れず、除外されました。",
@@ -114,6 +114,13 @@ _TEXT: dict[str, tuple[str, str]] = {
     "w_unparsed": (
         "{model}, {task}: {share} % of the responses name no choice; Gestalt accuracy counts them all the same.",
         "{model}、{task}：応答の{share}％はどの選択肢も示していませんが、Gestalt正答率には数えられています。",
+    ),
+    "w_floor": (
+        "{model} is right in {accuracy} % (95 % {low}…{high}), which is not shown to be more than {floor} %, what one "
+        "gets without knowing anything ({name}). Levels that only guess don't differ: that no loss is found "
+        "says little.",
+        "{model}の正答率{accuracy}％（95％信頼区間{low}～{high}）は、何も知らなくても得られる{floor}％（{name}）を上回るとは"
+        "示されていません。当て推量どうしに差は出ないため、低下が見られないことにはほとんど意味がありません。",
     ),
     "w_no_noise": (
         "How far scores move by batching alone was not measured (noise.jsonl is empty).",

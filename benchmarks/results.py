@@ -162,8 +162,8 @@ class Noise:
     task: str
     method: str
     n: int
-    max: float
-    median: float
+    max: float | None
+    median: float | None
     picks_changed: int
 
 

@@ -13,7 +13,7 @@ from jmedlite.prompts import NOTICE
 
 from . import statistics
 from .baselines import baselines, orders_of
-from .cautions import cautions
+from .cautions import cautions, guesses
 from .comparing import Json, compare, confidence, contraindicated, difference, share, verdicts
 from .flipped import KINDS, flipped_items
 from .measured import measures, pareto_fronts
@@ -58,7 +58,7 @@ def summarise(runs: Sequence[Run], options: Options) -> Json:
         "options": {**asdict(options), "alpha": statistics.ALPHA, "power": statistics.POWER,
                     "bootstrap_samples": statistics.SAMPLES},
         "verdicts": [verdict(f, models, view_documents, options) for f in _judged(families, options)],
-        "warnings": cautions(laid),
+        "warnings": [*guesses(families, view_documents), *cautions(laid)],
         "runs": [_run(run) for run in runs],
         "tasks": _tasks(runs),
         "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
@@ -276,19 +276,19 @@ def _breakdowns(laid: Pool, view: View, sheet: Sheet, reference: Sheet | None) -
 
 def _noise(laid: Pool, view: View, entrant: Entrant, sheet: Sheet) -> Json | None:
     """How many answers were decided by less than batching alone moves scores."""
-    noise = laid.noise(entrant, view.method)
+    noise = {task: n for task, n in laid.noise(entrant, view.method).items() if n.max is not None}
     if view.kind != "picks" or not noise:
         return None
     margins = [
-        (margin, noise[item.task].max)
+        (margin, noise[item.task].max or 0.0)
         for (item, _), a in sheet.items()
         if item.task in noise and (margin := view.margin(a)) is not None
     ]
     return {
         "n_answers": len(margins),
         "n_below": sum(margin < most for margin, most in margins),
-        "max": max(n.max for n in noise.values()),
-        "median": float(np.median([n.median for n in noise.values()])),
+        "max": max(n.max or 0.0 for n in noise.values()),
+        "median": float(np.median([n.median or 0.0 for n in noise.values()])),
         "n_checked": sum(n.n for n in noise.values()),
         "picks_changed": sum(n.picks_changed for n in noise.values()),
     }

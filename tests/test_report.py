@@ -208,7 +208,7 @@ def test_no_disagreement_in_few_questions_proves_nothing(tmp_path: Path) -> None
 def test_one_level_and_none(tmp_path: Path) -> None:
     one = report([run_builder.small(tmp_path / "one", levels=("Q4_K_M",), n=20)])
     assert one.document["verdicts"][0]["kind"] == "one_level"
-    assert "Only Q4_K_M was run: accuracy" in one.document["verdicts"][0]["reason"]["en"]
+    assert "Only Q4_K_M has answers: accuracy" in one.document["verdicts"][0]["reason"]["en"]
     empty = report([run_builder.small(tmp_path / "empty", n=5, keep=lambda line: False, measures=(), noise=())])
     assert (empty.document["verdicts"][0]["kind"], empty.document["views"]) == ("empty", [])
     for found in (one, empty):
@@ -222,7 +222,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     folder = run_builder.small(tmp_path / "run", n=30, keep=lambda a: a["model"] != "qwen-Q4_K_M" and a["id"] != "q7")
     document = report([folder]).document
     told = " ".join(w["en"] for w in document["warnings"])
-    assert "run: unfinished, 116 of 180 answers are there" in told and "qwen-Q4_K_M: no answer yet" in told
+    assert "run: unfinished, 116 of 180 answers are there" in told and "No answer yet from qwen-Q4_K_M." in told
     assert [a["missing"] for a in result(document, "qwen-Q4_K_M")["accounting"]] == [30, 30]
     assert result(document, "qwen-Q8_0")["comparison"]["n"] == 29
     assert "unfinished" in report([folder]).html("en")
@@ -243,6 +243,12 @@ def test_too_long_and_unparsed(tmp_path: Path) -> None:
     assert (a["scored"], a["unparsed"], a["too_long"], a["excluded"], a["n_items"]) == (17, 2, 1, 1, 21)
     assert "exam-ja: 10.5 % of the responses name no choice" in " ".join(w["en"] for w in document["warnings"])
     assert [v["key"] for v in document["views"]] == ["generate", "generate_exact"]
+
+
+def test_levels_that_only_guess(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 400, "Q8_0": 400}, n=868)
+    (told,) = (w["en"] for w in report([folder]).document["warnings"] if "guess" in w["en"])
+    assert told.startswith("qwen-BF16 is right in 3.9 % (95 % ") and "more than 20.0 %" in told
 
 
 def test_a_run_that_could_stop_early_goes_by_the_anytime_test(tmp_path: Path) -> None:

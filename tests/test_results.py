@@ -136,7 +136,7 @@ def test_faults_of_the_head(tmp_path: Path, edit: Callable[[dict[str, Any]], obj
         ("questions.jsonl", {"task": "none"}, "which run.json does not list"),
         ("questions.jsonl", {"choices": "abc"}, "expected a list"),
         ("measures.jsonl", {"model": "other"}, "measures model 'other'"),
-        ("noise.jsonl", {"max": None}, "expected a number"),
+        ("noise.jsonl", {"n": None}, "expected a whole number"),
     ],
 )
 def test_faults_of_lines(tmp_path: Path, name: str, fields: dict[str, Any], words: str) -> None:
