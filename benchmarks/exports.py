@@ -12,8 +12,8 @@ import yaml
 
 from jmedlite.base.errors import UsageError
 
-from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
 from .labels import page_text
+from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
 from .verdict import Json
 
 

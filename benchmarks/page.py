@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
 from .labels import page_text
+from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
 from .plots import draw
 from .verdict import Json
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .numerals import fixed, gigabytes, percent, plain, points
 from .labels import Bilingual, joined, say
+from .numerals import fixed, gigabytes, percent, plain, points
 
 if TYPE_CHECKING:
     from .summary import Options
