@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .comparing import by_item
@@ -64,7 +65,12 @@ def _frequent(orders: Mapping[Unit, Sequence[int]], facts: Mapping[Item, Facts])
 
 
 def _nearest(q: Question, order: Sequence[int], response: str) -> set[int]:
-    return set(pick([similarity(c, response) for c in q.choices], order, len(q.answers))[0])
+    return set(pick(_similarities(q.choices, response), order, len(q.answers))[0])
+
+
+@lru_cache(maxsize=1 << 14)  # a task's items are counted again for all tasks together
+def _similarities(choices: tuple[str, ...], response: str) -> list[float]:
+    return [similarity(c, response) for c in choices]
 
 
 def _mean(values: Sequence[float]) -> float | None:

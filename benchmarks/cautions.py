@@ -64,13 +64,15 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
             bad = sum(n for reason, n in task.excluded.items() if reason.startswith("bad row"))
             if bad:
                 yield say("w_skipped", run=_name(run), task=task.name, n=bad)
+    empty: dict[str, list[tuple[float, str]]] = {}
     for e in laid.entrants:
         answers = list(laid.sheets.get("generate", {}).get(e.key, {}).values())
         for name in dict.fromkeys(a.task for a in answers):
-            empty = [a.status == "unparsed" for a in answers if a.task == name]
-            share = sum(empty) / len(empty)
-            if share > _OFTEN:
-                yield say("w_unparsed", model=e.key, task=name, share=f"{100 * share:.1f}")
+            states = [a.status == "unparsed" for a in answers if a.task == name]
+            empty.setdefault(name, []).append((sum(states) / len(states), e.key))
+    for name, (share, model) in ((name, max(found)) for name, found in empty.items()):
+        if share > _OFTEN:
+            yield say("w_unparsed", model=model, task=name, share=percent(share))
     complete = any(len(run.answers) >= run.n_expected > 0 for run in laid.runs)
     scored = any(a.method != "generate" for run in laid.runs for a in run.asks)  # responses are compared as text
     if complete and scored and not any(run.noise for run in laid.runs):

@@ -112,8 +112,8 @@ _TEXT: dict[str, tuple[str, str]] = {
         "参考値です。",
     ),
     "w_unparsed": (
-        "{model}, {task}: {share} % of the responses name no choice; Gestalt accuracy counts them all the same.",
-        "{model}、{task}：応答の{share}％はどの選択肢も示していませんが、Gestalt正答率には数えられています。",
+        "{task}: up to {share} % of the responses ({model}) name no choice; Gestalt accuracy counts them all the same.",
+        "{task}：応答の最大{share}％（{model}）はどの選択肢も示していませんが、Gestalt正答率には数えられています。",
     ),
     "w_floor": (
         "{model} is right in {accuracy} % (95 % {low}…{high}), which is not shown to be more than {floor} %, what one "

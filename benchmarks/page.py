@@ -36,7 +36,7 @@ def render(document: Json, lang: str) -> str:
         "pval": partial(_number, p_value),
     }
     plots = {name: svg and Markup(svg) for name, svg in draw(document, text).items()}
-    labels = {m["key"]: m["label"] for m in document["models"]}
+    labels = short = {m["key"]: m["label"] for m in document["models"]}
     if len(document["families"]) > 1:
         labels = {m["key"]: f"{m['family']} {m['label']}" for m in document["models"]}
     environment.filters["label_of"] = labels.__getitem__
@@ -45,6 +45,7 @@ def render(document: Json, lang: str) -> str:
         d=document, t=text, lang=lang, plots=plots, labels=labels, shown=SHOWN, results=_results(document),
         css=Markup(_css()), plain=_plain, parts=_parts(document), part_of=_part_of,
         nothing=defaultdict(lambda: None),
+        short=short, answered=[m["key"] for m in document["models"] if _answered(document, m["key"])],
     )  # fmt: skip
     return re.sub(r"[ \t]*\n\s*\n", "\n", page)
 
@@ -66,6 +67,11 @@ def _parts(document: Json) -> dict[str, dict[str, int]]:
             for part in parts:
                 found[side][part["name"]] = max(part["n_items"], found[side].get(part["name"], 0))
     return found
+
+
+def _answered(document: Json, key: str) -> bool:
+    """Whether the model has results in the first view."""
+    return any(r["model"] == key and r["n"] for r in document["views"][0]["results"]) if document["views"] else False
 
 
 def _part_of(result: Json, side: str, name: str) -> Json | None:

@@ -111,11 +111,12 @@ def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mappin
     if len(families) > 1:
         _legend(figure, families)
     numbers = {m["key"]: i for i, m in enumerate(document["models"], 1)}
-    _name_points(
-        figure, axes,
-        [(drawable(m["label"], numbers[m["key"]]), found["costs"][m["key"]] * scale, [100 * v for v in r["interval"]])
-         for m, r in points],
-    )  # fmt: skip
+    names = []
+    for m, r in points:
+        colour = _SERIES[families.index(m["family"]) % len(_SERIES)] if len(families) > 1 else _INK
+        interval = [100 * v for v in r["interval"]]
+        names.append((drawable(m["label"], numbers[m["key"]]), colour, found["costs"][m["key"]] * scale, interval))
+    _name_points(figure, axes, names)
     return _svg(figure, axis, f"{text['axis_accuracy']} / {label}")
 
 
@@ -135,8 +136,8 @@ def _legend(figure: Figure, families: Sequence[str]) -> None:
     figure.legend(handles=marks, loc="outside upper left", ncols=2, handletextpad=0.2)
 
 
-def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, list[float]]]) -> None:
-    """Write each name at its bar, where it covers neither another name nor another bar; lines lead to those far off."""
+def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, str, float, list[float]]]) -> None:
+    """Write each (name, colour, cost, interval)'s name at its bar, where it covers neither another name nor another bar; lines lead to those far off."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
@@ -146,12 +147,12 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, 
     figure.set_layout_engine("none")
     renderer: Any = figure._get_renderer()  # type: ignore[attr-defined]
     unit = figure.dpi / 72
-    bars = [axes.transData.transform([(x, low), (x, high)]) for _, x, (low, high) in points]
+    bars = [axes.transData.transform([(x, low), (x, high)]) for _, _, x, (low, high) in points]
     taken = [_box(x - 5 * unit, low, 10 * unit, high - low) for (x, low), (_, high) in bars]
     inside = axes.get_window_extent()
     room = Bbox.from_extents(inside.x0, inside.y0, figure.bbox.x1, figure.bbox.y1)
-    for (name, _, _), ((x, low), (_, high)) in sorted(zip(points, bars, strict=True), key=lambda p: p[1][0][0]):
-        label = axes.text(0, 0, name, fontsize=9, transform=None, zorder=4)
+    for (name, colour, _, _), ((x, low), (_, high)) in sorted(zip(points, bars, strict=True), key=lambda p: p[1][0][0]):
+        label = axes.text(0, 0, name, fontsize=9, color=colour, transform=None, zorder=4)
         label.set_path_effects([withStroke(linewidth=2.5, foreground=_PAPER)])  # lines pass behind it
         size = label.get_window_extent(renderer)
         own = _box(x - 5 * unit, low, 10 * unit, high - low)

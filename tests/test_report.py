@@ -241,7 +241,8 @@ def test_too_long_and_unparsed(tmp_path: Path) -> None:
     document = report([folder]).document
     (a,) = result(document, "qwen-BF16", "generate")["accounting"]
     assert (a["scored"], a["unparsed"], a["too_long"], a["excluded"], a["n_items"]) == (17, 2, 1, 1, 21)
-    assert "exam-ja: 10.5 % of the responses name no choice" in " ".join(w["en"] for w in document["warnings"])
+    told = " ".join(w["en"] for w in document["warnings"])
+    assert "exam-ja: up to 10.5 % of the responses (qwen-Q8_0) name no choice" in told
     assert [v["key"] for v in document["views"]] == ["generate", "generate_exact"]
 
 
