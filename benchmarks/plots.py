@@ -137,7 +137,10 @@ def _legend(figure: Figure, families: Sequence[str]) -> None:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, str, float, list[float]]]) -> None:
-    """Write each (name, colour, cost, interval)'s name at its bar, where it covers neither another name nor another bar; lines lead to those far off."""
+    """Write the name of every (name, colour, cost, interval) at its bar, where it covers no other name and no bar.
+
+    Lines lead to names that are far off.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox

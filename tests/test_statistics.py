@@ -106,6 +106,32 @@ def test_loss_bound_covers() -> None:
         assert said <= stats.binom.ppf(0.9995, 2000, 0.055)
 
 
+def test_effective_pairs() -> None:
+    """Single pairs count as themselves; two answers to a question as two, one, or between, as they are correlated."""
+    rng = np.random.default_rng(9)
+    single = rng.choice([-1.0, 0.0, 1.0], 5000, p=[0.05, 0.9, 0.05])
+    assert statistics.effective_pairs(single) == pytest.approx(5000)
+    other = rng.choice([-1.0, 0.0, 1.0], 5000, p=[0.05, 0.9, 0.05])
+    assert statistics.effective_pairs((single + other) / 2) == pytest.approx(10_000, rel=0.08)
+    half = np.where(rng.random(5000) < 0.5, single, other)
+    assert 5500 < statistics.effective_pairs((single + half) / 2) < 9500
+    assert statistics.effective_pairs([]) == 0
+    assert statistics.effective_pairs([0.0] * 9) == statistics.effective_pairs([-0.5] * 9) == 9
+
+
+def test_loss_bound_of_questions_in_two_languages_covers() -> None:
+    """At a true loss of just the margin, with answers to a question correlated, alarms stay at 5 %."""
+    rng = np.random.default_rng(10)
+    said = 0
+    for _ in range(1000):
+        first, second = rng.choice([-1.0, 1.0, 0.0], size=(2, 860), p=[0.05, 0.03, 0.92])
+        d = (first + np.where(rng.random(860) < 0.4, first, second)) / 2
+        worth = statistics.effective_pairs(d) / 860
+        losses, gains = float(np.maximum(-d, 0).sum()), float(np.maximum(d, 0).sum())
+        said += statistics.loss_bound(losses * worth, gains * worth, 860 * worth) < 0.02
+    assert 20 <= said <= stats.binom.ppf(0.9995, 1000, 0.055)
+
+
 def test_detectable_loss() -> None:
     assert statistics.detectable_loss(1455, 0.05) == pytest.approx(0.0164, abs=5e-5)  # "about 1.6 points"
     for n, d in ((868, 0.06), (200, 0.2), (10_000, 0.01)):
