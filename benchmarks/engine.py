@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ class Engine:
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens; bytes of a character that was cut are dropped."""
-        return self._text(tokens).decode("utf-8", "ignore")
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(self._text(tokens))
 
 
 def shared_head(contexts: Sequence[Sequence[int]]) -> int:

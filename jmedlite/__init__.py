@@ -9,9 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Runner", "__version__", "bench", "compute_imatrix", "inspect", "quantize", "verify"]
+__all__ = ["Runner", "__version__", "bench", "compute_imatrix", "inspect", "quantize", "report", "verify"]
 
 if TYPE_CHECKING:
+    from jmedlite.benchmarks.report import report
+
     from .benching import bench
     from .imatrix import compute_imatrix
     from .quantizing import quantize
@@ -24,6 +26,7 @@ _HOMES = {
     "compute_imatrix": "jmedlite.imatrix",
     "inspect": "jmedlite.verifying",
     "quantize": "jmedlite.quantizing",
+    "report": "jmedlite.benchmarks.report",
     "verify": "jmedlite.verifying",
 }
 
