@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jmedlite.benchmarks.runfolder import ITEMS, MEASURES, NOISE, QUESTIONS, RUN
+from jmedlite.benchmarks.runfolder import DISTANCE, ITEMS, MEASURES, NOISE, QUESTIONS, RUN
 
 import jmedlite
 from jmedlite.base.errors import DataError, InputMissing, UsageError
@@ -218,3 +218,41 @@ def test_faults_before_anything_is_written(levels: Path, task: Path, tmp_path: P
     with pytest.raises(DataError, match="line 1"):
         jmedlite.bench([levels], tasks=[str(tmp_path / "bad.jsonl")], out=out)
     assert not out.exists()
+
+
+def test_distance_on_a_text(levels: Path, task: Path, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("The heart pumps the blood. 心臓は血液を送り出す。\n" * 60, encoding="utf-8")
+    more = (
+        "--rounds",
+        "0",
+        "--limit",
+        "2",
+        "--lang",
+        "en",
+        "--text",
+        str(text),
+        "--text-ctx",
+        "64",
+        "--text-chunks",
+        "3",
+    )
+    for _ in range(2):  # the second time finds everything there
+        done = subprocess.run(
+            command(levels, task, tmp_path / "run", *more), capture_output=True, encoding="utf-8", check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = lines(tmp_path / "run" / DISTANCE)
+        assert len(found) == 3
+    assert found[0]["reference"] is None
+    assert {x["reference"] for x in found[1:]} == {found[0]["model"]}
+    assert 0 < found[1]["kl_mean"] < found[2]["kl_mean"]
+    assert not list((tmp_path / "run").glob("*.scratch"))
+    text.write_text("Something else. " * 200)
+    with pytest.raises(DataError, match="another text"):
+        jmedlite.bench(
+            [levels], tasks=[str(task)], out=tmp_path / "run", rounds=0, threads=1, limit=2, languages=("en",),
+            text=text, text_ctx=64,
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="--reference nobody"):
+        jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "other", text=text, reference="nobody")
