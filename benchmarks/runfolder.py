@@ -112,7 +112,8 @@ class RunFolder:
             named = "; ".join(f"{'.'.join(map(str, at))} was {old}, is {new}" for at, old, new in changed[:SHOWN])
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise DataError(
-                f"{self.folder}: holds another run ({named}{more}); repeat that one to resume it, or choose another --out"
+                f"{self.folder}: holds another run ({named}{more}); repeat that one to resume it, or choose another "
+                "--out"
             )
         with reading(self.folder / QUESTIONS):
             if (self.folder / QUESTIONS).read_bytes() != self.questions.encode("utf-8"):

@@ -1,4 +1,4 @@
-"""How a question becomes a prompt: the project's own templates, and template files in the forms of the papers' harnesses.
+"""How a question becomes a prompt: the project's own templates, and files in the forms of the papers' harnesses.
 
 A template is text with places in braces: `{question}` (or `{{instruction}}`), `{options}` (a line "A. …" each),
 `{choices}` (or `{{input}}`: the choices, joined with commas), `{context}` and `{n}` (the number of right answers). The
@@ -52,7 +52,7 @@ CONTEXT = {"ja": "要旨：{context}\n", "en": "Abstract: {context}\n"}
 
 @dataclass(frozen=True)
 class Template:
-    """`intro` comes once, `text` for each example and the question. `own` templates stop an answer at its line's end."""
+    """`intro` comes once, `text` for each example and the question; `own` ones end an answer with its line."""
 
     name: str
     intro: str

@@ -1,10 +1,10 @@
 """The child process that answers for one model: `python -m jmedlite.benchmarks.worker`.
 
-Reads requests, writes events, one JSON object a line: `load` a model, `prepare` prompts (tokens, packs, the head), `run`
-some of the packs. An expected fault is an `error` event; a native abort ends only this process.
+Reads requests, writes events, one JSON object a line: `load` a model, `prepare` prompts (tokens, packs, the head),
+`run` some of the packs. An expected fault is an `error` event; a native abort ends only this process.
 
-A prompt is `{"body": parts, "cue": parts, "continuations": [text…]}`, a part `[text, trusted]`: only a template's own text
-may name control tokens. With `chat`, the body is what the person says, and the cue begins the answer.
+A prompt is `{"body": parts, "cue": parts, "continuations": [text…]}`, a part `[text, trusted]`: only a template's own
+text may name control tokens. With `chat`, the body is what the person says, and the cue begins the answer.
 """
 
 from __future__ import annotations

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import DataError, InputMissing, UsageError
-from jmedlite.base.gguf import level_name, split_stem
-from jmedlite.base.inputs import check_range, reading
-from jmedlite.base.outputs import sha256_file
-from jmedlite.benchmarks.answering import Loading, LocalModel, Wanted
+from jmedlite.base.errors import UsageError
+from jmedlite.base.inputs import check_range
+from jmedlite.benchmarks.answering import Loading, LocalModel
 from jmedlite.benchmarks.asking import Ask, make_ask
-from jmedlite.benchmarks.costs import N_QUESTIONS, measure
 from jmedlite.benchmarks.datasets import load_task
 from jmedlite.benchmarks.engine import PACK
 from jmedlite.benchmarks.items import Dataset, Left
-from jmedlite.benchmarks.run import Model, Settings, ask_all, question_lines, run_keys, sample_evenly
-from jmedlite.benchmarks.runfolder import ITEMS, MEASURES, RunFolder, read_lines
+from jmedlite.benchmarks.measuring import Reading, measure_costs, measure_text
+from jmedlite.benchmarks.run import Model, Settings, ask_all, question_lines, run_keys
+from jmedlite.benchmarks.runfolder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.sample import draw_examples, stratified
 from jmedlite.benchmarks.templates import METHODS, Template, own_template, read_template
-from jmedlite.convert.manifest import read_manifest
 
+from .describing import describe_model, find_models, path_name
 from .hardware import describe_machine, physical_cores
-from .loading import read_whole_header
 from .runner import FLASH_ATTENTION, KV_TYPES, check_choice
 
-Progress = Callable[[str, int, int, str], None]  # what ("hashing", "questions", "measuring"), done, in all, of what
+# what ("hashing", "questions", "measuring", "text"), done, in all, of what; ("notice", 0, 0, sentence)
+Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,10 @@ class Options:
     gpu_layers: str = "auto"
     threads: int | None = None
     force: bool = False
+    text: Path | None = None
+    text_ctx: int = 512
+    text_chunks: int | None = None
+    reference: str | None = None
 
     def check(self) -> None:
         """Raises UsageError where a value is outside its bounds."""
@@ -144,12 +144,27 @@ class Planned:
         if self.out is None:
             raise UsageError("no --out given; name the folder for the results")
         options, models = self.options, [model for model, _ in self.models]
+        reference = self.reference() if options.text else ""
         settings = Settings(options.ctx, options.chat, options.max_tokens)
         keys = run_keys([m.name for m in models], self.asks)
         with RunFolder(self.out, self.document, question_lines(self.datasets), keys) as folder:
             ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
-            measure_all(folder, self.models, settings.wanted(self.asks[0]), options, progress)
+            files = [(model.name, path) for model, path in self.models]
+            whole = settings.wanted(self.asks[0])
+            measure_costs(folder, files, options.loading(), whole, options.rounds, progress)
+            if options.text:
+                read = Reading(options.text, reference, options.text_ctx, options.text_chunks)
+                measure_text(folder, files, options.loading(), read, progress)
             return Bench(self.out, folder.n_items, folder.resumed)
+
+    def reference(self) -> str:
+        """The model that distances on a text are measured from: the one that is named, else the widest."""
+        names = [model.name for model, _ in self.models]
+        if self.options.reference is None:
+            return max(self.models, key=lambda pair: pair[0].facts["bits_per_weight"])[0].name
+        if self.options.reference not in names:
+            raise UsageError(f"--reference {self.options.reference}: expected one of {', '.join(names)}")
+        return self.options.reference
 
 
 def bench(
@@ -167,8 +182,8 @@ def bench(
 
     `models` are GGUF files, or folders of them; `tasks` as on the command line (`NAME`, `NAME=PATH`, a JSONL file).
     Further arguments are the fields of `Options`: methods ("letter", "text", "generate"), languages, shots, limit,
-    permutations, seed, template, chat, max_tokens, rounds, ctx, threads, …. A run that was interrupted goes on where it
-    stopped; a folder that holds another run is refused. Raises the exceptions of `jmedlite.base.errors`.
+    permutations, seed, template, chat, max_tokens, rounds, ctx, threads, text, …. A run that was interrupted goes on
+    where it stopped; a folder that holds another run is refused. Raises the exceptions of `jmedlite.base.errors`.
     """
     tell: Progress = progress or (lambda *_: None)
     return plan_bench(models, tasks, Path(out), replace(options or Options(), **changes), tell).run(tell)
@@ -191,96 +206,6 @@ def plan_bench(
     ]
     document = describe_run(options, [m for m, _ in found], datasets, asks)
     return Planned(out, options, found, datasets, asks, document)
-
-
-# ------------------------------------------------------------------------------------------------------ models
-
-
-def find_models(models: Sequence[str | Path]) -> list[Path]:
-    """The GGUF files that are named; those of a folder with the widest first."""
-    found: list[Path] = []
-    for model in models:
-        path = Path(model).expanduser()
-        if path.is_dir():
-            inside = [p for p in sorted(path.glob("*.gguf")) if not _is_later_part(p) and not _is_no_model(p)]
-            if not inside:
-                raise InputMissing(f"{path}: holds no GGUF model; make some with `jmedlite quantize {path}`")
-            found += sorted(inside, key=lambda p: (-p.stat().st_size, p.name))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise InputMissing(f"{model}: no such GGUF file or folder; make one with `jmedlite quantize {model}`")
-    names = [path_name(p) for p in found]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise UsageError(f"two models are called {twice[0]}; give every file a name of its own")
-    if not found:
-        raise UsageError("no model given; name GGUF files, or a folder of them")
-    return found
-
-
-def _is_later_part(path: Path) -> bool:
-    return split_stem(path.name) != path.stem and not path.stem.split("-of-")[0].endswith("00001")
-
-
-def _is_no_model(path: Path) -> bool:
-    """Importance matrices and adapters are GGUF files too, and lie beside the models."""
-    from jmedlite.base.gguf import read_header
-
-    return bool(read_header(path).metadata.get("general.type", "model") != "model")
-
-
-def path_name(path: Path) -> str:
-    """What a model is called in a run."""
-    return split_stem(path.name)
-
-
-def describe_model(path: Path, tell: Progress) -> dict[str, Any]:
-    """A GGUF's entry in `run.json`; raises DataError where it is not what its manifest says."""
-    files, header = read_whole_header(path)
-    sizes = [p.stat().st_size for p in files]
-    hashes = []
-    tell("hashing", 0, sum(sizes), path.name)
-    for i, part in enumerate(files):
-        with reading(part):
-            hashes.append(sha256_file(part))
-        tell("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
-    manifest = read_manifest(path) or {}
-    _check_manifest(manifest, {p.name: h for p, h in zip(files, hashes, strict=True)})
-    meta = header.metadata
-    name, level = path_name(path), level_name(meta.get("general.file_type"))
-    n_params = sum(math.prod(t.shape) for t in header.tensors)
-    license_ = next((meta[k] for k in ("general.license.name", "general.license") if meta.get(k)), None)
-    return {
-        "name": name,
-        "file": path.name,
-        "base": name.removesuffix(f"-{level}") if level else name,
-        "level": level,
-        "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        "n_bytes": sum(sizes),
-        "n_params": n_params,
-        "bits_per_weight": round(8 * sum(t.nbytes for t in header.tensors) / n_params, 4),
-        "architecture": meta["general.architecture"],
-        "title": meta.get("general.name"),
-        "license": license_,
-        "imatrix": _imatrix(manifest, meta),
-        "adapters": [{k: a.get(k) for k in ("name", "weight")} for a in manifest.get("adapters") or []],
-    }
-
-
-def _imatrix(manifest: dict[str, Any], meta: Any) -> str | None:
-    entry = manifest.get("imatrix")
-    named = entry.get("name") if isinstance(entry, dict) else meta.get("quantize.imatrix.file")
-    return Path(str(named)).name if named else None
-
-
-def _check_manifest(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
-    for entry in manifest.get("files", []):
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if name in hashes and entry.get("sha256") != hashes[name]:
-            raise DataError(
-                f"{name}: is not what its manifest says (another SHA-256), so it is damaged or another file; make or "
-                "copy it again"
-            )
 
 
 # ------------------------------------------------------------------------------------------------------- tasks
@@ -357,20 +282,3 @@ def describe_task(dataset: Dataset) -> dict[str, Any]:
         "n_asked": len(dataset.items),
         "excluded": excluded,
     }
-
-
-def measure_all(
-    folder: RunFolder, models: Sequence[tuple[Model, Path]], whole: Wanted, options: Options, tell: Progress
-) -> None:
-    """What each model costs, on some of the prompts: every model once, then every model again."""
-    there = {(line["model"], line["round"]) for line in folder.lines(MEASURES)}
-    few = tuple(whole.prompts[i] for i in sample_evenly(len(whole.prompts), N_QUESTIONS))
-    total = options.rounds * len(models)
-    for round_ in range(options.rounds):
-        for i, (model, path) in enumerate(models):
-            tell("measuring", round_ * len(models) + i, total, model.name)
-            if (model.name, round_) not in there:
-                costs = measure(path, options.loading(), replace(whole, prompts=few))
-                folder.append(MEASURES, {"model": model.name, "round": round_, **costs})
-    if total:
-        tell("measuring", total, total, "")

@@ -51,6 +51,12 @@ def bench(
     ctx: Annotated[
         int | None, typer.Option(help="Longest prompt in tokens; default: what the model was trained on.")
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text: perplexity, and distance to the reference model.")
+    ] = None,
+    text_ctx: Annotated[int, typer.Option(help="Tokens that the text is cut into.")] = 512,
+    text_chunks: Annotated[int | None, typer.Option(help="How much of the text; default: all.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Model that --text compares with; default: the widest.")] = None,
     gpu_layers: GpuLayers = "auto",
     kv_type: KvType = "f16",
     flash_attn: FlashAttn = "auto",
@@ -87,6 +93,10 @@ def bench(
         flash_attn=flash_attn,
         threads=threads,
         force=force,
+        text=text,
+        text_ctx=text_ctx,
+        text_chunks=text_chunks,
+        reference=reference,
     )
     with _Progress() as progress:
         plan = plan_bench(models or [], task or [], out, options, progress)
@@ -107,6 +117,9 @@ class _Progress(ExitStack):
         self.tell: Callable[..., None] = lambda *_: None
 
     def __call__(self, stage: str, done: int, total: int, of: str) -> None:
+        if stage == "notice":
+            console.note(of)
+            return
         if stage != self.stage:
             self.close()
             bar: Any = console.progress if stage == "hashing" else console.counter

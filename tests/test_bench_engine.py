@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jmedlite.benchmarks.answering import Answer, Loading, LocalModel, Wanted
 
 import jmedlite
 from jmedlite.base.errors import DataError, NativeError, UsageError
-from jmedlite.benchmarks.answering import Answer, Loading, LocalModel, Wanted
 
 from . import builders
 
@@ -52,6 +52,8 @@ def model_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """F32 models without and with a BOS token."""
     folder = tmp_path_factory.mktemp(request.param)
     builders.checkpoint(folder / "m", request.param)
+    if request.param == "llama":
+        builders.add_bos(folder / "m")
     (path,) = jmedlite.quantize(folder / "m", types=["F32"], out=folder, threads=1)
     return path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import pytest
-
 from jmedlite.benchmarks.engine import shared_head, split
 from jmedlite.benchmarks.packing import Request, batches, packs, rows
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jmedlite.benchmarks.runfolder import ITEMS, MEASURES, RUN, RunFolder, differences
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
-from jmedlite.benchmarks.runfolder import ITEMS, MEASURES, RUN, RunFolder, differences
 
 DOCUMENT: dict[str, Any] = {
     "created": "2026-01-01",
@@ -109,7 +109,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CannotCreate, match="thesis.txt"), opened(tmp_path):
+    with pytest.raises(CannotCreate, match=r"thesis\.txt"), opened(tmp_path):
         pass
     with pytest.raises(CannotCreate, match="is a file"), opened(tmp_path / "thesis.txt"):
         pass

@@ -7,7 +7,6 @@ import math
 import random
 
 import pytest
-
 from jmedlite.benchmarks.items import Item
 from jmedlite.benchmarks.scoring import pick, result
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.benchmarks.asking import make_ask
 from jmedlite.benchmarks.items import Dataset, Item
 from jmedlite.benchmarks.templates import METHODS, own_template, read_template
+
+from jmedlite.base.errors import DataError, InputMissing, UsageError
 
 ITEM = Item("q", "Which organ makes bile?", ("heart", "liver", "lung"), (1,), "en")
 SHOT = Item("s", "Which organ pumps blood?", ("heart", "liver", "lung"), (0, 2), "en")
