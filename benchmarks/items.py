@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NOT_ASKED = "not asked"  # a result's status: the run had seen enough (--stop-when-decided)
 
 
 @dataclass(frozen=True)

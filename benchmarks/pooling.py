@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .items import NOT_ASKED
 from .results import Answer, Ask, Distance, Measure, Model, Noise, Question, Run, Task
 
 
@@ -133,11 +134,14 @@ def pool(runs: Sequence[Run]) -> Pool:
     for index, run in enumerate(runs):
         names = {e.model.name: e.key for e in entrants if index in e.runs}
         items = _items(run, facts)
-        for (_, method, _), item in items.items():
+        orders = {(ask.task, ask.method): run.orders_of(ask) for ask in run.asks}
+        for (task, method, _), item in items.items():
             for key in names.values():
-                asked[method][key] |= {(item, p) for p in range(run.permutations)}
+                asked[method][key] |= {(item, p) for p in range(orders[task, method])}
         for a in run.answers:
             unit = items[a.task, a.method, a.id], a.permutation
+            if a.status == NOT_ASKED:
+                continue
             if a.status == "too long":
                 too_long[a.method][names[a.model]].add(unit)
             else:

@@ -14,9 +14,11 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.inputs import reading
 
+from .items import NOT_ASKED
+
 FORMAT, VERSION = "jmedlite.run", 1
 METHODS = ("letter", "text", "generate")
-STATUSES = ("scored", "unparsed", "too long")
+STATUSES = ("scored", "unparsed", "too long", NOT_ASKED)
 
 T = TypeVar("T")
 
@@ -216,7 +218,12 @@ class Run:
     def n_expected(self) -> int:
         """How many answers the whole run has."""
         asked = {t.name: t.n_asked for t in self.tasks}
-        return len(self.models) * self.permutations * sum(asked[a.task] for a in self.asks)
+        return len(self.models) * sum(asked[a.task] * self.orders_of(a) for a in self.asks)
+
+    def orders_of(self, ask: Ask) -> int:
+        """Under how many orders of its choices an ask has each item: one where the prompt does not show them."""
+        n = next((t.n_asked for t in self.tasks if t.name == ask.task), 0)
+        return self.permutations if ask.n_requests is None or not n else max(1, ask.n_requests // n)
 
 
 def read_run(folder: Path) -> Run:
@@ -429,7 +436,7 @@ def _check_answer(run: Run, a: Answer, names: set[str], asked: set[tuple[str, st
         fail(f"its status is {a.status!r}, known are {', '.join(STATUSES)}")
     if a.order is not None and sorted(a.order) != list(range(len(q.choices))):
         fail(f"its order {list(a.order)} is none of {len(q.choices)} choices")
-    if a.status == "too long":
+    if a.status in ("too long", NOT_ASKED):
         return
     if a.picks is None or a.correct is None:
         fail("was scored, but has no picks or no correct")

@@ -11,9 +11,10 @@ from typing import Any
 
 from .answering import Answer, Answerer, Prepared, Wanted
 from .asking import Ask
-from .items import Dataset, Item, Left
+from .items import NOT_ASKED, Dataset, Item, Left
 from .runfolder import NOISE, Key, RunFolder
 from .scoring import result
+from .statistics import Sequential
 
 N_NOISE = 16  # questions of each model, task and method that are asked once more, alone
 Progress = Callable[[int, int, str], None]  # questions done, in all, and what is being done
@@ -30,11 +31,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Settings:
-    """What every question is asked with; part of the run's identity (docs/runs.md)."""
+    """What every question is asked with; part of the run's identity (docs/runs.md).
+
+    With `margin` (points) a model is asked no further as soon as an anytime-valid test against the first model decides
+    whether it loses more than that.
+    """
 
     n_ctx: int | None = None
     chat: bool = False
     max_tokens: int = 64
+    margin: float | None = None
 
     def wanted(self, ask: Ask) -> Wanted:
         return Wanted(
@@ -104,12 +110,30 @@ def ask_all(
                 at = begin
                 for ask, size in zip(asks, sizes, strict=True):
                     one = _Asking(folder, model.name, answerer, ask, settings.wanted(ask), at)
+                    if settings.margin is not None and begin:
+                        one.judge = Judge(list(folder.items())[at - begin : at - begin + size], settings.margin)
                     if folder.n_items < at + size:
                         one.ask(lambda n, name=model.name: progress(n, total, name))  # type: ignore[misc]
                     if ask in missing:
                         one.measure_noise()
                     at += size
         begin = end
+
+
+class Judge:
+    """Looks at a model's results beside the first model's, pair by pair, until its loss is decided."""
+
+    def __init__(self, reference: Sequence[Mapping[str, Any]], margin: float) -> None:
+        self.reference, self.test, self.n_seen = reference, Sequential(margin / 100), 0
+
+    def sees(self, results: Sequence[Mapping[str, Any]]) -> bool:
+        """Take the results that follow those seen before; True as soon as the test decides."""
+        for mine in results:
+            first = self.reference[self.n_seen]
+            self.n_seen += 1
+            if mine["correct"] is not None and first["correct"] is not None:
+                self.test = self.test.add(first["correct"], mine["correct"])
+        return self.test.decided is not None
 
 
 @dataclass
@@ -123,6 +147,7 @@ class _Asking:
     wanted: Wanted
     begin: int
     prepared: Prepared | None = None
+    judge: Judge | None = None
 
     def ask(self, tell: Callable[[int], None]) -> None:
         """Ask what has no result yet; a pack that was cut is asked again as a whole."""
@@ -132,12 +157,30 @@ class _Asking:
         if done:
             self.folder.keep_items(self.begin + prepared.starts[first])
         tell(self.folder.n_items)
-        for at, answers in self.answerer.run(first, len(prepared.starts)):
-            assert self.begin + at == self.folder.n_items, "answers come in order"
-            self.folder.add_items([self._result(at + i, answer) for i, answer in enumerate(answers)])
-            tell(self.folder.n_items)
+        if self.judge and self.judge.sees(list(self.folder.items())[self.begin :]):
+            self._skip()
+            return
+        for start, stop in self._stretches(first, len(prepared.starts)):
+            for at, answers in self.answerer.run(start, stop):
+                assert self.begin + at == self.folder.n_items, "answers come in order"
+                results = [self._result(at + i, answer) for i, answer in enumerate(answers)]
+                self.folder.add_items(results)
+                tell(self.folder.n_items)
+            if self.judge and self.judge.sees(results):
+                self._skip()
+                return
 
-    def _result(self, number: int, answer: Answer) -> dict[str, Any]:
+    def _stretches(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Packs that are asked for at once: all, or one by one where any of them may be the last."""
+        return [(i, i + 1) for i in range(first, stop)] if self.judge else [(first, stop)]
+
+    def _skip(self) -> None:
+        """Give every question that is left a result that says it was not asked."""
+        left = range(self.folder.n_items - self.begin, len(self.ask_.questions))
+        nothing = {"status": NOT_ASKED, **dict.fromkeys(("n_prompt", "scores", "picks", "correct", "margin"))}
+        self.folder.add_items([{**self._head(i), **nothing} for i in left])
+
+    def _head(self, number: int) -> dict[str, Any]:
         item, permutation, order = self.ask_.questions[number]
         return {
             "model": self.model,
@@ -146,8 +189,11 @@ class _Asking:
             "id": item.id,
             "permutation": permutation,
             "order": list(order),
-            **result(self.ask_.method, item, order, answer),
         }
+
+    def _result(self, number: int, answer: Answer) -> dict[str, Any]:
+        item, _, order = self.ask_.questions[number]
+        return {**self._head(number), **result(self.ask_.method, item, order, answer)}
 
     def measure_noise(self) -> None:
         """Ask some questions once more, each alone, and keep how far their scores move (docs/runs.md)."""

@@ -42,6 +42,11 @@ def stratified(items: Sequence[Item], n: int, seed: int) -> list[int]:
     return sorted(i for _, _, i in sorted(places)[: max(n, 0)])
 
 
+def shuffled(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
+    """The items in an order that has nothing to do with their source: what an early stop needs."""
+    return tuple(sorted(items, key=lambda item: _key(seed, "shuffle", item.id)))
+
+
 def draw_examples(dataset: Dataset, shots: int, seed: int) -> tuple[tuple[Item, ...], Dataset]:
     """`shots` few-shot examples, and the data set without them: nothing that is shown is scored.
 

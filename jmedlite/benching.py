@@ -19,7 +19,7 @@ from jmedlite.benchmarks.items import Dataset, Left
 from jmedlite.benchmarks.measuring import Reading, measure_costs, measure_text
 from jmedlite.benchmarks.run import Model, Settings, ask_all, question_lines, run_keys
 from jmedlite.benchmarks.runfolder import ITEMS, RunFolder, read_lines
-from jmedlite.benchmarks.sample import draw_examples, stratified
+from jmedlite.benchmarks.sample import draw_examples, shuffled, stratified
 from jmedlite.benchmarks.templates import METHODS, Template, own_template, read_template
 
 from .describing import describe_model, find_models, path_name
@@ -56,6 +56,8 @@ class Options:
     text_ctx: int = 512
     text_chunks: int | None = None
     reference: str | None = None
+    stop_when_decided: bool = False
+    margin: float = 2.0
 
     def check(self) -> None:
         """Raises UsageError where a value is outside its bounds."""
@@ -76,6 +78,9 @@ class Options:
             check_range("--threads", self.threads, 1, 1024)
         if self.gpu_layers not in ("auto", "all"):
             check_range("--gpu-layers", self.gpu_layers, 0, 10_000, "auto, all or ")
+        check_range("--margin", self.margin, 0.01, 100)
+        if self.stop_when_decided and self.permutations > 1:
+            raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         check_choice("--kv-type", self.kv_type, KV_TYPES)
         check_choice("--flash-attn", self.flash_attn, FLASH_ATTENTION)
 
@@ -97,6 +102,7 @@ class Options:
             "n_ctx": self.ctx,
             **{name: getattr(loading, name) for name in ("kv_type", "flash_attn", "threads", "gpu_layers")},
             "pack": PACK,
+            "stop_when_decided": self.margin if self.stop_when_decided else None,
         }
 
 
@@ -138,14 +144,15 @@ class Planned:
     datasets: Sequence[Dataset]
     asks: Sequence[Ask]
     document: dict[str, Any]
+    reference: str
 
     def run(self, progress: Progress) -> Bench:
         """Ask and measure what is not in the folder yet."""
         if self.out is None:
             raise UsageError("no --out given; name the folder for the results")
         options, models = self.options, [model for model, _ in self.models]
-        reference = self.reference() if options.text else ""
-        settings = Settings(options.ctx, options.chat, options.max_tokens)
+        margin = options.margin if options.stop_when_decided else None
+        settings = Settings(options.ctx, options.chat, options.max_tokens, margin)
         keys = run_keys([m.name for m in models], self.asks)
         with RunFolder(self.out, self.document, question_lines(self.datasets), keys) as folder:
             ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
@@ -153,18 +160,9 @@ class Planned:
             whole = settings.wanted(self.asks[0])
             measure_costs(folder, files, options.loading(), whole, options.rounds, progress)
             if options.text:
-                read = Reading(options.text, reference, options.text_ctx, options.text_chunks)
+                read = Reading(options.text, self.reference, options.text_ctx, options.text_chunks)
                 measure_text(folder, files, options.loading(), read, progress)
             return Bench(self.out, folder.n_items, folder.resumed)
-
-    def reference(self) -> str:
-        """The model that distances on a text are measured from: the one that is named, else the widest."""
-        names = [model.name for model, _ in self.models]
-        if self.options.reference is None:
-            return max(self.models, key=lambda pair: pair[0].facts["bits_per_weight"])[0].name
-        if self.options.reference not in names:
-            raise UsageError(f"--reference {self.options.reference}: expected one of {', '.join(names)}")
-        return self.options.reference
 
 
 def bench(
@@ -204,8 +202,23 @@ def plan_bench(
         (Model(path_name(p), describe_model(p, tell), lambda p=p: LocalModel(p, loading)), p)  # type: ignore[misc]
         for p in paths
     ]
+    reference = find_reference(options, [m for m, _ in found])
+    if options.stop_when_decided:
+        if len(asks) > 1:
+            raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
+        found.sort(key=lambda pair: pair[0].name != reference)  # the others are compared with it as they go
     document = describe_run(options, [m for m, _ in found], datasets, asks)
-    return Planned(out, options, found, datasets, asks, document)
+    return Planned(out, options, found, datasets, asks, document, reference)
+
+
+def find_reference(options: Options, models: Sequence[Model]) -> str:
+    """The model that the others are compared with: the one that is named, else the widest."""
+    names = [model.name for model in models]
+    if options.reference is None:
+        return max(models, key=lambda model: model.facts["bits_per_weight"] or 0).name
+    if options.reference not in names:
+        raise UsageError(f"--reference {options.reference}: expected one of {', '.join(names)}")
+    return options.reference
 
 
 # ------------------------------------------------------------------------------------------------------- tasks
@@ -229,6 +242,8 @@ def make_asks(tasks: Sequence[str], options: Options, template: Template | None)
                 )
             shots, kept = draw_examples(dataset, options.shots, options.seed)
             kept = limited(kept, options.limit, options.seed)
+            if options.stop_when_decided:
+                kept = replace(kept, items=shuffled(kept.items, options.seed))
             datasets.append(kept)
             for method in dict.fromkeys(options.methods):
                 chosen = template or own_template(method, dataset.lang)

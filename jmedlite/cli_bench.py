@@ -56,7 +56,13 @@ def bench(
     ] = None,
     text_ctx: Annotated[int, typer.Option(help="Tokens that the text is cut into.")] = 512,
     text_chunks: Annotated[int | None, typer.Option(help="How much of the text; default: all.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Model that --text compares with; default: the widest.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Model the others are compared with; default: the widest.")
+    ] = None,
+    stop_when_decided: Annotated[
+        bool, typer.Option("--stop-when-decided", help="Ask a level no further once its loss is decided.")
+    ] = False,
+    margin: Annotated[float, typer.Option(help="Loss in points that --stop-when-decided decides on.")] = 2.0,
     gpu_layers: GpuLayers = "auto",
     kv_type: KvType = "f16",
     flash_attn: FlashAttn = "auto",
@@ -97,6 +103,8 @@ def bench(
         text_ctx=text_ctx,
         text_chunks=text_chunks,
         reference=reference,
+        stop_when_decided=stop_when_decided,
+        margin=margin,
     )
     with _Progress() as progress:
         plan = plan_bench(models or [], task or [], out, options, progress)

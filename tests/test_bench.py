@@ -256,3 +256,30 @@ def test_distance_on_a_text(levels: Path, task: Path, tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(UsageError, match="--reference nobody"):
         jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "other", text=text, reference="nobody")
+
+
+def test_an_early_stop_is_for_reason_and_resumes(levels: Path, tmp_path: Path) -> None:
+    """A level that answers as the reference does is decided on long before all is asked; killed, it ends the same."""
+    task = write_task(tmp_path / "many.jsonl", 300)
+    more = {"languages": ("en",), "rounds": 0, "threads": 1, "stop_when_decided": True, "margin": 10.0}
+    files = [next(levels.glob(f"*{level}.gguf")) for level in ("Q8_0", "F32")]
+    jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "run", **more)
+    found = lines(tmp_path / "run" / ITEMS)
+    assert len(found) == 600
+    statuses = Counter((x["model"], x["status"]) for x in found)
+    reference, level = (next(m for m in {x["model"] for x in found} if name in m) for name in ("F32", "Q8_0"))
+    assert found[0]["model"] == reference  # the others are compared with it as they go
+    assert statuses[reference, "scored"] == 300
+    assert 0 < statuses[level, "not asked"] < 300
+    assert [x["id"] for x in found[:300]] != sorted((x["id"] for x in found[:300]), key=lambda i: int(i[2:]))
+    raw = (tmp_path / "run" / ITEMS).read_bytes()
+    for part in (len(raw) * 2 // 3, len(raw) - 9):
+        (tmp_path / "run" / ITEMS).write_bytes(raw[:part])
+        jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "run", **more)
+        assert (tmp_path / "run" / ITEMS).read_bytes() == raw
+    document = jmedlite.report([tmp_path / "run"]).document
+    assert "not asked" not in json.dumps(document["models"])
+    with pytest.raises(UsageError, match="--permutations"):
+        jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "x", **{**more, "permutations": 2})
+    with pytest.raises(UsageError, match="one task"):
+        jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "x", **{**more, "languages": ()})
