@@ -31,6 +31,8 @@ def result(method: str, item: Item, order: Sequence[int], answer: dict[str, Any]
         return {**fields, "status": "too long", "scores": None, "picks": None, "correct": None, "margin": None}
     if method == "generate":
         return {**fields, **_generated(item, order, answer["response"], answer["stop"])}
+    if answer.get("bounded"):
+        fields["bounded"] = True
     by_place = answer["scores"]
     scores = _own_numbering(by_place, order)
     fields |= {"scores": scores, **_judged(item, scores, order)}

@@ -11,18 +11,18 @@ from typing import Any
 
 from jmedlite.base.errors import UsageError
 from jmedlite.base.inputs import check_range
-from jmedlite.benchmarks.answering import Loading, LocalModel
+from jmedlite.benchmarks.answering import Loading
 from jmedlite.benchmarks.asking import Ask, make_ask
 from jmedlite.benchmarks.datasets import load_task
 from jmedlite.benchmarks.engine import PACK
 from jmedlite.benchmarks.items import Dataset, Left
 from jmedlite.benchmarks.measuring import Reading, measure_costs, measure_text
-from jmedlite.benchmarks.run import Model, Settings, ask_all, question_lines, run_keys
+from jmedlite.benchmarks.run import Settings, ask_all, question_lines, run_keys
 from jmedlite.benchmarks.runfolder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.sample import draw_examples, shuffled, stratified
 from jmedlite.benchmarks.templates import METHODS, Template, own_template, read_template
 
-from .describing import describe_model, find_models, path_name
+from .entrants import Entrants, behind_a_server, files_here, files_on_a_cluster
 from .hardware import describe_machine, physical_cores
 from .runner import FLASH_ATTENTION, KV_TYPES, check_choice
 
@@ -58,6 +58,8 @@ class Options:
     reference: str | None = None
     stop_when_decided: bool = False
     margin: float = 2.0
+    cluster: str | None = None
+    endpoint: str | None = None
 
     def check(self) -> None:
         """Raises UsageError where a value is outside its bounds."""
@@ -81,6 +83,8 @@ class Options:
         check_range("--margin", self.margin, 0.01, 100)
         if self.stop_when_decided and self.permutations > 1:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
+        if self.endpoint and (self.cluster or self.text):
+            raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
         check_choice("--kv-type", self.kv_type, KV_TYPES)
         check_choice("--flash-attn", self.flash_attn, FLASH_ATTENTION)
 
@@ -140,7 +144,7 @@ class Planned:
 
     out: Path | None
     options: Options
-    models: Sequence[tuple[Model, Path]]
+    entrants: Entrants
     datasets: Sequence[Dataset]
     asks: Sequence[Ask]
     document: dict[str, Any]
@@ -150,18 +154,18 @@ class Planned:
         """Ask and measure what is not in the folder yet."""
         if self.out is None:
             raise UsageError("no --out given; name the folder for the results")
-        options, models = self.options, [model for model, _ in self.models]
+        options, models, loading = self.options, self.entrants.models, self.options.loading()
         margin = options.margin if options.stop_when_decided else None
         settings = Settings(options.ctx, options.chat, options.max_tokens, margin)
         keys = run_keys([m.name for m in models], self.asks)
         with RunFolder(self.out, self.document, question_lines(self.datasets), keys) as folder:
             ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
-            files = [(model.name, path) for model, path in self.models]
+            files = [(m.name, self.entrants.files[m.name]) for m in models if m.name in self.entrants.files]
             whole = settings.wanted(self.asks[0])
-            measure_costs(folder, files, options.loading(), whole, options.rounds, progress)
+            measure_costs(folder, files, loading, whole, options.rounds, progress)
             if options.text:
                 read = Reading(options.text, self.reference, options.text_ctx, options.text_chunks)
-                measure_text(folder, files, options.loading(), read, progress)
+                measure_text(folder, files, loading, read, progress)
             return Bench(self.out, folder.n_items, folder.resumed)
 
 
@@ -180,8 +184,9 @@ def bench(
 
     `models` are GGUF files, or folders of them; `tasks` as on the command line (`NAME`, `NAME=PATH`, a JSONL file).
     Further arguments are the fields of `Options`: methods ("letter", "text", "generate"), languages, shots, limit,
-    permutations, seed, template, chat, max_tokens, rounds, ctx, threads, text, …. A run that was interrupted goes on
-    where it stopped; a folder that holds another run is refused. Raises the exceptions of `jmedlite.base.errors`.
+    permutations, seed, template, chat, max_tokens, rounds, ctx, threads, text, cluster (an address), endpoint (a URL;
+    `models` are then ids there), and more. A run that was interrupted goes on where it stopped; a folder that holds
+    another run is refused. Raises the exceptions of `jmedlite.base.errors`.
     """
     tell: Progress = progress or (lambda *_: None)
     return plan_bench(models, tasks, Path(out), replace(options or Options(), **changes), tell).run(tell)
@@ -194,31 +199,24 @@ def plan_bench(
     options.check()
     if not tasks:
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
-    paths = find_models(models)
     template = read_template(options.template, options.methods) if options.template else None
     datasets, asks = make_asks(tasks, options, template)
-    loading = options.loading()
-    found = [
-        (Model(path_name(p), describe_model(p, tell), lambda p=p: LocalModel(p, loading)), p)  # type: ignore[misc]
-        for p in paths
-    ]
-    reference = find_reference(options, [m for m, _ in found])
+    if options.stop_when_decided and len(asks) > 1:
+        raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
+    entrants = find_entrants(models, options, tell)
+    reference = entrants.reference(options.reference)
     if options.stop_when_decided:
-        if len(asks) > 1:
-            raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
-        found.sort(key=lambda pair: pair[0].name != reference)  # the others are compared with it as they go
-    document = describe_run(options, [m for m, _ in found], datasets, asks)
-    return Planned(out, options, found, datasets, asks, document, reference)
+        entrants = entrants.first(reference)  # the others are compared with it as they go
+    return Planned(out, options, entrants, datasets, asks, describe_run(options, entrants, datasets, asks), reference)
 
 
-def find_reference(options: Options, models: Sequence[Model]) -> str:
-    """The model that the others are compared with: the one that is named, else the widest."""
-    names = [model.name for model in models]
-    if options.reference is None:
-        return max(models, key=lambda model: model.facts["bits_per_weight"] or 0).name
-    if options.reference not in names:
-        raise UsageError(f"--reference {options.reference}: expected one of {', '.join(names)}")
-    return options.reference
+def find_entrants(models: Sequence[str | Path], options: Options, tell: Progress) -> Entrants:
+    """The models of a run, wherever they are."""
+    if options.endpoint:
+        return behind_a_server(models, options.endpoint, tell)
+    if options.cluster:
+        return files_on_a_cluster(models, options.loading(), options.cluster, tell)
+    return files_here(models, options.loading(), tell)
 
 
 # ------------------------------------------------------------------------------------------------------- tasks
@@ -266,7 +264,7 @@ def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
 
 
 def describe_run(
-    options: Options, models: Sequence[Model], datasets: Sequence[Dataset], asks: Sequence[Ask]
+    options: Options, entrants: Entrants, datasets: Sequence[Dataset], asks: Sequence[Ask]
 ) -> dict[str, Any]:
     """`run.json`."""
     machine = describe_machine()
@@ -276,8 +274,9 @@ def describe_run(
         "jmedlite": importlib.metadata.version("jmedlite"),
         "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         "machine": {k: machine.get(k) for k in keys},
+        "workers": entrants.workers,
         "settings": options.describe(),
-        "models": [dict(m.facts) for m in models],
+        "models": [dict(m.facts) for m in entrants.models],
         "tasks": [describe_task(d) for d in datasets],
         "asks": [ask.describe() for ask in asks],
         "order": "models, then asks, then permutations, then items",

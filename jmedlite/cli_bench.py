@@ -63,6 +63,12 @@ def bench(
         bool, typer.Option("--stop-when-decided", help="Ask a level no further once its loss is decided.")
     ] = False,
     margin: Annotated[float, typer.Option(help="Loss in points that --stop-when-decided decides on.")] = 2.0,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ask on a Dask cluster's workers, such as tcp://host:8786.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask models behind an OpenAI-compatible server; MODEL: their ids.")
+    ] = None,
     gpu_layers: GpuLayers = "auto",
     kv_type: KvType = "f16",
     flash_attn: FlashAttn = "auto",
@@ -105,6 +111,8 @@ def bench(
         reference=reference,
         stop_when_decided=stop_when_decided,
         margin=margin,
+        cluster=cluster,
+        endpoint=endpoint,
     )
     with _Progress() as progress:
         plan = plan_bench(models or [], task or [], out, options, progress)
