@@ -78,6 +78,6 @@ def behind_a_server(ids: Sequence[str | Path], url: str, tell: Progress) -> Entr
     for name in names or [None]:
         with opening(name, note if not models else None) as model:
             facts = model.describe()
-        facts["base"] = facts["base"] or facts["name"]
+        facts |= {"base": facts["base"] or facts["name"], "adapters": facts["adapters"] or []}
         models.append(Model(facts["name"], facts, lambda name=name: opening(name)))  # type: ignore[misc]
     return Entrants(tuple(models), {})
