@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NOT_ASKED = "not asked"  # a result's status: the run had seen enough (--stop-when-decided)
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Left:
 class Dataset:
     """All items of one task in one language, in the order of its source.
 
-    `name` is the task's name with its language ("igakuqa-ja"); `files` are `{"name", "sha256"}`. Every row of the source
-    is in `items` or in `left`. `examples` come from a split that is never scored, for few-shot prompts; where a task
-    has none, they are drawn from `items`.
+    `name` is the task's name with its language ("igakuqa-ja"); `files` are `{"name", "sha256"}`. Every row of the
+    source is in `items` or in `left`. `examples` come from a split that is never scored, for few-shot prompts;
+    where a task has none, they are drawn from `items`.
     """
 
     name: str

@@ -9,9 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Runner", "__version__", "compute_imatrix", "inspect", "quantize", "verify"]
+__all__ = ["Runner", "__version__", "bench", "compute_imatrix", "inspect", "quantize", "report", "verify"]
 
 if TYPE_CHECKING:
+    from jmedlite.benchmarks.report import report
+
+    from .benching import bench
     from .imatrix import compute_imatrix
     from .quantizing import quantize
     from .runner import Runner
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Runner": "jmedlite.runner",
+    "bench": "jmedlite.benching",
     "compute_imatrix": "jmedlite.imatrix",
     "inspect": "jmedlite.verifying",
     "quantize": "jmedlite.quantizing",
+    "report": "jmedlite.benchmarks.report",
     "verify": "jmedlite.verifying",
 }
 

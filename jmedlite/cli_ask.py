@@ -31,7 +31,7 @@ Grammar = Annotated[Path | None, typer.Option(help="GBNF file that the answer mu
 JsonSchema = Annotated[Path | None, typer.Option(help="JSON schema that the answer must follow.")]
 Ctx = Annotated[str, typer.Option(help="Context in tokens; auto: the longest that fits.")]
 GpuLayers = Annotated[str, typer.Option(help="auto, all or a number.")]
-KvType = Annotated[str, typer.Option(help="f16, q8_0 or q4_0.")]
+KvType = Annotated[str, typer.Option(help="f16, q8_0, q4_0 or f32.")]
 FlashAttn = Annotated[str, typer.Option(help="auto, on or off.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")]
 RuntimeLora = Annotated[

@@ -80,31 +80,49 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function for (bytes done, bytes in all): a bar with rate and time left, or a line per tenth in a pipe."""
+    with _progress(label, size) as tell:
+        yield lambda done, total: tell(done, total, "")
+
+
+@contextmanager
+def counter(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """The same for things that are counted: (done, in all, what is being done now)."""
+    with _progress(label, None) as tell:
+        yield tell
+
+
+@contextmanager
+def _progress(label: str, unit: Callable[[float], str] | None) -> Iterator[Callable[[int, int, str], None]]:
     if sys.stderr.isatty():
         from rich import progress as bars
         from rich.console import Console
 
+        columns = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit else (bars.MofNCompleteColumn(),)
         with bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
-            bars.DownloadColumn(),
-            bars.TransferSpeedColumn(),
+            *columns,
             bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[now]}"),
             console=Console(stderr=True),
             refresh_per_second=4,
+            speed_estimate_period=600,  # batches come seconds apart
         ) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(label, total=None, now="")
+            yield lambda done, total, now: bar.update(task, completed=done, total=total, now=now)
         return
-    started, told = time.monotonic(), 0
+    show = unit or (lambda n: f"{n:,.0f}")
+    started, told, first = time.monotonic(), 0, -1
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told
+    def tell(done: int, total: int, now: str) -> None:
+        nonlocal told, first
+        first = done if first < 0 else first  # what was done before is no measure of the speed
         tenth = done * 10 // max(1, total)
         if tenth > told:
             told = tenth
             elapsed = time.monotonic() - started
-            left = elapsed * (total - done) / max(1, done)
-            note(f"{label}: {tenth * 10} %, {size(done)} of {size(total)}, {elapsed:.0f} s, {left:.0f} s left")
+            left = elapsed * (total - done) / max(1, done - first)
+            rest = f"{elapsed:.0f} s, {left:.0f} s left" + (f" ({now})" if now else "")
+            note(f"{label}: {tenth * 10} %, {show(done)} of {show(total)}, {rest}")
 
     yield tell

@@ -1,15 +1,15 @@
-"""A model's name to files on this machine: a folder as it is, or a Hub id through huggingface_hub's cache."""
+"""A model's or data set's name to files on this machine: a folder as it is, or a Hub id through the Hub's cache."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jmedlite.convert.filenames as names
@@ -86,17 +86,44 @@ def _resolve(
     return Source(folder, repo.partition("/")[2], repo, commit)
 
 
-def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """huggingface_hub's snapshot of one commit; cut downloads go on where they stopped."""
+def fetch_data(repo: str, revision: str, files: Sequence[str]) -> Source:
+    """Files of a data set on the Hub; the network is left alone where the cache has them all at this commit.
+
+    Raises InputMissing, Unavailable, NotPermitted.
+    """
+    import huggingface_hub
+
+    cached = [huggingface_hub.try_to_load_from_cache(repo, f, revision=revision, repo_type="dataset") for f in files]
+    if (
+        re.fullmatch(r"[0-9a-f]{40}", revision)
+        and isinstance(cached[0], str)
+        and all(isinstance(c, str) for c in cached)
+    ):
+        folder = Path(cached[0]).parents[len(PurePosixPath(files[0]).parts) - 1]
+    else:
+        folder = _download(repo, revision, tuple(files), "dataset")
+    for file in files:
+        if not (folder / file).is_file():
+            raise Unavailable(f"{repo}: has no {file} at {revision}, or only a part of it is in the local cache")
+    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+    return Source(folder, repo.partition("/")[2], repo, commit)
+
+
+def _download(repo: str, revision: str | None, patterns: tuple[str, ...], kind: str = "model") -> Path:
+    """huggingface_hub's snapshot of one commit; cut downloads go on where they stopped. `kind`: "model", "dataset"."""
     import huggingface_hub
     from huggingface_hub import constants
 
     started = time.time()
-    with _faults(repo, revision):
+    with _faults(repo, revision, kind):
         # by the revision's name, so that the cache learns which commit it is and can answer offline
-        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        folder = Path(
+            huggingface_hub.snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
+        )
         if not constants.HF_HUB_OFFLINE:
-            info = huggingface_hub.HfApi().model_info(repo, revision=folder.name, files_metadata=True)
+            api = huggingface_hub.HfApi()
+            ask = api.dataset_info if kind == "dataset" else api.model_info
+            info = ask(repo, revision=folder.name, files_metadata=True)
             wanted = [s for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)]
             _check_files(folder, wanted, since=started)
     return folder
@@ -122,8 +149,8 @@ def _check_files(folder: Path, files: list[Any], since: float) -> None:
 
 
 @contextmanager
-def _faults(repo: str, revision: str | None) -> Iterator[None]:
-    """huggingface_hub's and the network's exceptions as one-line faults."""
+def _faults(repo: str, revision: str | None, kind: str) -> Iterator[None]:
+    """huggingface_hub's and the network's exceptions as one-line faults about this kind of repository."""
     from huggingface_hub import errors
 
     try:
@@ -132,19 +159,19 @@ def _faults(repo: str, revision: str | None) -> Iterator[None]:
         raise
     except errors.GatedRepoError:
         raise NotPermitted(
-            f"{repo}: the model is gated; accept its terms on its page and run `hf auth login`"
+            f"{repo}: the {kind} is gated; accept its terms on its page and run `hf auth login`"
         ) from None
     except errors.RevisionNotFoundError:
         raise InputMissing(f"{repo}: has no revision {revision}") from None
     except errors.RepositoryNotFoundError:
-        raise InputMissing(f"{repo}: no such model on the Hub, nor a local folder of that name") from None
+        raise InputMissing(f"{repo}: no such {kind} on the Hub, nor a local folder of that name") from None
     except errors.LocalEntryNotFoundError:
         raise Unavailable(
             f"{repo}: is not in the local cache and the Hub can't be reached; "
-            "connect, or carry the model's folder here and give its path"
+            f"connect, or carry the {kind}'s folder here and give its path"
         ) from None
     except errors.OfflineModeIsEnabled:
-        raise Unavailable(f"{repo}: offline mode is on (HF_HUB_OFFLINE) and the model is not in the cache") from None
+        raise Unavailable(f"{repo}: offline mode is on (HF_HUB_OFFLINE) and the {kind} is not in the cache") from None
     except errors.HFValidationError as e:
         raise UsageError(f"{repo}: is not a valid Hub id ({e})") from None
     except errors.HfHubHTTPError as e:

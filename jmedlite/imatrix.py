@@ -6,25 +6,19 @@ once and 150,000 entries of the vocabulary (128 tokens: 160 MB), the cache of on
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, DataError, InputMissing, JmedliteError, NativeError, UsageError
+from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.inputs import check_range, reading
 from jmedlite.base.outputs import check_target
 from jmedlite.convert.imatrix import Imatrix, read_imatrix
 from jmedlite.convert.overlap import check_no_overlap, read_task, shipped
 
+from .child import Child
 from .hardware import physical_cores
 
 LANGUAGES = {"ja": ("ja",), "en": ("en",), "both": ("ja", "en")}
@@ -154,55 +148,11 @@ def _text(paths: list[Path], language: str, exclude: list[Path]) -> tuple[list[s
 def _run(request: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
     """The `done` event of a child that worked on `request`."""
     n_bytes = len(request["text"].encode("utf-8"))
-    for event in _events(request):
-        if event["event"] == "done":
-            return event
-        if progress:
-            used = n_bytes * event["total"] * request["ctx"] // event["n_tokens"]
-            progress(used * event["done"] // event["total"], used)
+    with Child("jmedlite.calibrate", "use a smaller --ctx or a narrower level of the model") as child:
+        for event in child.events(request, "done"):
+            if event["event"] == "done":
+                return event
+            if progress:
+                used = n_bytes * event["total"] * request["ctx"] // event["n_tokens"]
+                progress(used * event["done"] // event["total"], used)
     raise AssertionError("a child's events end with done, or with an exception")
-
-
-def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryFile() as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "jmedlite.calibrate"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            # ggml starts a debugger on an abort unless told not to
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            with contextlib.suppress(OSError):  # where the child is gone, the end of its events says so
-                child.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
-                child.stdin.close()
-            for line in child.stdout:
-                event: dict[str, Any] = json.loads(line)
-                if event["event"] == "error":
-                    raise BY_EXIT_CODE.get(event["code"], JmedliteError)(event["message"])
-                yield event
-                if event["event"] == "done":
-                    return
-            stderr.seek(0)
-            raise _death(child.wait(), stderr.read()[-4096:].decode("utf-8", "replace"))
-        finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-            with contextlib.suppress(OSError):
-                child.stdin.close()
-            child.stdout.close()
-
-
-def _death(status: int, stderr: str) -> NativeError:
-    """Why the child is gone, in a sentence."""
-    if status == -getattr(signal, "SIGKILL", 9):
-        return NativeError(
-            "the process that computes the matrix was killed, most likely because memory ran out; use a smaller --ctx "
-            "or a narrower level of the model"
-        )
-    why = (stderr.strip().splitlines() or ["it gave no reason"])[-1].strip()
-    return NativeError(f"llama.cpp ended unexpectedly (status {status}: {why}); is the file damaged?")

@@ -16,13 +16,15 @@ class Integrity:
     """Compares a model with its manifest in a thread of its own, so that it can be loaded meanwhile.
 
     `mark` is the files' fingerprint: what was found right once stays right until they change. A file beside the model
-    that is no manifest says nothing.
+    that is no manifest says nothing. With `known`, someone else has compared them already.
     """
 
-    def __init__(self, path: Path, mark: str, cache: StateCache | None) -> None:
+    def __init__(self, path: Path, mark: str, cache: StateCache | None, *, known: bool = False) -> None:
         self.path, self.cache = path, cache
         self._broken: list[str] = []
         self._thread: threading.Thread | None = None
+        if known:
+            return
         try:
             manifest = path.with_name(split_stem(path.name) + ".json").read_bytes()
         except OSError:

@@ -55,7 +55,8 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder) and `force`. `emit` gets a `plan` event before the model is loaded.
+    (pairs of path and weight), `cache` (a folder), `force` and `checked` (its
+    hash is known to be right). `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
@@ -74,7 +75,7 @@ class LoadedModel:
         llama.llama_backend_init()
         self.cache = StateCache(Path(request["cache"])) if request.get("cache") else None
         self.plan = self._plan(emit)
-        self.integrity = Integrity(self.path, self.mark, self.cache)
+        self.integrity = Integrity(self.path, self.mark, self.cache, known=bool(request.get("checked")))
         started = time.monotonic()
         self.model = llama.llama_model_load_from_file(os.fsencode(self.path), self._params())
         if not self.model:

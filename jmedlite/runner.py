@@ -32,7 +32,7 @@ from .hardware import physical_cores
 from .sampling import Sampling
 from .statecache import cache_folder
 
-KV_TYPES = ("f16", "q8_0", "q4_0")
+KV_TYPES = ("f16", "q8_0", "q4_0", "f32")
 FLASH_ATTENTION = ("auto", "on", "off")
 
 
@@ -75,7 +75,7 @@ class Runner:
             check_range("--threads", threads, 1, 1024)
         check_choice("--kv-type", kv_type, KV_TYPES)
         check_choice("--flash-attn", flash_attn, FLASH_ATTENTION)
-        if flash_attn == "off" and kv_type != "f16":
+        if flash_attn == "off" and kv_type in ("q8_0", "q4_0"):
             raise UsageError(f"--kv-type {kv_type}: needs flash attention; leave --flash-attn at auto")
         self._load = {
             "op": "load",

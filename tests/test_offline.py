@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-# `jmedlite bench` joins here when it is there: arguments after `python -m jmedlite`
+# arguments after `python -m jmedlite`
 COMMANDS = {
     "ask": ["ask", "-m", "{model}", "--max-tokens", "4", "What is a fever?"],
     "chat": ["chat", "-m", "{model}", "--max-tokens", "4"],
+    "bench": ["bench", "{model}", "--task", "{task}", "--out", "{out}", "--rounds", "1", "--threads", "1"],
 }
 # Python's own view: every name looked up and every socket connected, bound or sent through, in the children too
 AUDIT = """
@@ -38,8 +39,10 @@ def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def python(name: str, model: Path) -> list[str]:
-    return [sys.executable, "-m", "jmedlite", *(a.format(model=model) for a in COMMANDS[name])]
+def python(name: str, model: Path, tmp_path: Path) -> list[str]:
+    task, out = tmp_path / "task.jsonl", tmp_path / "run"
+    task.write_text('{"question": "Which organ pumps blood?", "choices": ["heart", "liver"], "answer": [0]}\n')
+    return [sys.executable, "-m", "jmedlite", *(a.format(model=model, task=task, out=out) for a in COMMANDS[name])]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -49,7 +52,7 @@ def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> No
     if not allowed(*isolate, "true"):
         pytest.skip("this system allows no network namespaces")
     assert "NETWORK" in run(*isolate, sys.executable, "-c", CONNECT, tmp_path=tmp_path).stderr  # the watch works
-    done = run(*isolate, *python(name, tiny_gguf), tmp_path=tmp_path)
+    done = run(*isolate, *python(name, tiny_gguf, tmp_path), tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "NETWORK" not in done.stderr
@@ -64,7 +67,7 @@ def test_no_native_connect_either(tiny_gguf: Path, tmp_path: Path, name: str) ->
     watch = ["strace", "-f", "-o", str(log), "-e", "trace=connect,sendto,sendmsg,sendmmsg,bind"]
     run(*watch, sys.executable, "-c", CONNECT, tmp_path=tmp_path)
     assert "AF_INET" in log.read_text()  # the watch works
-    done = run(*watch, *python(name, tiny_gguf), tmp_path=tmp_path)
+    done = run(*watch, *python(name, tiny_gguf, tmp_path), tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     calls = re.findall(r"(?:connect|send\w+|bind)\(.*", log.read_text())
     assert not calls

@@ -1,0 +1,103 @@
+"""Which requests share a batch: a function of their order and lengths alone, so that the same run gives the same bits.
+
+How tokens are grouped changes the last digits of their scores, since the kernels sum in another order. So requests are
+packed once, in the order of the run; a pack is evaluated from the same state of the context whatever came before it,
+and whoever resumes or shares a run begins at the start of a pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens of one question after the head that all questions share: `stem`, then each of `branches` on its own.
+
+    No two branches are equal, none is empty. The last token of a branch is only scored, never evaluated.
+    """
+
+    stem: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...] = ()
+    reserve: int = 0  # cells for what is generated after the stem
+
+    @property
+    def n_evaluated(self) -> int:
+        return len(self.stem) + sum(len(b) - 1 for b in self.branches)
+
+    @property
+    def n_cells(self) -> int:
+        return self.n_evaluated + self.reserve
+
+    @property
+    def n_longest(self) -> int:
+        """Positions that the longest way through the request needs."""
+        return len(self.stem) + max(self.reserve, *(len(b) - 1 for b in self.branches), 0)
+
+    @property
+    def n_sequences(self) -> int:
+        """One for each branch that is evaluated; the stem needs one in any case, a request without tokens none."""
+        return max(len(self.stem) > 0, sum(len(b) > 1 for b in self.branches))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token of a batch: its position after the head, the sequences it belongs to, and what is read after it.
+
+    `reads` are (branch, which of its tokens): the logits here score that token. `last` marks the end of a stem.
+    """
+
+    token: int
+    position: int
+    sequences: tuple[int, ...]
+    request: int
+    reads: tuple[tuple[int, int], ...] = ()
+    last: bool = False
+
+    @property
+    def is_output(self) -> bool:
+        return self.last or bool(self.reads)
+
+
+def packs(requests: Sequence[Request], n_tokens: int, n_sequences: int) -> list[range]:
+    """Runs of consecutive requests that fit `n_tokens` and `n_sequences` together; a larger one has a pack alone."""
+    found: list[range] = []
+    start = tokens = sequences = 0
+    for i, request in enumerate(requests):
+        if i > start and (tokens + request.n_evaluated > n_tokens or sequences + request.n_sequences > n_sequences):
+            found.append(range(start, i))
+            start, tokens, sequences = i, 0, 0
+        tokens += request.n_evaluated
+        sequences += request.n_sequences
+    if start < len(requests):
+        found.append(range(start, len(requests)))
+    return found
+
+
+def rows(requests: Sequence[Request]) -> Iterator[Row]:
+    """The tokens of a pack in the order of evaluation: each stem once, for all branches, then each branch once."""
+    first = 1  # sequence 0 holds the head
+    for i, request in enumerate(requests):
+        owned = tuple(range(first, first + request.n_sequences))
+        first += request.n_sequences
+        heads = tuple((b, 0) for b in range(len(request.branches)))
+        for at, token in enumerate(request.stem):
+            end = at == len(request.stem) - 1
+            yield Row(token, at, owned, i, heads if end else (), end)
+        evaluated = [b for b, branch in enumerate(request.branches) if len(branch) > 1]
+        for sequence, b in zip(owned, evaluated, strict=False):  # a stem without long branches has a sequence too
+            for at, token in enumerate(request.branches[b][:-1]):
+                yield Row(token, len(request.stem) + at, (sequence,), i, ((b, at + 1),))
+
+
+def batches(pack: Sequence[Row], n_tokens: int, n_outputs: int) -> Iterator[Sequence[Row]]:
+    """The rows of a pack, cut where a batch would have more tokens, or more rows whose logits are kept."""
+    start = outputs = 0
+    for i, row in enumerate(pack):
+        if i - start == n_tokens or (row.is_output and outputs == n_outputs):
+            yield pack[start:i]
+            start, outputs = i, 0
+        outputs += row.is_output
+    if start < len(pack):
+        yield pack[start:]

@@ -1,0 +1,251 @@
+"""The folder of a run while it is written: what it is about, once, and results, appended; format: docs/runs.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from jmedlite.base.errors import Busy, CannotCreate, DataError
+from jmedlite.base.inputs import reading
+from jmedlite.base.outputs import fault, write_text
+
+FORMAT, VERSION = "jmedlite.run", 1
+RUN, QUESTIONS, ITEMS = "run.json", "questions.jsonl", "items.jsonl"
+MEASURES, NOISE, DISTANCE = "measures.jsonl", "noise.jsonl", "distance.jsonl"
+# what a resumed run may find changed: nothing that a score depends on
+FREE = {("created",), ("settings", "rounds"), ("machine", "system"), ("machine", "ram_bytes"), ("machine", "gpus")}
+SHOWN = 4  # changes named in a message
+Key = tuple[Any, ...]
+
+
+def dumps(value: Any) -> str:
+    """One line of a `.jsonl` file; the same text for the same value."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+class RunFolder:
+    """An open run folder; a context manager, and the only one who writes there meanwhile.
+
+    `document` is `run.json`, `questions` the lines of `questions.jsonl`, `keys` those of all results in their order. A
+    folder that holds the beginning of the same run is resumed. Raises DataError where it is another run, Busy where
+    another process writes it.
+    """
+
+    def __init__(
+        self, folder: Path, document: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], keys: Sequence[Key]
+    ) -> None:
+        self.folder, self.document, self.keys = folder, {"format": FORMAT, "version": VERSION, **document}, keys
+        self.questions = "".join(dumps(q) + "\n" for q in questions)
+        self.n_items = 0  # results that are there
+        self.resumed = False
+
+    def __enter__(self) -> RunFolder:
+        folder = self.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise CannotCreate(f"{folder}: is a file, expected a folder") from None
+        except OSError as e:
+            raise fault(e, folder, "making the folder") from None
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise Busy(f"{folder}: another run is writing there; wait for it, or choose another --out") from None
+        except OSError as e:
+            raise fault(e, folder, "writing") from None
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            self._begin()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            (self.folder / ".lock").unlink()
+
+    # ----------------------------------------------------------------------------------------------- beginning
+
+    def _begin(self) -> None:
+        run = self.folder / RUN
+        if run.exists():
+            self._check_same(run)
+            self.resumed = True
+        else:
+            others = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
+            if others:
+                raise CannotCreate(
+                    f"{self.folder}: holds {others[0]} but no {RUN}, so it is no run folder; choose an empty --out"
+                )
+            write_text(self.folder / QUESTIONS, self.questions)
+            write_text(run, json.dumps(self.document, ensure_ascii=False, indent=1) + "\n")
+        self.n_items = self._count_items()
+
+    def _check_same(self, run: Path) -> None:
+        with reading(run):
+            raw = run.read_text(encoding="utf-8")
+        try:
+            there = json.loads(raw)
+        except ValueError:
+            raise DataError(f"{run}: is damaged (no JSON); choose another --out") from None
+        if not isinstance(there, dict) or (there.get("format"), there.get("version")) != (FORMAT, VERSION):
+            raise DataError(f"{run}: is no run of format {VERSION}; choose another --out")
+        changed = [c for c in differences(there, json.loads(json.dumps(self.document))) if c[0] not in FREE]
+        if changed:
+            named = "; ".join(f"{'.'.join(map(str, at))} was {old}, is {new}" for at, old, new in changed[:SHOWN])
+            more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            raise DataError(
+                f"{self.folder}: holds another run ({named}{more}); repeat that one to resume it, or choose another "
+                "--out"
+            )
+        with reading(self.folder / QUESTIONS):
+            if (self.folder / QUESTIONS).read_bytes() != self.questions.encode("utf-8"):
+                raise DataError(
+                    f"{self.folder / QUESTIONS}: the questions are not those of this run; choose another --out"
+                )
+
+    def _count_items(self) -> int:
+        """How many whole, expected results are there; a torn last line is dropped."""
+        path = self.folder / ITEMS
+        if not path.exists():
+            return 0
+        n = size = 0
+        with reading(path), path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                key = result_key(_parsed(line, path, n + 1))
+                if n >= len(self.keys) or key != self.keys[n]:
+                    expected = self.keys[n] if n < len(self.keys) else "nothing more"
+                    raise DataError(
+                        f"{path}, line {n + 1}: is the result of {key}, expected {expected}; was it edited?"
+                    )
+                n, size = n + 1, size + len(line)
+        self._truncate(path, size)
+        return n
+
+    def _truncate(self, path: Path, size: int) -> None:
+        try:
+            if path.stat().st_size != size:
+                os.truncate(path, size)
+        except OSError as e:
+            raise fault(e, path, "writing") from None
+
+    # ------------------------------------------------------------------------------------------------- results
+
+    def keep_items(self, n: int) -> None:
+        """Drop all but the first `n` results: a pack that was cut is evaluated again as a whole."""
+        if n >= self.n_items:
+            return
+        assert ITEMS not in self._files
+        path = self.folder / ITEMS
+        with reading(path), path.open("rb") as file:
+            size = sum(len(file.readline()) for _ in range(n))
+        self._truncate(path, size)
+        self.n_items = n
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        """The results that are there."""
+        return self.lines(ITEMS)
+
+    def add_items(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """Append results, in one write that is on the disk when this returns."""
+        assert [result_key(r) for r in results] == list(self.keys[self.n_items : self.n_items + len(results)])
+        self.append(ITEMS, *results)
+        self.n_items += len(results)
+
+    def append(self, name: str, *values: Mapping[str, Any]) -> None:
+        """Append lines to one of the `.jsonl` files. Raises IoFault where the disk is full; what was there stays."""
+        path = self.folder / name
+        try:
+            if name not in self._files:
+                self._mend(path)
+                self._files[name] = path.open("ab", buffering=0)
+            file = self._files[name]
+            data = memoryview("".join(dumps(v) + "\n" for v in values).encode("utf-8"))
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError as e:
+            raise fault(e, path, "writing") from None
+
+    def _mend(self, path: Path) -> None:
+        """Cut a torn last line off."""
+        if path.exists():
+            with path.open("rb") as file:
+                whole = sum(len(line) for line in file if line.endswith(b"\n"))
+            self._truncate(path, whole)
+
+    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """What one of the `.jsonl` files holds."""
+        return read_lines(self.folder / name)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a `.jsonl` file; none where there is no file. Raises DataError for one that is damaged."""
+    if path.exists():
+        with reading(path), path.open("rb") as file:
+            for n, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    yield _parsed(line, path, n)
+
+
+def result_key(result: Mapping[str, Any]) -> Key:
+    """What makes a result the only one of its kind in a run."""
+    return tuple(result.get(k) for k in ("model", "task", "method", "permutation", "id"))
+
+
+def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(
+            f"{path}, line {number}: is damaged (no JSON object); remove the folder, or choose another --out"
+        )
+    return found
+
+
+def differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], str, str]]:
+    """(path, old, new) wherever two JSON documents differ; entries of lists go by their names where they have them."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), (*at, key))
+    elif _named(old) and _named(new) and list(_named(old)) == list(_named(new)):
+        for name, entry in _named(old).items():
+            yield from differences(entry, _named(new)[name], (*at, name))
+    elif old != new:
+        yield at, _short(old), _short(new)
+
+
+def _named(value: Any) -> dict[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        names = [v.get("name") or f"{v.get('task')}/{v.get('method')}" for v in value]
+        if len(set(names)) == len(names):
+            return dict(zip(names, value, strict=True))
+    return {}
+
+
+def _short(value: Any) -> str:
+    if _named(value):
+        return ", ".join(_named(value))
+    text = dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
