@@ -14,7 +14,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 
 import typer
 
-from jmedlite import __version__, cli_ask, cli_bench, cli_files, cli_report, console
+from jmedlite import __version__, cli_ask, cli_bench, cli_demo, cli_files, cli_report, console
 from jmedlite.base.errors import ClosedPipe, Interrupted, JmedliteError, UsageError
 
 if TYPE_CHECKING:
@@ -256,6 +256,7 @@ app.command()(cli_ask.ask)
 app.command()(cli_ask.chat)
 app.command()(cli_ask.doctor)
 app.command()(cli_bench.bench)
+app.command()(cli_demo.demo)
 app.command()(cli_files.inspect)
 app.command()(cli_files.verify)
 app.command()(cli_report.report)

@@ -114,7 +114,7 @@ def bench(
         cluster=cluster,
         endpoint=endpoint,
     )
-    with _Progress() as progress:
+    with StagedProgress() as progress:
         plan = plan_bench(models or [], task or [], out, options, progress)
         if not dry_run:
             done = plan.run(progress)
@@ -124,7 +124,7 @@ def bench(
     console.document(done.describe()) if as_json else _show(done)
 
 
-class _Progress(ExitStack):
+class StagedProgress(ExitStack):
     """One display after the other, as the work goes on."""
 
     def __init__(self) -> None:

@@ -58,8 +58,9 @@ class Task:
         threads: int | None = None,
         memory: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        remember: bool = True,
     ) -> list[Written]:
-        """Run the pass, write the manifests, remember the level nearest to Q4_K_M as the default model of `ask`."""
+        """Run the pass, write the manifests, `remember` the level nearest to Q4_K_M as the default model of `ask`."""
         if threads is not None:
             check_range("--threads", threads, 1, 256)
         with FollowingHash(self.plan.weight_files) as hashes:
@@ -68,7 +69,8 @@ class Task:
             write_manifests(
                 self.plan, written, self.source.describe(), hashes.result(), self.adapter_files, self.options
             )
-        remember_model(min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path)
+        if remember:
+            remember_model(min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path)
         return written
 
 
