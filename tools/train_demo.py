@@ -4,10 +4,9 @@
     python tools/train_demo.py --stage adapter      # only the adapter, on the base that is there
 
 Needs torch, transformers, peft, tokenizers, safetensors (`pip install -e ".[test,oracle]"`); made with torch 2.13.0,
-transformers 5.23.0, peft 0.21.2 and tokenizers 0.23.3 on two cores of an AMD EPYC (AVX-512 with BF16), shared with other
-work: 20 minutes for the base (2,800 tokens/s) and 7 for the adapter (6,900 tokens/s). Alone on the machine the first
-steps ran at 9,000 to 10,000 tokens/s, which would make 12 minutes for both. Seeds are fixed; other versions or
-processors round differently, so that the weights will differ.
+transformers 5.23.0, peft 0.21.2 and tokenizers 0.23.3 on two cores of an AMD EPYC (AVX-512 with BF16) that had other
+work as well: 20 minutes for the base (2,800 tokens/s) and 7 for the adapter (6,900 tokens/s). Seeds are fixed; other
+versions or processors round differently, so that the weights will differ.
 """
 
 from __future__ import annotations
