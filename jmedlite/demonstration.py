@@ -19,7 +19,8 @@ from .quantizing import plan_quantization
 from .runner import Runner
 
 BITS = (16, 8, 6, 5, 4, 3, 2)
-QUESTIONS = ("ペラグラは何の欠乏で起こりますか。", "By which nerve is the diaphragm innervated?")
+# the adapter taught these facts
+QUESTIONS = ("三角筋を支配する神経は何ですか。", "Which nerve innervates the deltoid?")
 PARTS = ("base", "adapter")  # the groups of the demo's questions begin with what taught their facts
 RAM_BYTES = 8 * 10**9  # of the laptop that the report's verdict is for
 Tell = Callable[[str, int, int, str], None]
