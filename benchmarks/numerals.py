@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 MISSING = "–"
 
 
 def fixed(value: float | None, digits: int = 1) -> str:
-    """A number with so many decimals; never a negative zero."""
+    """A number with so many decimals; never a negative zero.
+
+    Sizes and times (two decimals) have more where fewer than two digits would be left of a small one.
+    """
     if value is None:
         return MISSING
+    if digits == 2 and 0 < abs(value) < 0.1:
+        digits = 1 - math.floor(math.log10(abs(value)))
     text = f"{value:,.{digits}f}"
     return text.replace("-", "−") if float(text.replace(",", "")) != 0 else text.lstrip("-")
 
