@@ -178,7 +178,7 @@ class Holder:
         if not self._machine:
             # in a process of its own: libraries for GPUs would keep memory here
             code = "import json; from jmedlite.hardware import describe_machine; print(json.dumps(describe_machine()))"
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise NativeError(f"llama.cpp does not start there (status {done.returncode}); reinstall jmedlite")
             self._machine = json.loads(done.stdout.splitlines()[-1])

@@ -112,7 +112,7 @@ def _ask_child(path: Path, ftypes: Sequence[int], imatrix: Sequence[str]) -> dic
     request = json.dumps({"path": str(path), "ftypes": list(ftypes), "imatrix": list(imatrix)})
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "jmedlite.convert.typeprobe"],
+            [sys.executable, "-P", "-m", "jmedlite.convert.typeprobe"],
             input=request,
             capture_output=True,
             text=True,

@@ -97,7 +97,7 @@ class Runner:
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "jmedlite.engine"],
+            [sys.executable, "-P", "-m", "jmedlite.engine"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jmedlite.demo import MODEL
+
 LEVELS = ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
 
 
@@ -72,3 +74,16 @@ def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: tuple[Path, di
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert "(resumed)" not in again.stderr
+
+
+def test_started_in_a_folder_with_another_jmedlite(shown: tuple[Path, dict], tmp_path: Path) -> None:  # type: ignore[type-arg]
+    """As in a clone, whose folder `jmedlite` has not all that the installed package has: children must not take it."""
+    (tmp_path / "jmedlite").mkdir()
+    (tmp_path / "jmedlite" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    command = [sys.executable, "-P", "-m", "jmedlite"]
+    for arguments in (
+        ["quantize", str(MODEL), "--bits", "4", "--out", str(tmp_path)],
+        ["ask", "-m", str(shown[0] / "gguf" / "demo-Q8_0.gguf"), "--no-cache", "Which nerve innervates the deltoid?"],
+    ):
+        done = subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8", check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
