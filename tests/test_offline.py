@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": ["chat", "-m", "{model}", "--max-tokens", "4"],
     "bench": ["bench", "{model}", "--task", "{task}", "--out", "{out}", "--rounds", "1", "--threads", "1"],
 }
+DEMO = ["demo", "--out", "{out}"]
 # Python's own view: every name looked up and every socket connected, bound or sent through, in the children too
 AUDIT = """
 import sys
@@ -35,17 +36,18 @@ def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
     return subprocess.run(
         ["env", f"PYTHONPATH={tmp_path}", "PYTHONUTF8=1", *command],
-        input="hello\n", capture_output=True, encoding="utf-8", timeout=120, check=False,
+        input="hello\n", capture_output=True, encoding="utf-8", timeout=300, check=False,
     )  # fmt: skip
 
 
 def python(name: str, model: Path, tmp_path: Path) -> list[str]:
     task, out = tmp_path / "task.jsonl", tmp_path / "run"
     task.write_text('{"question": "Which organ pumps blood?", "choices": ["heart", "liver"], "answer": [0]}\n')
-    return [sys.executable, "-m", "jmedlite", *(a.format(model=model, task=task, out=out) for a in COMMANDS[name])]
+    arguments = COMMANDS.get(name, DEMO)
+    return [sys.executable, "-m", "jmedlite", *(a.format(model=model, task=task, out=out) for a in arguments)]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "demo"])
 def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
     """A namespace of its own, in which not even the loopback is up."""
     isolate = ["unshare", "--user", "--map-root-user", "--net"]

@@ -5,9 +5,10 @@
 
 For zero and three shots and for `letter` and `text`, in turn in one run: tokens that the engine evaluates per second
 (the head once, each stem once, each choice once; tokenizing left out as llama-bench has none) over llama-bench's prompt
-processing with the same model, threads, batch and flash attention. The output layer works for every scored token, in
-llama-bench for none, so the work per token differs where choices are long and the vocabulary is large: the last column
-counts each row of logits as the share of the model's multiplications that the output layer is.
+processing with the same model, threads, batch and flash attention. Two things make the work per token differ, and each
+has a column. Every token looks back at the head of answered examples: `llama-bench at the head's depth` has as many
+tokens before its prompt. And the output layer works for every scored token, in llama-bench for none: the last column
+also counts each row of logits as the share of the model's multiplications that the output layer is.
 
 With --lm-eval (a Python that has lm-evaluation-harness, with torch) the same questions are scored by its `hf` model on
 the checkpoint, in bfloat16, zero-shot, in turn with ours: questions per second.
@@ -18,13 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median as middle
 
 import psutil
 from jmedlite.benchmarks.answering import Loading, LocalModel, Wanted
@@ -50,12 +52,12 @@ print(json.dumps(time.perf_counter() - started))
 """
 
 
-def llama_bench(tools: Path, model: Path, threads: int) -> float:
-    """Prompt tokens per second."""
+def llama_bench(tools: Path, model: Path, threads: int, depth: int) -> float:
+    """Prompt tokens per second after `depth` tokens."""
     done = subprocess.run(
         [
             tools / "llama-bench", "-m", model, "-p", str(PACK), "-n", "0", "-b", str(PACK), "-ub", str(PACK),
-            "-t", str(threads), "-fa", "1", "-r", "3", "-o", "json",
+            "-t", str(threads), "-fa", "1", "-d", str(depth), "-r", "3", "-o", "json",
         ],
         capture_output=True, check=True,
     )  # fmt: skip
@@ -69,8 +71,17 @@ def make(folder: Path, lang: str, method: str, shots: int, n: int) -> Ask:
     return make_ask(data, method, own_template(method, lang), drawn, 1, 0)
 
 
-def ours(path: Path, ask: Ask, loading: Loading) -> tuple[float, int, int]:
-    """(seconds, tokens evaluated, rows of logits) for all questions of an ask, on a loaded model with its head."""
+@dataclass(frozen=True)
+class Timed:
+    """All questions of an ask, on a loaded model with its head."""
+
+    seconds: float
+    n_tokens: int  # evaluated, the head's not among them
+    n_outputs: int  # rows of logits
+    n_head: int
+
+
+def ours(path: Path, ask: Ask, loading: Loading) -> Timed:
     with LocalModel(path, loading) as model:
         prepared = model.prepare(Wanted(tuple(ask.prompts())))
         list(model.run(0, 1))  # warm
@@ -78,7 +89,7 @@ def ours(path: Path, ask: Ask, loading: Loading) -> tuple[float, int, int]:
         found = [a for _, part in model.run(0, len(prepared.starts)) for a in part]
         seconds = time.perf_counter() - started
     outputs = sum(1 + sum(n - 1 for n in a["n_tokens"]) for a in found)
-    return seconds, prepared.n_evaluated, outputs
+    return Timed(seconds, prepared.n_evaluated, outputs, prepared.n_head)
 
 
 def output_share(path: Path) -> float:
@@ -106,6 +117,11 @@ def lm_eval(python: Path, checkpoint: Path, ask: Ask, batch: int) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
+def spread(ratios: Iterable[float]) -> str:
+    found = list(ratios)
+    return f"{middle(found):.3f} ({min(found):.2f}–{max(found):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -123,37 +139,49 @@ def main() -> None:
     share = output_share(args.model)
     print(f"{args.model.name}, {platform.machine()}, {psutil.cpu_count()} processors, {time.strftime('%Y-%m-%d')}")
     print(f"output layer: {share:.2f} of the other layers' multiplications per token\n")
-    print("| ask | questions/s | tokens/s | llama-bench | ratio | ratio, output layer counted |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| ask | head | questions/s | tokens/s | llama-bench | at the head's depth | ratio | ratio at depth "
+        "| at depth, output layer counted |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
     for shots in (0, 3):
         for method in ("letter", "text"):
             ask = make(args.igakuqa, args.lang, method, shots, args.questions)
-            rates, references, counted = [], [], []
+            rounds = []
             for _ in range(args.rounds):
-                references.append(llama_bench(args.tools, args.model, threads))
-                seconds, n_tokens, n_outputs = ours(args.model, ask, loading)
-                rates.append(n_tokens / seconds)
-                counted.append((n_tokens + share * n_outputs) / seconds)
-            middle = statistics.median
-            ratios = [a / b for a, b in zip(rates, references, strict=True)]
-            whole = [a / b for a, b in zip(counted, references, strict=True)]
-            per = middle(rates) * len(ask.questions) / n_tokens
-            print(
-                f"| {method}, {shots}-shot | {per:.2f} | {middle(rates):.0f} | {middle(references):.0f} "
-                f"| {middle(ratios):.3f} ({min(ratios):.2f}–{max(ratios):.2f}) | {middle(whole):.3f} |",
-                flush=True,
-            )
+                plain = llama_bench(args.tools, args.model, threads, 0)
+                timed = ours(args.model, ask, loading)
+                deep = llama_bench(args.tools, args.model, threads, timed.n_head) if timed.n_head else plain
+                rounds.append((timed, plain, deep))
+            rates = [t.n_tokens / t.seconds for t, _, _ in rounds]
+            cells = [
+                f"{method}, {shots}-shot",
+                str(timed.n_head),
+                f"{middle(len(ask.questions) / t.seconds for t, _, _ in rounds):.2f}",
+                f"{middle(rates):.0f}",
+                f"{middle(plain for _, plain, _ in rounds):.0f}",
+                f"{middle(deep for _, _, deep in rounds):.0f}",
+                spread(rate / plain for rate, (_, plain, _) in zip(rates, rounds, strict=True)),
+                spread(rate / deep for rate, (_, _, deep) in zip(rates, rounds, strict=True)),
+                spread((t.n_tokens + share * t.n_outputs) / t.seconds / deep for t, _, deep in rounds),
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
     if args.lm_eval:
         print("\n| ask | ours, questions/s | lm-evaluation-harness, hf | ratio |\n| --- | ---: | ---: | ---: |")
         for method in ("letter", "text"):
             ask = make(args.igakuqa, args.lang, method, 0, args.questions)
             n = len(ask.questions)
             pairs = [
-                (n / ours(args.model, ask, loading)[0], n / lm_eval(args.lm_eval, args.checkpoint, ask, args.batch))
+                (
+                    n / ours(args.model, ask, loading).seconds,
+                    n / lm_eval(args.lm_eval, args.checkpoint, ask, args.batch),
+                )
                 for _ in range(max(1, args.rounds // 2))
             ]
-            a, b = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-            print(f"| {method}, 0-shot | {a:.2f} | {b:.2f} | {a / b:.2f} |", flush=True)
+            print(
+                f"| {method}, 0-shot | {middle(a for a, _ in pairs):.2f} | {middle(b for _, b in pairs):.2f} "
+                f"| {spread(a / b for a, b in pairs)} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
