@@ -31,7 +31,7 @@ STRICT = re.compile(r"unrecogni[sz]ed|extra inputs|unknown (field|param|arg)|rep
 STOPS = {"length": "length", "stop": "eos", "eos_token": "eos"}
 # what `run.json` says of a model, and a server does not tell
 UNTOLD = ("file", "base", "level", "sha256", "n_bytes", "n_params", "bits_per_weight", "architecture", "title",
-          "license", "imatrix", "adapters")  # fmt: skip
+          "license", "made_from", "imatrix", "adapters")  # fmt: skip
 
 J = TypeVar("J")
 R = TypeVar("R")

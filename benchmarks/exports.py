@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from jmedlite.base.errors import UsageError
+from jmedlite.hub import parse_id
 
 from .labels import page_text
 from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
@@ -155,6 +156,12 @@ def _csv_row(model: Json, view: Json, result: Json) -> Json:
 _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 
 
+def _hub_id(made_from: str | None) -> str | None:
+    """The repository of `owner/name@commit`; None for what lay on a disk."""
+    repo, commit = parse_id(made_from or "") or (None, None)
+    return repo if commit else None
+
+
 def model_card(document: Json) -> str:
     """A Hugging Face README: YAML front matter, the verdict, the levels, how it was measured."""
     if len(document["families"]) != 1:
@@ -167,6 +174,8 @@ def model_card(document: Json) -> str:
     head: Json = {"license": licence, "language": languages, "library_name": "gguf", "pipeline_tag": "text-generation"}
     if licence == "other" and licences:
         head["license_name"] = "; ".join(licences)
+    if bases := list(dict.fromkeys(repo for m in models if (repo := _hub_id(m["made_from"])))):
+        head |= {"base_model": bases, "base_model_relation": "quantized"}
     head["tags"] = ["gguf", "quantized", "medical", "jmedlite"]
     title = next((m["title"] for m in models if m["title"]), document["families"][0]["name"])
     t = page_text("en")

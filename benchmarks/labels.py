@@ -349,6 +349,7 @@ _PAGE: dict[str, tuple[str, str]] = {
     "noise_changed": ("Other answers when alone", "単独評価で変わった回答"),
     "of": ("of", "／"),
     "to": ("…", "～"),
+    "made_from": ("Made from", "変換元"),
     "adapters": ("Adapters", "アダプター"),
     "parameters": ("Parameters", "パラメータ数"),
     "warnings": ("To be known", "注意"),

@@ -38,6 +38,7 @@ class Model:
     architecture: str | None = None
     title: str | None = None
     license: str | None = None
+    made_from: str | None = None
     imatrix: Any = None
     adapters: tuple[Any, ...] = ()
     endpoint: str | None = None

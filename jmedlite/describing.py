@@ -83,6 +83,7 @@ def describe_model(path: Path, tell: Progress) -> dict[str, Any]:
         "architecture": meta["general.architecture"],
         "title": meta.get("general.name"),
         "license": license_,
+        "made_from": meta.get("jmedlite.made.base"),
         "imatrix": _imatrix(manifest, meta),
         "adapters": [{k: a.get(k) for k in ("name", "weight")} for a in manifest.get("adapters") or []],
     }

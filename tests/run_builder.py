@@ -21,7 +21,7 @@ def model(level: str = "BF16", base: str = "qwen", **facts: Any) -> Record:
         "name": f"{base}-{level}", "file": f"{base}-{level}.gguf", "base": base, "level": level,
         "sha256": f"{abs(hash((base, level))):064x}"[-64:], "n_bytes": size, "n_params": 7_600_000_000,
         "bits_per_weight": size * 8 / 7.6e9, "architecture": "qwen2", "title": "Qwen2.5 7B", "license": "apache-2.0",
-        "imatrix": None, "adapters": [], **facts,
+        "made_from": f"Qwen/Qwen2.5-7B-Instruct@{'a09a3545' * 5}", "imatrix": None, "adapters": [], **facts,
     }  # fmt: skip
 
 

@@ -488,6 +488,7 @@ def test_model_card(found: Report) -> None:
     card = found.model_card()
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["license"] == "apache-2.0" and head["language"] == ["en", "ja"] and "gguf" in head["tags"]
+    assert head["base_model"] == ["Qwen/Qwen2.5-7B-Instruct"] and head["base_model_relation"] == "quantized"
     assert "| qwen-Q4\\_K\\_M |" in card and "For research only" in card
 
 
