@@ -6,23 +6,19 @@ person would, with everything but the question evaluated before.
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import JmedliteError
 from jmedlite.child import Child
-from jmedlite.engine import die_with_parent, protect_process
 from jmedlite.fitting import shape_on_this_machine
 from jmedlite.hardware import devices
-from jmedlite.loading import LoadedModel, open_events
+from jmedlite.loading import LoadedModel
 from jmedlite.offload import kv_bytes
+from jmedlite.serving import Emit, Requests, serve
 
 from .answering import ADVICE, Loading, Wanted
 from .engine import PACK, Engine
@@ -146,17 +142,10 @@ def measure(path: Path, loading: Loading, wanted: Wanted) -> dict[str, Any]:
     return {k: v for k, v in event.items() if k != "event"}
 
 
-def main() -> None:
-    protect_process()
-    die_with_parent()
-    emit = open_events()
-    request = json.loads(sys.stdin.buffer.readline())
-    try:
-        emit("measured", **measure_here(request))
-    except JmedliteError as e:
-        emit("error", code=e.exit_code, message=str(e))
+def answer(requests: Requests, emit: Emit) -> None:
+    """Measure what the one request names."""
+    emit("measured", **measure_here(next(requests)))
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
+    serve(answer)

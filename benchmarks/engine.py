@@ -6,14 +6,11 @@ import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError, NativeError
-from jmedlite.evaluation import FLASH_ATTENTION
 from jmedlite.loading import LoadedModel
 from jmedlite.offload import CELL
 from jmedlite.vocabulary import common_prefix
@@ -23,6 +20,7 @@ from .packing import Request, Row, batches, packs, rows
 PACK = 512  # tokens that are packed, and evaluated, together
 # What bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
 N_OUTPUTS = 64
+NO_ROOM = "free memory, or use --kv-type q8_0"
 N_SEQUENCES = 63  # beside the head's; llama.cpp keeps room for a row of logits for each
 
 
@@ -63,31 +61,19 @@ class Engine:
         cells = len(self.head) + max((sum(self.requests[i].n_cells for i in p) for p in self.packs), default=1)
         self.n_ctx = -(-cells // CELL) * CELL
         self._scratch = np.empty(self.n_vocab, np.float32)
-        self._context = self._make(n_threads)
+        self._context = loaded.make_context(
+            self.n_ctx,
+            PACK,
+            n_threads,
+            NO_ROOM,
+            n_seq_max=N_SEQUENCES + 1,
+            n_outputs_max=N_OUTPUTS,
+            kv_unified=True,  # a shared prefix is then a mark on its cells, not a copy
+        )
         self._memory = self.llama.llama_get_memory(self._context)
         self._batch = self.llama.llama_batch_init(PACK, 0, N_SEQUENCES + 1)
         self._used = 0  # sequences that hold the head
         self._evaluate_head()
-
-    def _make(self, n_threads: int) -> Any:
-        request = self.loaded.request
-        params = self.llama.llama_context_default_params()
-        params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = PACK
-        params.n_seq_max = N_SEQUENCES + 1
-        params.n_outputs_max = N_OUTPUTS
-        params.kv_unified = True  # a shared prefix is then a mark on its cells, not a copy
-        params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = int(GGMLQuantizationType[request["kv_type"].upper()])
-        params.flash_attn_type = FLASH_ATTENTION[request["flash_attn"]]
-        params.no_perf = True
-        context = self.llama.llama_init_from_model(self.loaded.model, params)
-        if not context:
-            raise NativeError(
-                f"llama.cpp could not make a context of {self.n_ctx:,} tokens ({self.loaded.reason()}); free memory, "
-                "or use --kv-type q8_0"
-            )
-        return context
 
     def close(self) -> None:
         """Free the context."""

@@ -11,26 +11,22 @@ first token replaced by BOS where the model wants one; its first half is context
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError, IoFault, JmedliteError, NativeError, UsageError
+from jmedlite.base.errors import DataError, IoFault, NativeError, UsageError
 from jmedlite.base.outputs import fault
-from jmedlite.engine import die_with_parent, protect_process
-from jmedlite.evaluation import FLASH_ATTENTION
-from jmedlite.loading import Emit, LoadedModel, open_events
+from jmedlite.loading import LoadedModel
 from jmedlite.prompts import Part
+from jmedlite.serving import Emit, Requests, serve
 
 from .divergence import Spaces, record
+from .engine import NO_ROOM
 
 # Tokens evaluated at once. Bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
 N_ROWS = 64
@@ -116,7 +112,7 @@ class Reading:
         kept = None
         if keep or compare:
             kept = Kept(Path(str(keep or compare)), self.n_vocab, writing=bool(keep))
-        context = self._context()
+        context = self.loaded.make_context(self.n_ctx, N_ROWS, self.n_threads, NO_ROOM, n_outputs_max=N_ROWS)
         batch = self.llama.llama_batch_init(N_ROWS, 0, 1)
         try:
             for i in range(n_chunks):
@@ -129,22 +125,6 @@ class Reading:
             if kept:
                 kept.close()
         self.emit("done")
-
-    def _context(self) -> Any:
-        params = self.llama.llama_context_default_params()
-        params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = params.n_outputs_max = N_ROWS
-        params.n_threads = params.n_threads_batch = self.n_threads
-        params.type_k = params.type_v = int(GGMLQuantizationType[self.loaded.request["kv_type"].upper()])
-        params.flash_attn_type = FLASH_ATTENTION[self.loaded.request["flash_attn"]]
-        params.no_perf = True
-        context = self.llama.llama_init_from_model(self.loaded.model, params)
-        if not context:
-            raise NativeError(
-                f"llama.cpp could not make a context of {self.n_ctx:,} tokens ({self.loaded.reason()}); free memory, "
-                "or use --kv-type q8_0"
-            )
-        return context
 
     def _chunk(
         self, context: Any, batch: Any, tokens: Sequence[int], kept: Kept | None, comparing: bool
@@ -195,11 +175,10 @@ class Reading:
         ]
 
 
-def serve(emit: Emit) -> None:
-    """Work on one request after the other, until the parent closes standard input."""
+def answer(requests: Requests, emit: Emit) -> None:
+    """Work on one request after the other."""
     reading: Reading | None = None
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
+    for request in requests:
         if request["op"] == "load":
             reading = Reading(request, emit)
             emit("loaded", **reading.facts())
@@ -209,16 +188,5 @@ def serve(emit: Emit) -> None:
             reading.evaluate(request["chunks"], request["keep"], request["compare"])
 
 
-def main() -> None:
-    protect_process()
-    die_with_parent()
-    emit = open_events()
-    try:
-        serve(emit)
-    except JmedliteError as e:
-        emit("error", code=e.exit_code, message=str(e))
-
-
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
+    serve(answer)

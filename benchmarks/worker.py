@@ -9,16 +9,14 @@ text may name control tokens. With `chat`, the body is what the person says, and
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from jmedlite.base.errors import JmedliteError, UsageError
-from jmedlite.engine import bounded_prompt, die_with_parent, protect_process
-from jmedlite.loading import Emit, LoadedModel, open_events
+from jmedlite.base.errors import UsageError
+from jmedlite.engine import bounded_prompt
+from jmedlite.loading import LoadedModel
 from jmedlite.prompts import Message, Part
+from jmedlite.serving import Emit, Requests, serve
 
 from .engine import Engine, shared_head, split
 from .packing import Request
@@ -146,11 +144,10 @@ class Worker:
         return found
 
 
-def serve(emit: Emit) -> None:
-    """Work on one request after the other, until the parent closes standard input."""
+def answer(requests: Requests, emit: Emit) -> None:
+    """Work on one request after the other."""
     worker: Worker | None = None
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
+    for request in requests:
         if request["op"] == "load":
             worker = Worker(request, emit)
             emit("loaded", load_seconds=worker.loaded.load_seconds, n_gpu_layers=worker.loaded.plan.n_gpu_layers)
@@ -162,16 +159,5 @@ def serve(emit: Emit) -> None:
             worker.run(*request["packs"])
 
 
-def main() -> None:
-    protect_process()
-    die_with_parent()
-    emit = open_events()
-    try:
-        serve(emit)
-    except JmedliteError as e:
-        emit("error", code=e.exit_code, message=str(e))
-
-
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
+    serve(answer)

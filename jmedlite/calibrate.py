@@ -7,25 +7,22 @@ process ends where llama.cpp aborts. The sums are those of llama-imatrix (tools/
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError, JmedliteError, NativeError
+from jmedlite.base.errors import DataError, NativeError
 from jmedlite.base.gguf import Header
 from jmedlite.convert.imatrix import Squares, write_imatrix
 
-from .engine import protect_process
 from .graph import F32, GgmlTensor, check_layout, library, values
-from .loading import LoadedModel, open_events
+from .loading import LoadedModel
 from .prompts import Part
+from .serving import Emit, Requests, serve
 
 MIN_ROWS = 16  # llama-imatrix takes no smaller products
 # Tokens evaluated at once: each needs a row of logits twice over (the graph's and the copy), 0.6 MB per token of the
@@ -169,7 +166,9 @@ class Calibration:
         """Evaluate every chunk with an empty cache; `tell` hears how many are done."""
         llama = self.loaded.llama
         callback = llama.ggml_backend_sched_eval_callback(self.collector)
-        context = self._context(callback)
+        context = self.loaded.make_context(
+            self.n_ctx, min(PIECE, self.n_ctx), self.n_threads, "try a smaller --ctx", cb_eval=callback
+        )
         batch = llama.llama_batch_init(PIECE, 0, 1)
         try:
             for i in range(self.n_chunks):
@@ -185,19 +184,6 @@ class Calibration:
             llama.llama_batch_free(batch)
             llama.llama_free(context)
 
-    def _context(self, callback: Any) -> Any:
-        llama = self.loaded.llama
-        params = llama.llama_context_default_params()
-        params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = min(PIECE, self.n_ctx)
-        params.n_threads = params.n_threads_batch = self.n_threads
-        params.cb_eval = callback
-        params.no_perf = True
-        context = llama.llama_init_from_model(self.loaded.model, params)
-        if not context:
-            raise NativeError(f"llama.cpp could not make a context of {self.n_ctx:,} tokens; try a smaller --ctx")
-        return context
-
     def _decode(self, context: Any, batch: Any, tokens: Sequence[int], where: range) -> None:
         batch.n_tokens = len(where)
         for k, at in enumerate(where):
@@ -211,9 +197,10 @@ class Calibration:
             raise NativeError(f"llama.cpp could not evaluate the calibration text (status {status})")
 
 
-def calibrate(request: dict[str, Any], emit: Callable[..., None]) -> None:
+def calibrate(requests: Requests, emit: Emit) -> None:
     """Answer one request: `chunk` events, then the file is written and `done` says what is in it."""
     started = time.monotonic()
+    request = next(requests)
     work = Calibration(request)
     emit("chunk", done=0, total=work.n_chunks, n_tokens=len(work.tokens))
     work.run(lambda done: emit("chunk", done=done, total=work.n_chunks, n_tokens=len(work.tokens)))
@@ -232,16 +219,5 @@ def calibrate(request: dict[str, Any], emit: Callable[..., None]) -> None:
     )
 
 
-def main() -> None:
-    protect_process()
-    emit = open_events()
-    request = json.loads(sys.stdin.buffer.readline())
-    try:
-        calibrate(request, emit)
-    except JmedliteError as e:
-        emit("error", code=e.exit_code, message=str(e))
-
-
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
+    serve(calibrate)

@@ -8,12 +8,10 @@ request has a growing `id`; `{"op": "stop", "id": N}` ends request N early.
 from __future__ import annotations
 
 import codecs
-import ctypes
 import importlib.metadata
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -28,33 +26,14 @@ from jmedlite.base.errors import ContextFull, DataError, Interrupted, JmedliteEr
 
 from .evaluation import Evaluator, Settings, Stopped
 from .hardware import cpu_features
-from .loading import Emit, LoadedModel, open_events
+from .loading import LoadedModel
 from .prompts import Message, Part, build_prompt
 from .sampling import Sampling, make_chain
+from .serving import Emit, die_with_parent, open_events, protect_process
 from .statecache import fingerprint
 from .vocabulary import common_prefix
 
 TEMPLATE_SECONDS = 1.0
-
-
-def protect_process() -> None:
-    """No core dumps (the question is in memory); Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def die_with_parent() -> None:
-    """On Linux the kernel ends this process with the parent; elsewhere the end of standard input does (`listen`)."""
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 @contextmanager

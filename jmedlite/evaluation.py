@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError, NativeError
 
+from .loading import FLASH_ATTENTION
 from .offload import CELL, N_OUTPUTS, N_UBATCH
 from .statecache import StateCache, key_of
 from .vocabulary import common_prefix
@@ -26,7 +27,6 @@ from .vocabulary import common_prefix
 MIN_PREFIX = 16  # tokens: fewer are evaluated as soon as looked up
 MIN_CONTEXT = 512  # cells: the first context is not smaller, so that a few short questions share it
 ABORTED = 2  # what llama_decode returns then
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 State = memoryview  # of bytes: llama.cpp's own form of what a sequence holds
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import CannotCreate, DataError
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base.errors import CannotCreate, DataError, NativeError
 from jmedlite.base.gguf import Header, check_model, read_header, split_files
 from jmedlite.base.inputs import reading
 
@@ -22,26 +22,12 @@ from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
 from .offload import MAPPED, Plan, Wish, make_plan, refusal
+from .serving import Emit
 from .statecache import StateCache, fingerprint
 from .vocabulary import Vocabulary
 
 LOAD_READ, LOAD_MAPPED = 0, 1  # llama_load_mode
-Emit = Callable[..., None]
-
-
-def open_events() -> Emit:
-    """The way to the parent: a function that writes one event, `emit("token", text="…")`, as a line of JSON.
-
-    Standard output is this process's no longer afterwards, so that nothing native can write between the events.
-    """
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
-    os.dup2(2, 1)
-
-    def emit(event: str, **fields: Any) -> None:
-        events.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
-        events.flush()
-
-    return emit
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 
 
 def read_whole_header(path: Path) -> tuple[list[Path], Header]:
@@ -87,6 +73,25 @@ class LoadedModel:
     def reason(self) -> str:
         """What llama.cpp complained of first: the lines after it only say what failed because of it."""
         return re.sub(r"^\w+: (error loading model: )?", "", self.errors[0]) if self.errors else "it gave no reason"
+
+    def make_context(self, n_ctx: int, n_batch: int, n_threads: int, advice: str, **settings: Any) -> Any:
+        """A context with a cache of the wanted type; `settings` are more of llama_context_params.
+
+        Raises NativeError where llama.cpp makes none; `advice` is what to do then.
+        """
+        kv_type = int(GGMLQuantizationType[self.request["kv_type"].upper()])
+        settings |= {
+            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch, "n_threads": n_threads,
+            "n_threads_batch": n_threads, "type_k": kv_type, "type_v": kv_type,
+            "flash_attn_type": FLASH_ATTENTION[self.request["flash_attn"]], "no_perf": True,
+        }  # fmt: skip
+        params = self.llama.llama_context_default_params()
+        for name, value in settings.items():
+            setattr(params, name, value)
+        context = self.llama.llama_init_from_model(self.model, params)
+        if not context:
+            raise NativeError(f"llama.cpp could not make a context of {n_ctx:,} tokens ({self.reason()}); {advice}")
+        return context
 
     @property
     def n_ctx_train(self) -> int:

@@ -223,7 +223,7 @@ def test_core_dumps_are_off() -> None:
     resource = pytest.importorskip("resource")
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]));"
-        "from jmedlite.engine import protect_process; protect_process();"
+        "from jmedlite.serving import protect_process; protect_process();"
         "print(resource.getrlimit(resource.RLIMIT_CORE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
