@@ -121,8 +121,9 @@ def _progress(label: str, unit: Callable[[float], str] | None) -> Iterator[Calla
         if tenth > told:
             told = tenth
             elapsed = time.monotonic() - started
-            left = elapsed * (total - done) / max(1, done - first)
-            rest = f"{elapsed:.0f} s, {left:.0f} s left" + (f" ({now})" if now else "")
-            note(f"{label}: {tenth * 10} %, {show(done)} of {show(total)}, {rest}")
+            parts = [f"{tenth * 10} %", f"{show(done)} of {show(total)}", f"{elapsed:.0f} s"]
+            if done > first:
+                parts.append(f"{elapsed * (total - done) / (done - first):.0f} s left")
+            note(f"{label}: {', '.join(parts)}" + (f" ({now})" if now else ""))
 
     yield tell
