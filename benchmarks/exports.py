@@ -187,6 +187,7 @@ def model_card(document: Json) -> str:
         "---\n" + yaml.safe_dump(head, allow_unicode=True, sort_keys=False) + "---\n",
         f"# {_cell(title)}, GGUF\n",
         *(f"{_cell(v['reason']['en'])}\n" for v in document["verdicts"]),
+        *(f"> {_cell(w['en'])}\n" for w in document["warnings"]),
         f"**{document['notice']['en']}** {document['notice']['ja']}\n",
         "## Levels\n", _levels(document, t),
         *(part for v in document["views"][:1] for part in ("## Against the reference\n", _comparisons(v, t))),

@@ -27,6 +27,7 @@ def render(document: Json, lang: str) -> str:
         loader=jinja2.FunctionLoader(lambda name: (files("jmedlite.benchmarks") / name).read_text(encoding="utf-8")),
     )  # fmt: skip
     environment.filters |= {
+        "moment": _moment,
         "pct": partial(_number, percent),
         "pts": partial(_number, points),
         "gb": partial(_number, gigabytes),
@@ -83,6 +84,11 @@ def _number(write: Any, value: float | None, *arguments: int) -> Markup:
     if value is None:
         return Markup('<span class="none">{}</span>').format(MISSING)
     return Markup('<data value="{}">{}</data>').format(repr(value), write(value, *arguments))
+
+
+def _moment(created: str) -> str:
+    """ISO 8601 as people write it, to the minute."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(\.\d+)?(\+00:00|Z)$", r"\1 \2 UTC", created)
 
 
 def _megabytes(n_bytes: float) -> str:
