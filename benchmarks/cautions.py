@@ -18,7 +18,7 @@ _OFTEN = 0.05  # share of responses that name no choice, from which it is said
 
 def cautions(laid: Pool) -> list[Bilingual]:
     """Sentences in every language, in order of weight."""
-    return [*_unfinished(laid), *_differences(laid.runs), *_answers(laid)]
+    return [*_unfinished(laid), *_apart(laid), *_differences(laid.runs), *_answers(laid)]
 
 
 def _name(run: Run) -> str:
@@ -36,6 +36,11 @@ def _unfinished(laid: Pool) -> Iterable[Bilingual]:
     silent = [e.key for e in laid.entrants if not any(sheets.get(e.key) for sheets in laid.sheets.values())]
     if silent:
         yield say("w_no_answers", models=", ".join(silent))
+
+
+def _apart(laid: Pool) -> Iterable[Bilingual]:
+    if not all(map(laid.asked_alike, laid.view_keys()[:1])):
+        yield say("w_apart")
 
 
 def _differences(runs: tuple[Run, ...]) -> Iterable[Bilingual]:

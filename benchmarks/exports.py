@@ -15,7 +15,7 @@ from jmedlite.hub import parse_id
 
 from .labels import page_text
 from .numerals import MISSING, fixed, gigabytes, p_value, percent, points
-from .verdict import Json
+from .verdict import Json, reasons
 
 
 def _cell(text: Any) -> str:
@@ -50,7 +50,7 @@ def to_markdown(document: Json, lang: str) -> str:
     t = page_text(lang)
     names = ", ".join(f["name"] for f in document["families"])
     parts = [f"# {t['title']}: {_cell(names)}\n", f"## {t['h_verdict']}\n"]
-    parts += [f"{_cell(v['reason'][lang])}\n" for v in document["verdicts"]]
+    parts += [f"{_cell(reason)}\n" for reason in reasons(document, lang)]
     parts += [f"> {_cell(w[lang])}\n" for w in document["warnings"]]
     parts += [f"## {t['h_levels']}\n", _levels(document, t)]
     for view in document["views"]:
@@ -186,7 +186,7 @@ def model_card(document: Json) -> str:
     return "\n".join([
         "---\n" + yaml.safe_dump(head, allow_unicode=True, sort_keys=False) + "---\n",
         f"# {_cell(title)}, GGUF\n",
-        *(f"{_cell(v['reason']['en'])}\n" for v in document["verdicts"]),
+        *(f"{_cell(reason)}\n" for reason in reasons(document, "en")),
         *(f"> {_cell(w['en'])}\n" for w in document["warnings"]),
         f"**{document['notice']['en']}** {document['notice']['ja']}\n",
         "## Levels\n", _levels(document, t),

@@ -85,6 +85,12 @@ _TEXT: dict[str, tuple[str, str]] = {
         "{run}：{files}の最終行が途切れていたため、除外しました。",
     ),
     "w_no_answers": ("No answer yet from {models}.", "{models}の回答はまだありません。"),
+    "w_apart": (
+        "The models were not all asked the same questions: their accuracies can be compared only in the tables that "
+        "pair them, and the plots show no Pareto front.",
+        "すべてのモデルに同じ問題を出してはいません。正答率を比べられるのは、対にした表の中だけです。図のパレート前線も"
+        "省いています。",
+    ),
     "w_skipped": (
         "{run}, {task}: {n} rows could not be read and were skipped.",
         "{run}、{task}：{n}行は読み取れず、除外されました。",
@@ -205,11 +211,14 @@ _PAGE: dict[str, tuple[str, str]] = {
     "plot_latency": ("Accuracy against latency", "正答率と応答時間"),
     "plot_difference": ("Differences from the reference", "基準との差"),
     "plot_note": (
-        "Bars are 95 % intervals (Wilson) of each level by itself. All levels answered the same questions, so their "
-        "differences are known better than the bars suggest: see the paired differences. The line joins the levels "
-        "that no other beats (Pareto front).",
-        "縦棒は各レベル単独の95％信頼区間（ウィルソン）です。どのレベルも同じ問題に答えているため、差は縦棒の印象より精密に"
-        "わかります（「対にした差」を参照）。線は、他に上回るもののないレベル（パレート前線）を結びます。",
+        "Bars are 95 % intervals (Wilson) of each level by itself.",
+        "縦棒は各レベル単独の95％信頼区間（ウィルソン）です。",
+    ),
+    "plot_front": (
+        "All levels answered the same questions, so their differences are known better than the bars suggest: see the "
+        "paired differences. The line joins the levels that no other beats (Pareto front).",
+        "どのレベルも同じ問題に答えているため、差は縦棒の印象より精密にわかります（「対にした差」を参照）。線は、他に上回る"
+        "もののないレベル（パレート前線）を結びます。",
     ),
     "no_plot": ("Not measured, so there is no plot.", "未測定のため、図はありません。"),
     "axis_accuracy": ("Accuracy (%)", "正答率（％）"),

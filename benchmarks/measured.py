@@ -46,13 +46,16 @@ def _spread(values: Iterable[float | None]) -> Json | None:
     return {"n": len(known), "median": median, "p95": p95, "min": min(known), "max": max(known)}
 
 
-def pareto_fronts(models: list[Json], views: list[Json]) -> Json:
-    """Accuracy (first view) against memory and latency: which models no other beats. docs/report.md, `pareto`."""
+def pareto_fronts(models: list[Json], views: list[Json], *, joined: bool) -> Json:
+    """Accuracy (first view) against memory and latency: which models no other beats. docs/report.md, `pareto`.
+
+    Not `joined`, there are no fronts: models that were asked other questions beat nothing.
+    """
     scores = {r["model"]: r["share"] for r in (views[0]["results"] if views else []) if r["share"] is not None}
     rss = _costs(models, scores, "peak_rss_bytes")
     memory = ("peak_rss_bytes", rss) if rss else ("n_bytes", {m["key"]: m["n_bytes"] for m in models if m["n_bytes"]})
     return {
-        axis: {"cost": cost, "costs": costs, "front": _front(costs, scores)}
+        axis: {"cost": cost, "costs": costs, "front": _front(costs, scores) if joined else []}
         for axis, (cost, costs) in (
             ("memory", memory),
             ("latency", ("question_seconds", _costs(models, scores, "question_seconds"))),

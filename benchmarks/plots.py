@@ -97,7 +97,8 @@ def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mappin
     axes.set_ylabel(text["axis_accuracy"])
     axes.grid(axis="y")
     front = [(found["costs"][k] * scale, 100 * results[k]["share"]) for k in found["front"]]
-    axes.plot(*zip(*front, strict=True), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1, clip_on=False)
+    if front:
+        axes.plot(*zip(*front, strict=True), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1, clip_on=False)
     for m, r in points:
         series = families.index(m["family"])
         y = 100 * r["share"]

@@ -114,6 +114,11 @@ class Pool:
     def families(self) -> list[str]:
         return list(dict.fromkeys(e.family for e in self.entrants))
 
+    def asked_alike(self, view: View) -> bool:
+        """Whether all models that answered were asked the same questions, so that their accuracies can be compared."""
+        asked, sheets = self.asked.get(view.method, {}), self.sheets.get(view.method, {})
+        return len({asked[key] for key, sheet in sheets.items() if sheet}) < 2
+
     def view_keys(self) -> list[View]:
         """The views that have an answer, the one that the verdict goes by first."""
         found = []

@@ -14,7 +14,7 @@ from .exports import model_card, to_csv, to_markdown
 from .page import render
 from .results import read_run
 from .summary import Options, summarise
-from .verdict import Json
+from .verdict import Json, reasons
 
 FORMAT, VERSION = "jmedlite.recommendation", 1
 
@@ -24,6 +24,10 @@ class Report:
     """All numbers (`document`, docs/report.md), and the forms that they can take."""
 
     document: Json
+
+    def reasons(self, lang: str = "en") -> list[str]:
+        """The sentence of each verdict."""
+        return reasons(self.document, lang)
 
     def html(self, lang: str = "en") -> str:
         """One page that needs nothing else."""

@@ -64,7 +64,7 @@ def summarise(runs: Sequence[Run], options: Options) -> Json:
         "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
         "families": families,
         "models": models,
-        "pareto": pareto_fronts(models, view_documents),
+        "pareto": pareto_fronts(models, view_documents, joined=all(map(laid.asked_alike, views[:1]))),
         "views": view_documents,
     }  # fmt: skip
 
@@ -306,7 +306,9 @@ def _across(laid: Pool, view: View, references: Mapping[str, str]) -> list[Json]
             if key is None or against is None or key == against:
                 continue
             left, right = (laid.sheets[view.method].get(k, {}) for k in (key, against))
-            found.append({"model": key, "against": against, **compare(view, left, right, laid.facts, None)})
+            compared = compare(view, left, right, laid.facts, None)
+            if compared["n"]:
+                found.append({"model": key, "against": against, **compared})
     return found
 
 

@@ -33,6 +33,12 @@ def verdict(family: Json, models: list[Json], views: list[Json], options: Option
             "reason": reason}  # fmt: skip
 
 
+def reasons(document: Json, lang: str) -> list[str]:
+    """The sentence of each verdict, with the family that it is about where there are several."""
+    found = document["verdicts"]
+    return [(f"{v['family']}: " if len(found) > 1 else "") + v["reason"][lang] for v in found]
+
+
 def _candidate(model: Json, result: Json, reference: str | None, options: Options) -> Json:
     """Each test is true, false, or null: not asked for, or not known. A constraint on what is not known is not met."""
     c = result["comparison"]

@@ -46,7 +46,7 @@ def demo(
         _accuracies(shown)
     _step(3, "write the report: which level to use, and how sure that is", "report run --ram 8GB")
     found, written = shown.report(lang)
-    verdicts = [verdict["reason"][lang] for verdict in found.document["verdicts"]]
+    verdicts = found.reasons(lang)
     for verdict in verdicts:
         console.note(f"   {verdict}")
     console.note(f"   wrote {', '.join(str(p) for p in written)}")

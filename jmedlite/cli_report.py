@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -112,9 +112,7 @@ def _read(
 
 
 def _tell(found: Report, lang: str) -> None:
-    verdicts: list[dict[str, Any]] = found.document["verdicts"]
     for warning in found.document["warnings"]:
         console.warn(warning[lang])
-    for verdict in verdicts:
-        name = f"{verdict['family']}: " if len(verdicts) > 1 else ""
-        console.out(name + verdict["reason"][lang])
+    for reason in found.reasons(lang):
+        console.out(reason)

@@ -314,6 +314,23 @@ def test_the_same_models_on_other_tasks_are_one(tmp_path: Path) -> None:
     assert view(apart)["languages"] == view(together)["languages"] != []
 
 
+def test_two_models_on_different_tasks(tmp_path: Path) -> None:
+    """Nothing pairs; every form is still written, and says for each model only what it was asked."""
+    one = run_builder.small(tmp_path / "one", n=30, tasks=("exam-ja",))
+    two = run_builder.small(tmp_path / "two", n=30, tasks=("exam-en",), base="llama")
+    found = report([one, two])
+    assert [v["family"] for v in found.document["verdicts"]] == ["qwen", "llama"]
+    assert not view(found.document)["across"]
+    assert [w["en"].split(":")[0] for w in found.document["warnings"]] == [
+        "The models were not all asked the same questions"
+    ]
+    assert [axis["front"] for axis in found.document["pareto"].values()] == [[], []]
+    for lang in ("en", "ja"):
+        assert "exam-en" in found.html(lang)
+        assert "\nqwen: " in found.markdown(lang) and "\nllama: " in found.markdown(lang)
+    assert {row["family"] for row in csv.DictReader(io.StringIO(found.csv().lstrip("\ufeff")))} == {"qwen", "llama"}
+
+
 def test_what_differs_is_said_and_not_paired(tmp_path: Path) -> None:
     one = run_builder.small(tmp_path / "one", n=10, levels=("BF16",))
     two = run_builder.small(tmp_path / "two", n=10, levels=("Q4_K_M",), settings={"kv_type": "q8_0"})
