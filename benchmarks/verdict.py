@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from .labels import Bilingual, joined, say
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from .summary import Options
 
 Json = dict[str, Any]
+AS_SMALL = 1.02  # sizes within 2 % count as equal
 
 
 def verdict(family: Json, models: list[Json], views: list[Json], options: Options) -> Json:
@@ -94,10 +96,17 @@ def _choose(
     nearest = _nearest(candidates, results)
     qualified = [c["model"] for c in fitting if c["qualifies"]]
     if any(key != reference for key in qualified):
-        return "recommended", min((k for k in qualified if k != reference), key=lambda k: sizes[k])
+        return "recommended", _smallest([k for k in qualified if k != reference], sizes, models)
     if nearest is None and all(c["no_meaningful_loss"] is None for c in candidates):
         return "not_compared", reference
     return ("reference" if qualified else "none_shown"), reference
+
+
+def _smallest(keys: list[str], sizes: dict[str, float], models: dict[str, Json]) -> str:
+    """Of those that are as good as the smallest, the fastest: sizes so near each other decide nothing."""
+    least = min(sizes[k] for k in keys)
+    near = [k for k in keys if sizes[k] <= least * AS_SMALL]
+    return min(near, key=lambda k: (latency_of(models[k]) or math.inf, sizes[k]))
 
 
 def _nearest(candidates: list[Json], results: dict[str, Json]) -> str | None:

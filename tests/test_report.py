@@ -179,6 +179,21 @@ def test_the_smallest_level_without_meaningful_loss(tmp_path: Path) -> None:
     assert verdict_of(folder, reference="Q8_0")["reference"] == "qwen-Q8_0"
 
 
+def test_of_levels_as_small_the_fastest(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 0, "Q5_K_M": 0, "Q4_K_M": 0})
+    path = folder / "measures.jsonl"
+    for memory, chosen in ((5_240_000_000, "qwen-Q5_K_M"), (5_300_000_000, "qwen-Q4_K_M")):  # 1.7 and 2.9 % more
+        rounds = []
+        for m in lines(folder, "measures"):
+            if m["model"] == "qwen-Q4_K_M":
+                m |= {"peak_rss_bytes": 5_150_000_000, "question_seconds": [2.0]}
+            if m["model"] == "qwen-Q5_K_M":
+                m |= {"peak_rss_bytes": memory, "question_seconds": [1.0]}
+            rounds.append(json.dumps(m) + "\n")
+        path.write_text("".join(rounds), encoding="utf-8")
+        assert verdict_of(folder)["key"] == chosen
+
+
 def test_when_nothing_qualifies(tmp_path: Path) -> None:
     folder = level_run(tmp_path / "run", {"BF16": 0, "Q4_K_M": 60, "Q2_K": 90})
     v = verdict_of(folder, ram_bytes=int(8e9))
