@@ -102,6 +102,7 @@ class EndpointModel:
         self.model = str(self.entry["id"])
         self._facts = self._describe()
         self._n_top, self._plain = TOPS[0], PLAIN
+        self._repeats = False  # an answer's beginning, before what the model adds to it
         self._wanted = Wanted(())
 
     def _find(self, model: str | None) -> dict[str, Any]:
@@ -151,17 +152,20 @@ class EndpointModel:
         if wanted.chat and not wanted.max_tokens and not self._letters():
             raise UsageError("--method text can't be asked of a server with --chat; leave --chat away, or use letter")
         if wanted.chat and (cue := next((p["cue"] for p in wanted.prompts if p["cue"]), None)):
-            self._check_continues(wanted, cue)
+            self._begin(wanted, cue)
         return Prepared(tuple(range(len(wanted.prompts))))
 
-    def _check_continues(self, wanted: Wanted, cue: Any) -> None:
-        """UsageError where the server ends an answer that is begun for it, and has the model begin another.
+    def _begin(self, wanted: Wanted, cue: Any) -> None:
+        """What the server does with an answer that is begun for it: whether it repeats the beginning (llama-server).
 
-        Such a prompt is longer by what its chat template puts between answers, however long the beginning is.
+        UsageError where it ends that answer and has the model begin another. Such a prompt is longer by what its chat
+        template puts between answers, however long the beginning is.
         """
         cues: tuple[Any, ...] = ([], cue, [*cue, *cue])
-        answers = [self._post(wanted, {"body": [["?", False]], "cue": c}, {})[0] for c in cues]
-        none, once, twice = map(n_prompt_of, answers)
+        answers = [self._post(wanted, {"body": [["?", False]], "cue": c}, {}) for c in cues]
+        none, once, twice = (n_prompt_of(answer) for answer, _ in answers)
+        told = _content(choice_of(*answers[-1]))
+        self._repeats = told.lstrip().startswith("".join(text for text, _ in cues[-1]).strip())  # no one token is that
         if none and once and twice and (once - none) - (twice - once) > 2:
             raise UsageError(
                 f"{self.server.root}: does not go on with an answer that the prompt begins, as --chat needs; leave "
@@ -292,9 +296,11 @@ class EndpointModel:
         options = {"max_tokens": wanted.max_tokens, **({"stop": stop} if stop else {})}
         answer, where = self._post(wanted, prompt, options)
         choice = choice_of(answer, where)
-        text = (choice.get("message") or {}).get("content") or "" if wanted.chat else choice.get("text")
+        text = _content(choice) if wanted.chat else choice.get("text")
         if not isinstance(text, str):
             raise DataError(f"{where}: answered without a text ({', '.join(choice)})")
+        if wanted.chat and self._repeats:
+            text = text.lstrip().removeprefix("".join(begun for begun, _ in prompt["cue"]).strip())
         return text, answer, choice
 
     # --------------------------------------------------------------------------------------------------- end
@@ -306,3 +312,8 @@ class EndpointModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing is held."""
+
+
+def _content(choice: dict[str, Any]) -> str:
+    """What a chat's answer says."""
+    return str((choice.get("message") or {}).get("content") or "")

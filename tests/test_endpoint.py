@@ -104,7 +104,8 @@ def llama_server(path: str, body: dict[str, Any]) -> Answered:
         top = [{"id": 1, "token": t, "bytes": list(t.encode()), "logprob": p} for t, p in likely(prompt).items()][:n]
         half = top[0]["token"] == "。" and "grammar" not in body  # stands for half a character
         choice["logprobs"] = None if half else {"content": [{**top[0], "top_logprobs": top}]}
-    choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    begun = body["messages"][-1]["content"] if chat and body["messages"][-1]["role"] == "assistant" else ""
+    choice |= {"message": {"role": "assistant", "content": begun + text}} if chat else {"text": text}
     return 200, {"choices": [choice], "usage": usage(prompt, 1), "system_fingerprint": "b9999-abcdef"}
 
 
