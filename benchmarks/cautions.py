@@ -53,12 +53,13 @@ def _differences(runs: tuple[Run, ...]) -> Iterable[Bilingual]:
         if len(asks) > 1:
             yield say("w_template_differs", task=key[0], method=key[1])
     for name in _SETTINGS:
-        values = list(dict.fromkeys(_text(run.settings.get(name)) for run in runs))
+        known = [v for run in runs if (v := run.settings.get(name)) is not None]
+        values = list(dict.fromkeys(map(_text, known)))
         if len(values) > 1:
             yield say("w_setting_differs", name=name, values=", ".join(values))
     if len({_text([run.machine, run.settings.get("threads")]) for run in runs if run.measures}) > 1:
         yield say("w_machine_differs")
-    versions = list(dict.fromkeys(str(run.llama_cpp_python) for run in runs))
+    versions = list(dict.fromkeys(run.llama_cpp_python for run in runs if run.llama_cpp_python))
     if len(versions) > 1:
         yield say("w_setting_differs", name="llama-cpp-python", values=", ".join(versions))
 

@@ -28,6 +28,7 @@ from .runner import FLASH_ATTENTION, KV_TYPES, check_choice
 
 # what ("hashing", "questions", "measuring", "text"), done, in all, of what; ("notice", 0, 0, sentence)
 Progress = Callable[[str, int, int, str], None]
+LOADING = ("kv_type", "flash_attn", "threads", "gpu_layers")  # settings of a model that is loaded here
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Options:
             raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
         check_choice("--kv-type", self.kv_type, KV_TYPES)
         check_choice("--flash-attn", self.flash_attn, FLASH_ATTENTION)
+        if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(Options, n)]):
+            raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
 
     def loading(self) -> Loading:
         return Loading(
@@ -98,14 +101,15 @@ class Options:
         )
 
     def describe(self) -> dict[str, Any]:
-        """`settings` of `run.json`."""
-        loading = self.loading()
-        names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad", "rounds")
+        """`settings` of `run.json`; what a server decides is null."""
+        names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad")
+        loading = None if self.endpoint else self.loading()
         return {
             **{name: getattr(self, name) for name in names},
+            "rounds": self.rounds if loading else None,
             "n_ctx": self.ctx,
-            **{name: getattr(loading, name) for name in ("kv_type", "flash_attn", "threads", "gpu_layers")},
-            "pack": PACK,
+            **{name: loading and getattr(loading, name) for name in LOADING},
+            "pack": PACK if loading else None,
             "stop_when_decided": self.margin if self.stop_when_decided else None,
         }
 
@@ -266,14 +270,14 @@ def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
 def describe_run(
     options: Options, entrants: Entrants, datasets: Sequence[Dataset], asks: Sequence[Ask]
 ) -> dict[str, Any]:
-    """`run.json`."""
-    machine = describe_machine()
+    """`run.json`; of a server's machine nothing is known."""
+    machine = {} if options.endpoint else describe_machine()
     keys = ("system", "cpu", "cpu_features", "physical_cores", "ram_bytes", "gpus")
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "jmedlite": importlib.metadata.version("jmedlite"),
-        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
-        "machine": {k: machine.get(k) for k in keys},
+        "llama_cpp_python": None if options.endpoint else importlib.metadata.version("llama-cpp-python"),
+        "machine": {k: machine[k] for k in keys if k in machine},
         "workers": entrants.workers,
         "settings": options.describe(),
         "models": [dict(m.facts) for m in entrants.models],

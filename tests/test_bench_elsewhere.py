@@ -39,7 +39,11 @@ def test_a_server_is_asked_and_not_measured(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / MEASURES).exists()
     run = read_run(tmp_path / "run")
     assert run.models[0].n_bytes is None
+    assert run.machine == {} and run.llama_cpp_python is None  # those here did not answer
+    assert {run.settings[name] for name in ("kv_type", "flash_attn", "threads", "gpu_layers", "pack")} == {None}
     document = jmedlite.report([tmp_path / "run"]).document
     assert document["models"][0]["n_bytes"] is None
     with pytest.raises(UsageError, match="--endpoint"):
         jmedlite.bench([], tasks=[task], out=tmp_path / "x", endpoint=url, cluster="tcp://x:1")
+    with pytest.raises(UsageError, match="--kv-type: is the server's own"):
+        jmedlite.bench([], tasks=[task], out=tmp_path / "x", endpoint=url, kv_type="q8_0")
