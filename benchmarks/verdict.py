@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .summary import Options
 
 Json = dict[str, Any]
-AS_SMALL = 1.02  # sizes within 2 % count as equal
+AS_SMALL = 1.02  # memory within 2 % counts as equal
 
 
 def verdict(family: Json, models: list[Json], views: list[Json], options: Options) -> Json:
@@ -103,10 +103,10 @@ def _choose(
 
 
 def _smallest(keys: list[str], sizes: dict[str, float], models: dict[str, Json]) -> str:
-    """Of those that are as good as the smallest, the fastest: sizes so near each other decide nothing."""
+    """Of those that need as little memory as the smallest, the smallest file: scatter in memory decides nothing."""
     least = min(sizes[k] for k in keys)
     near = [k for k in keys if sizes[k] <= least * AS_SMALL]
-    return min(near, key=lambda k: (latency_of(models[k]) or math.inf, sizes[k]))
+    return min(near, key=lambda k: (models[k]["n_bytes"] or math.inf, sizes[k]))
 
 
 def _nearest(candidates: list[Json], results: dict[str, Json]) -> str | None:
