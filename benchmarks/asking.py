@@ -51,7 +51,7 @@ class Ask:
             return ""
         item, _, order = self.questions[0]
         prompt = self._prompt(item, order)
-        return "".join(text for text, _ in [*prompt["body"], *prompt["cue"]])
+        return as_text([*prompt["body"], *prompt["cue"]])
 
     def describe(self) -> dict[str, Any]:
         """What `run.json` keeps."""
@@ -77,6 +77,11 @@ def make_ask(
     found = [orders(len(item.choices), n, seed, item.id) for item in dataset.items]
     questions = [(item, p, mine[p]) for p in range(n) for item, mine in zip(dataset.items, found, strict=True)]
     return Ask(dataset, method, template, tuple(shots), tuple(questions))
+
+
+def as_text(parts: Sequence[tuple[str, bool]]) -> str:
+    """The parts of a prompt's body or cue as one text."""
+    return "".join(text for text, _ in parts)
 
 
 def _cut(parts: Sequence[tuple[str, bool]]) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:

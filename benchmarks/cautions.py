@@ -13,6 +13,7 @@ from .results import Run
 
 # what changes scores, of a run's settings
 _SETTINGS = ("seed", "shots", "permutations", "n_ctx", "kv_type", "flash_attn", "chat", "pack", "max_tokens")
+_LOADED = ("kv_type", "flash_attn", "pack")  # of them, those that a server decides: null, and nothing to be said of
 _OFTEN = 0.05  # share of responses that name no choice, from which it is said
 
 
@@ -39,7 +40,7 @@ def _unfinished(laid: Pool) -> Iterable[Bilingual]:
 
 
 def _apart(laid: Pool) -> Iterable[Bilingual]:
-    if not all(map(laid.asked_alike, laid.view_keys()[:1])):
+    if not laid.asked_alike():
         yield say("w_apart")
 
 
@@ -53,8 +54,8 @@ def _differences(runs: tuple[Run, ...]) -> Iterable[Bilingual]:
         if len(asks) > 1:
             yield say("w_template_differs", task=key[0], method=key[1])
     for name in _SETTINGS:
-        known = [v for run in runs if (v := run.settings.get(name)) is not None]
-        values = list(dict.fromkeys(map(_text, known)))
+        found = [run.settings.get(name) for run in runs]
+        values = list(dict.fromkeys(_text(v) for v in found if v is not None or name not in _LOADED))
         if len(values) > 1:
             yield say("w_setting_differs", name=name, values=", ".join(values))
     if len({_text([run.machine, run.settings.get("threads")]) for run in runs if run.measures}) > 1:

@@ -15,9 +15,20 @@ from typing import Any, TypeVar
 from jmedlite.base.errors import DataError, JmedliteError, Unavailable, UsageError
 
 from .answering import Answer, Prepared, Wanted
+from .asking import as_text
 from .engine import split
 from .items import LETTERS
-from .responses import choice_of, echoed, entries_of, letter_scores, log_probability, n_prompt_of, no_echo, top_tokens
+from .responses import (
+    choice_of,
+    echoed,
+    entries_of,
+    letter_scores,
+    log_probability,
+    n_prompt_of,
+    no_echo,
+    text_of,
+    top_tokens,
+)
 from .server import Refused, Server
 
 TOPS = (100, 20, 5)  # log-probabilities asked for: as many as the server allows; vLLM has 20, OpenAI 5
@@ -164,8 +175,9 @@ class EndpointModel:
         cues: tuple[Any, ...] = ([], cue, [*cue, *cue])
         answers = [self._post(wanted, {"body": [["?", False]], "cue": c}, {}) for c in cues]
         none, once, twice = (n_prompt_of(answer) for answer, _ in answers)
-        told = _content(choice_of(*answers[-1]))
-        self._repeats = told.lstrip().startswith("".join(text for text, _ in cues[-1]).strip())  # no one token is that
+        answer, where = answers[-1]
+        told = text_of(choice_of(answer, where), where, chat=True)
+        self._repeats = told.lstrip().startswith(as_text(cues[-1]).strip())  # no one token is that
         if none and once and twice and (once - none) - (twice - once) > 2:
             raise UsageError(
                 f"{self.server.root}: does not go on with an answer that the prompt begins, as --chat needs; leave "
@@ -199,7 +211,7 @@ class EndpointModel:
         self, wanted: Wanted, prompt: dict[str, Any], options: dict[str, Any], added: str = ""
     ) -> tuple[dict[str, Any], str]:
         """(the answer, where it comes from) to one prompt, `added` at its end, or to a chat."""
-        body, cue = ("".join(text for text, _ in prompt[key]) for key in ("body", "cue"))
+        body, cue = as_text(prompt["body"]), as_text(prompt["cue"])
         request: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0, **self._plain, **options}
         if not wanted.chat:
             path = "/completions"
@@ -296,11 +308,9 @@ class EndpointModel:
         options = {"max_tokens": wanted.max_tokens, **({"stop": stop} if stop else {})}
         answer, where = self._post(wanted, prompt, options)
         choice = choice_of(answer, where)
-        text = _content(choice) if wanted.chat else choice.get("text")
-        if not isinstance(text, str):
-            raise DataError(f"{where}: answered without a text ({', '.join(choice)})")
+        text = text_of(choice, where, chat=wanted.chat)
         if wanted.chat and self._repeats:
-            text = text.lstrip().removeprefix("".join(begun for begun, _ in prompt["cue"]).strip())
+            text = text.lstrip().removeprefix(as_text(prompt["cue"]).strip())
         return text, answer, choice
 
     # --------------------------------------------------------------------------------------------------- end
@@ -312,8 +322,3 @@ class EndpointModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing is held."""
-
-
-def _content(choice: dict[str, Any]) -> str:
-    """What a chat's answer says."""
-    return str((choice.get("message") or {}).get("content") or "")

@@ -114,11 +114,6 @@ class Pool:
     def families(self) -> list[str]:
         return list(dict.fromkeys(e.family for e in self.entrants))
 
-    def asked_alike(self, view: View) -> bool:
-        """Whether all models that answered were asked the same questions, so that their accuracies can be compared."""
-        asked, sheets = self.asked.get(view.method, {}), self.sheets.get(view.method, {})
-        return len({asked[key] for key, sheet in sheets.items() if sheet}) < 2
-
     def view_keys(self) -> list[View]:
         """The views that have an answer, the one that the verdict goes by first."""
         found = []
@@ -127,6 +122,16 @@ class Pool:
             if any(view.correct(a) is not None for a in answers):
                 found.append(view)
         return found
+
+    def asked_alike(self) -> bool:
+        """Whether all models were asked the same questions (first view), so that their accuracies can be compared."""
+        asked = {
+            self.asked[view.method][key]
+            for view in self.view_keys()[:1]
+            for key, sheet in self.sheets[view.method].items()
+            if sheet
+        }
+        return len(asked) < 2
 
 
 def pool(runs: Sequence[Run]) -> Pool:

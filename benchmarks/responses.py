@@ -99,6 +99,14 @@ def choice_of(answer: dict[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+def text_of(choice: dict[str, Any], where: str, *, chat: bool) -> str:
+    """What the model wrote."""
+    text = (choice.get("message") or {}).get("content") or "" if chat else choice.get("text")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: answered without a text ({', '.join(choice)})")
+    return text
+
+
 def n_prompt_of(answer: dict[str, Any]) -> int | None:
     """How many tokens the prompt has, where that is told."""
     n = (answer.get("usage") or {}).get("prompt_tokens")

@@ -64,7 +64,7 @@ def summarise(runs: Sequence[Run], options: Options) -> Json:
         "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
         "families": families,
         "models": models,
-        "pareto": pareto_fronts(models, view_documents, joined=all(map(laid.asked_alike, views[:1]))),
+        "pareto": pareto_fronts(models, view_documents, joined=laid.asked_alike()),
         "views": view_documents,
     }  # fmt: skip
 

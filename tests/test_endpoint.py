@@ -467,6 +467,16 @@ def test_faults(status: int, found: Any, kind: type[JmedliteError], words: str) 
         assert (n == http_server.TRIES) == (status in (429, 503))
 
 
+def test_a_chat_answer_that_is_no_text() -> None:
+    def listed(path: str, body: dict[str, Any]) -> Answered:
+        parts = [{"type": "text", "text": "A"}]
+        return (200, {"choices": [{"message": {"content": parts}}]}) if body else vllm(path, body)
+
+    wanted = Wanted(WRITING.prompts[:1], chat=True, max_tokens=6)
+    with serving(listed) as url, EndpointModel(url) as model, pytest.raises(DataError, match="answered without a text"):
+        answers(model, wanted)
+
+
 def test_what_passes_is_tried_again() -> None:
     tries: dict[str, int] = {}
 

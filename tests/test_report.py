@@ -357,6 +357,14 @@ def test_what_differs_is_said_and_not_paired(tmp_path: Path) -> None:
     assert result(document, "qwen-Q4_K_M")["comparison"]["n_items"] == 10  # the English ones alone
 
 
+def test_what_a_server_decides_is_no_difference(tmp_path: Path) -> None:
+    one = run_builder.small(tmp_path / "one", n=10, settings={"n_ctx": None})
+    two = run_builder.small(tmp_path / "two", n=10, base="llama", settings={"n_ctx": 2048, "kv_type": None})
+    told = " ".join(w["en"] for w in report([one, two]).document["warnings"])
+    assert "differ in n_ctx (null, 2048)" in told
+    assert "kv_type" not in told
+
+
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
