@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from .items import Item
+from jmedlite.benchmarks.tasks.items import Item
 
 DIGITS = 6  # decimals of a score: more than the kernels agree on, and the same text on every machine
 NAMED = 0.6  # Gestalt similarity from which a response is taken to name a choice that it does not contain

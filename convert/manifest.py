@@ -1,4 +1,4 @@
-"""The JSON beside every GGUF: what it is made of, with what, and its hash. Format: docs/manifest.md."""
+"""Manifest, written: what a GGUF is made of, with what, and its hash, as JSON beside it. Format: docs/manifest.md."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import DataError
-from jmedlite.base.gguf import split_stem
-from jmedlite.base.outputs import sha256_file, write_text
+from jmedlite.base.manifest import FORMAT
+from jmedlite.base.outputs import write_text
 
-from .checkpoint import read_json
 from .pipeline import Written
 from .planning import Plan, PlannedLevel
-
-FORMAT = 2
 
 
 def versions() -> dict[str, str]:
@@ -84,26 +80,3 @@ def write_manifests(
     for level, done in zip(plan.levels, written, strict=True):
         document = build_manifest(plan, level, done, source, base_files, adapter_files, options)
         write_text(level.manifest, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-
-
-def read_manifest(gguf_file: Path) -> dict[str, Any] | None:
-    """The manifest beside a GGUF (or any of its parts); None where there is none, DataError where it is not one."""
-    path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    files = found.get("files")
-    if found.get("format") != FORMAT or not isinstance(files, list):
-        raise DataError(f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away")
-    return found
-
-
-def check_hashes(gguf_file: Path, manifest: dict[str, Any]) -> list[str]:
-    """The names of those files whose SHA-256 is not what the manifest says; a missing file is one of them."""
-    broken = []
-    for entry in manifest["files"]:
-        name, sha256 = (entry.get("name"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        path = gguf_file.with_name(Path(str(name)).name)
-        if not path.is_file() or sha256_file(path) != sha256:
-            broken.append(str(name))
-    return broken

@@ -24,10 +24,10 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
 from jmedlite.base.native import F32, U8, quantize, widen
 from jmedlite.base.outputs import OutputFile
+from jmedlite.convert.adapters.lora import TILE, LoadedUpdate, load_update
+from jmedlite.convert.sources.tensors import NOT_WEIGHTS, stored_bytes
 
-from .lora import TILE, LoadedUpdate, load_update
 from .planning import Job, Plan, PlannedFile
-from .tensors import NOT_WEIGHTS, stored_bytes
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B

@@ -13,20 +13,19 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
+from jmedlite.base.filenames import VOCABULARIES
+from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32
 from jmedlite.base.outputs import check_target
-
-from .filenames import VOCABULARIES
-from .gguflora import GgufAdapter
-from .ggufmodel import GgufModel
-from .hfmodel import CheckpointModel
-from .imatrix import Imatrix
-from .lora import Adapter
-from .model import Entries, Model, Spec
-from .peft import Base, PeftAdapter
-from .recipes import Level, choose_types
-from .rows import RowOrder
-from .tensors import Files, StoredTensor
+from jmedlite.convert.adapters.gguf_lora import GgufAdapter
+from jmedlite.convert.adapters.lora import Adapter
+from jmedlite.convert.adapters.peft import Base, PeftAdapter
+from jmedlite.convert.families.row_order import RowOrder
+from jmedlite.convert.levels.recipes import Level, choose_types
+from jmedlite.convert.sources.base import Model, Spec
+from jmedlite.convert.sources.checkpoint_model import CheckpointModel
+from jmedlite.convert.sources.gguf_model import GgufModel
+from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 DISK_MARGIN = 64 << 20
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -134,7 +133,7 @@ class Plan:
     imatrix: Imatrix | None
     jobs: tuple[Job, ...]
     levels: tuple[PlannedLevel, ...]
-    metadata: Entries
+    metadata: gguf.Entries
     warnings: tuple[str, ...]
 
     @property
@@ -365,7 +364,7 @@ def _plan_level(
     entries = {**plan.metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
     planned = []
     for i, part in enumerate(parts):
-        own: Entries = entries if i == 0 else {}
+        own: gguf.Entries = entries if i == 0 else {}
         name = f"{stem}-{level.name}.gguf"
         if len(parts) > 1:
             own = {

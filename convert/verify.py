@@ -16,15 +16,14 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32, U8, widen
+from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
+from jmedlite.convert.sources.gguf_model import read_parts
+from jmedlite.convert.sources.tensors import Files, StoredTensor
 
-from .ggufmodel import read_parts
-from .imatrix import Imatrix
-from .model import Entries
 from .pipeline import Block, Encoded, Progress, encode_blocks
 from .planning import Plan, PlannedFile, PlannedLevel, assemble
-from .recipes import NEEDY_TYPES, Level
-from .tensors import Files, StoredTensor
 
 IDENTICAL, NEAR, DIFFERENT, MISSING, EXTRA, SHAPE = "identical", "near", "different", "missing", "extra", "shape"
 _NOT_COMPARED = ("general.", "jmedlite.made.", "quantize.imatrix.", "split.")
@@ -185,7 +184,7 @@ def _at_types_of(plan: Plan, stored: Mapping[str, _Comparison]) -> Plan:
     return replace(plan, jobs=jobs, levels=(level,))
 
 
-def _other_metadata(expected: Entries, header: gguf.Header) -> list[str]:
+def _other_metadata(expected: gguf.Entries, header: gguf.Header) -> list[str]:
     """The keys of architecture and vocabulary that the file has otherwise, or not at all."""
     found = []
     for key, entry in expected.items():

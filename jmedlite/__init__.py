@@ -12,22 +12,21 @@ __version__ = "0.1.0"
 __all__ = ["Runner", "__version__", "bench", "compute_imatrix", "inspect", "quantize", "report", "verify"]
 
 if TYPE_CHECKING:
-    from jmedlite.benchmarks.report import report
-
-    from .benching import bench
-    from .imatrix import compute_imatrix
-    from .quantizing import quantize
-    from .runner import Runner
-    from .verifying import inspect, verify
+    from jmedlite.api.bench import bench
+    from jmedlite.api.quantize import quantize
+    from jmedlite.api.verify import inspect, verify
+    from jmedlite.benchmarks.report.report import report
+    from jmedlite.calibration.compute import compute_imatrix
+    from jmedlite.runtime.runner import Runner
 
 _HOMES = {
-    "Runner": "jmedlite.runner",
-    "bench": "jmedlite.benching",
-    "compute_imatrix": "jmedlite.imatrix",
-    "inspect": "jmedlite.verifying",
-    "quantize": "jmedlite.quantizing",
-    "report": "jmedlite.benchmarks.report",
-    "verify": "jmedlite.verifying",
+    "Runner": "jmedlite.runtime.runner",
+    "bench": "jmedlite.api.bench",
+    "compute_imatrix": "jmedlite.calibration.compute",
+    "inspect": "jmedlite.api.verify",
+    "quantize": "jmedlite.api.quantize",
+    "report": "jmedlite.benchmarks.report.report",
+    "verify": "jmedlite.api.verify",
 }
 
 

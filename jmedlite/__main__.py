@@ -1,3 +1,3 @@
-from jmedlite.cli import main
+from jmedlite.cli.app import main
 
 main()

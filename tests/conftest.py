@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import jmedlite
-
-from . import builders
+from tests.support import builders
 
 
 @pytest.fixture(scope="session", autouse=True)

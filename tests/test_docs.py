@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jmedlite.convert.architectures import FAMILIES
-
-from . import builders
+from jmedlite.convert.families.families import FAMILIES
+from tests.support import builders
 
 DOCS = Path(__file__).parent.parent / "docs"
 

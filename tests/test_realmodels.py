@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jmedlite.convert.checkpoint import Checkpoint
 
 import jmedlite
+from jmedlite.api.quantize import export_adapters
 from jmedlite.base.gguf import read_header
-from jmedlite.quantizing import export_adapters
-
-from . import builders
-from .test_pipeline import raw, read
-from .test_tokenizer import lines
+from jmedlite.convert.sources.checkpoint import Checkpoint
+from tests.convert.test_pipeline import raw, read
+from tests.convert.test_tokenizer import lines
+from tests.support import builders
 
 pytestmark = pytest.mark.realmodel
 FOLDER = Path(os.environ.get("JMEDLITE_REAL_MODELS", "."))

@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable
 
 import jmedlite
-from jmedlite.hardware import physical_cores
+from jmedlite.runtime.hardware import physical_cores
 
 QUESTION = "日本の高血圧診療について詳しく説明してください。"
 CASE = "A man of 65 years has had fever, cough and chest pain for three days; his pulse is 110 and regular. "

@@ -1,6 +1,6 @@
 """Make the hashes that keep benchmark items out of calibration text: `python tools/hash_benchmark.py FOLDER [OUT]`.
 
-FOLDER is searched for JSON lines with the fields of `jmedlite.convert.overlap` (such as a clone of IgakuQA); files
+FOLDER is searched for JSON lines with the fields of `jmedlite.calibration.overlap` (such as a clone of IgakuQA); files
 that have none of them, like IgakuQA's metadata, are passed over. Only hashes are written, no text.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jmedlite.convert import overlap
-
 from jmedlite.base.errors import DataError
+from jmedlite.calibration import overlap
 
 OUT = Path(__file__).parent.parent / "convert" / "calibration" / "benchmarks.npz"
 

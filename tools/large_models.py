@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jmedlite.convert.architectures import FAMILIES, dimensions, expected_rules, text_config
+
+from jmedlite.convert.families.families import FAMILIES, dimensions, expected_rules, text_config
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -29,15 +29,15 @@ from pathlib import Path
 from statistics import median as middle
 
 import psutil
-from jmedlite.benchmarks.answering import Loading, LocalModel, Wanted
-from jmedlite.benchmarks.asking import Ask, make_ask
-from jmedlite.benchmarks.datasets import load_task
-from jmedlite.benchmarks.engine import PACK
-from jmedlite.benchmarks.sample import draw_examples, stratified
-from jmedlite.benchmarks.templates import own_template
 
 from jmedlite.base.gguf import read_header
-from jmedlite.hardware import physical_cores
+from jmedlite.benchmarks.backends.base import Loading, LocalModel, Wanted
+from jmedlite.benchmarks.backends.local_engine import PACK
+from jmedlite.benchmarks.prompts.requests import Ask, make_ask
+from jmedlite.benchmarks.prompts.templates import own_template
+from jmedlite.benchmarks.tasks.load import load_task
+from jmedlite.benchmarks.tasks.sample import draw_examples, stratified
+from jmedlite.runtime.hardware import physical_cores
 
 LM_EVAL = """
 import json, sys, time

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from jmedlite.hardware import physical_cores
+from jmedlite.runtime.hardware import physical_cores
 
 QUESTION = "熱の原因は何ですか。"
 LOAD = "import jmedlite, sys; jmedlite.Runner(sys.argv[1], cache=False).close()"

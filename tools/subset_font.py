@@ -12,8 +12,9 @@ from pathlib import Path
 
 from fontTools import subset
 from fontTools.ttLib import TTCollection
-from jmedlite.benchmarks.labels import page_text
-from jmedlite.benchmarks.plots import FONT, FONT_NAME
+
+from jmedlite.benchmarks.report.labels import page_text
+from jmedlite.benchmarks.report.plots import FONT, FONT_NAME
 
 JAPANESE = "Noto Sans CJK JP"
 

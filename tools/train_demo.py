@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy, log_softmax
 
-from jmedlite.prompts import SYSTEM
+from jmedlite.runtime.chat_template import SYSTEM
 
 DEMO = Path(__file__).parents[1] / "jmedlite" / "demo"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

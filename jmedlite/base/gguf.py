@@ -10,7 +10,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +27,8 @@ MAX_DIMS = 4
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 STEP = 1 << 20  # bytes read at once where there are many small values
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
+
+Entries = dict[str, tuple[Any, int, int | None]]  # metadata: {key: (value, type, element type of an array or None)}
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
 _SCALARS = {
@@ -149,7 +151,7 @@ def pack_value(value: Any, type_: int, element_type: int | None = None) -> bytes
     return struct.pack("<I" + _SCALARS[type_], type_, value)
 
 
-def pack_metadata(entries: Mapping[str, tuple[Any, int, int | None]]) -> bytes:
+def pack_metadata(entries: Entries) -> bytes:
     """`{key: (value, type, element type or None)}` as the key-value section of a header.
 
     Raises DataError for a value that its type can't hold: values come from other people's configuration files.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError
 
+MAX_JSON = 256_000_000
+MAX_TEXT = 32 << 20  # bytes
+MAX_CTX = 1 << 20  # tokens that a text is cut into at most
 MAX_QUESTION = 1 << 20  # bytes
 
 
@@ -30,6 +35,38 @@ def read_text(path: Path, limit: int) -> str:
     """A UTF-8 file of at most `limit` bytes; raises DataError where it is longer or in another encoding."""
     with reading(path), path.open("rb") as file:
         return decode(file.read(limit + 1), limit, str(path))
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes; raises InputMissing or DataError."""
+    with reading(path):
+        if path.stat().st_size > limit:
+            raise DataError(f"{path.name}: has {path.stat().st_size:,} bytes, expected at most {limit:,}")
+        blob = path.read_bytes()
+    try:
+        found = json.loads(blob)
+    except (ValueError, RecursionError) as e:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise DataError(f"{path.name}: is not valid JSON ({e})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path.name}: holds a JSON {type(found).__name__}, expected an object")
+    return found
+
+
+def read_document(path: Path) -> str:
+    """A text file, UTF-8 and not empty; raises DataError saying what else it is."""
+    with reading(path), path.open("rb") as file:
+        raw = file.read(MAX_TEXT + 1)
+    if len(raw) > MAX_TEXT:
+        raise DataError(f"{path.name}: has more than {MAX_TEXT:,} bytes; some hundred kB of text are enough")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path.name}: is not UTF-8 (byte {e.start:,}); save the text as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path.name}: contains a NUL character; is it a text?")
+    if not text.strip():
+        raise DataError(f"{path.name}: has no text")
+    return text
 
 
 def decode(raw: bytes, limit: int, what: str) -> str:

@@ -1,0 +1,108 @@
+"""Whoever answers for a model: what a run needs of it, and the one that runs a GGUF file in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from jmedlite.runtime.process import Child
+
+ADVICE = "use a narrower level, --kv-type q8_0, or fewer --shots"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run asks at a stretch. `prompts` as in `worker`; `max_tokens` 0 means scores, else an answer so long.
+
+    `together` false evaluates every prompt alone; `n_head` bounds the tokens taken as the head that all share.
+    """
+
+    prompts: tuple[dict[str, Any], ...]
+    chat: bool = False
+    n_ctx: int | None = None
+    max_tokens: int = 0
+    newline_ends: bool = True
+    together: bool = True
+    n_head: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`starts` are the first prompts of the packs: those that are evaluated together, and can't be begun in the middle.
+
+    `n_evaluated` counts the tokens of all packs, each stem and each choice once, without the head's `n_head`.
+    """
+
+    starts: tuple[int, ...]
+    n_head: int = 0
+    n_ctx: int | None = None
+    n_evaluated: int = 0
+
+
+# of one prompt: n_prompt, and scores and n_tokens by place, or response and stop; neither where it was too long
+Answer = dict[str, Any]
+
+
+class Answerer(Protocol):
+    """One model that answers; a context manager, which frees what it holds."""
+
+    def prepare(self, wanted: Wanted) -> Prepared:
+        """Get ready for these prompts; forgets those before."""
+
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+        """(number of its first prompt, answers) of packs `first` to before `stop`, in order."""
+
+    def __enter__(self) -> Answerer: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a GGUF is loaded: part of a run's identity, since it changes the last digits."""
+
+    threads: int
+    gpu_layers: str = "auto"
+    kv_type: str = "f16"
+    flash_attn: str = "auto"
+    force: bool = False
+
+    def request(self, path: Path) -> dict[str, Any]:
+        """The worker's `load` request."""
+        return {"op": "load", "path": str(path.resolve()), "checked": True, **vars(self)}
+
+
+class LocalModel:
+    """A GGUF file in a child process of this machine. `told` hears the child's events that are no results."""
+
+    def __init__(self, path: Path, loading: Loading, told: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.child = Child("jmedlite.benchmarks.backends.local_worker", ADVICE)
+        try:
+            for event in self.child.events(loading.request(path), "loaded"):
+                if told:
+                    told(event)
+        except BaseException:
+            self.child.close()
+            raise
+
+    def prepare(self, wanted: Wanted) -> Prepared:
+        event = self.child.ask({"op": "prepare", **vars(wanted)}, "prepared")
+        return Prepared(tuple(event["starts"]), event["n_head"], event["n_ctx"], event["n_evaluated"])
+
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+        for event in self.child.events({"op": "run", "packs": [first, stop]}, "done"):
+            if event["event"] == "results":
+                yield event["first"], event["results"]
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.child.close()

@@ -1,0 +1,324 @@
+"""`--endpoint`: a model behind an OpenAI-compatible server, scored by the log-probabilities that it returns."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from types import TracebackType
+from typing import Any, TypeVar
+
+from jmedlite.base.errors import DataError, JmedliteError, Unavailable, UsageError
+from jmedlite.benchmarks.prompts.requests import as_text
+from jmedlite.benchmarks.tasks.items import LETTERS
+
+from .base import Answer, Prepared, Wanted
+from .http import Refused, Server
+from .local_engine import split
+from .responses import (
+    choice_of,
+    echoed,
+    entries_of,
+    letter_scores,
+    log_probability,
+    n_prompt_of,
+    no_echo,
+    text_of,
+    top_tokens,
+)
+
+TOPS = (100, 20, 5)  # log-probabilities asked for: as many as the server allows; vLLM has 20, OpenAI 5
+# A first token that is half a character, which llama-server tells nothing of, or the end, of which llama-cpp-python's
+# server tells nothing, is kept from being taken so; the log-probabilities are those before that.
+ASCII = "root ::= [ -~]+"
+# What servers would do otherwise, by their own defaults or the model's generation_config.json (1.05 in Qwen2.5's):
+# llama.cpp's name and vLLM's. A strict server refuses names that are not OpenAI's.
+PLAIN = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}
+STRICT = re.compile(r"unrecogni[sz]ed|extra inputs|unknown (field|param|arg)|repeat_penalty|repetition_penalty", re.I)
+STOPS = {"length": "length", "stop": "eos", "eos_token": "eos"}
+# what `run.json` says of a model, and a server does not tell
+UNTOLD = ("file", "base", "level", "sha256", "n_bytes", "n_params", "bits_per_weight", "architecture", "title",
+          "license", "made_from", "imatrix", "adapters")  # fmt: skip
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+def in_order(work: Callable[[J], R], jobs: Iterable[J], n: int) -> Iterator[R]:
+    """`work` of each job, n at a time, in the jobs' order. Whoever stops listening waits for none of them."""
+    running, stopped = threading.Semaphore(n), threading.Event()
+
+    def start(job: J) -> Future[R]:
+        future: Future[R] = Future()
+
+        def one() -> None:
+            with running:
+                if stopped.is_set():
+                    return
+                try:
+                    future.set_result(work(job))
+                except BaseException as e:
+                    future.set_exception(e)
+
+        threading.Thread(target=one, daemon=True).start()  # Ctrl-C must not wait for a server
+        return future
+
+    waiting: deque[Future[R]] = deque()
+
+    def first() -> R:
+        while not wait([waiting[0]], timeout=1).done:  # in steps, or Windows hears no Ctrl-C
+            pass
+        return waiting.popleft().result()
+
+    try:
+        for job in jobs:
+            waiting.append(start(job))
+            if len(waiting) == 2 * n:  # some wait, so that a slow one holds nobody up
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        stopped.set()
+
+
+class EndpointModel:
+    """A model behind an OpenAI-compatible server. Every prompt is a pack of its own, `concurrency` are asked at once.
+
+    `model` is one of the server's names, needed where it has several. Without `api_key`, JMEDLITE_API_KEY or
+    OPENAI_API_KEY is sent. `told` hears a `note` event where questions leave this machine unencrypted. A score of a
+    letter that the server did not return is a bound: its answer has `bounded` true. Raises Unavailable where nobody
+    answers, NotPermitted where the key is refused, DataError for what makes no sense, UsageError where the server can't
+    do what is asked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 300.0,
+        concurrency: int = 8,
+        told: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        key = api_key or os.environ.get("JMEDLITE_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        self.server, self.concurrency = Server(url, key, timeout), concurrency
+        if self.server.is_open and told:
+            what = "questions and the key" if key else "questions"
+            told({"event": "note", "sentence": f"{what} go to {self.server.host} unencrypted; use https or a tunnel"})
+        self.entry = self._find(model)
+        self.model = str(self.entry["id"])
+        self._facts = self._describe()
+        self._n_top, self._plain = TOPS[0], PLAIN
+        self._repeats = False  # an answer's beginning, before what the model adds to it
+        self._wanted = Wanted(())
+
+    def _find(self, model: str | None) -> dict[str, Any]:
+        """The server's entry for the model."""
+        try:
+            listed = self.server.get("/v1/models").get("data")
+        except (Unavailable, DataError):
+            if model is None or not self.server.reached:
+                raise
+            return {"id": model}  # not every server lists its models
+        entries = [e for e in listed if isinstance(e, dict) and "id" in e] if isinstance(listed, list) else []
+        names = [str(e["id"]) for e in entries]
+        shown = ", ".join(names[:8]) or "none"
+        if model is None and len(entries) != 1:
+            raise UsageError(f"{self.server.root}: has several models ({shown}); name one of them")
+        if model is not None and model not in names:
+            raise UsageError(f"{self.server.root}: has no model {model}; it has {shown}")
+        return entries[0 if model is None else names.index(model)]
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of `run.json`'s models; null is what a server does not tell."""
+        return dict(self._facts)
+
+    def _describe(self) -> dict[str, Any]:
+        meta = self.entry.get("meta") or {}
+        name = re.split(r"[/\\]", self.model.rstrip("/\\"))[-1].removesuffix(".gguf") or self.model
+        told = {"n_params": meta.get("n_params"), "title": self.model}
+        n_ctx = self.entry.get("max_model_len") or meta.get("n_ctx")
+        place = {"endpoint": self.server.root, "server": self._version(), "n_ctx": n_ctx}
+        return {"name": name, **dict.fromkeys(UNTOLD), **told, **place}
+
+    def _version(self) -> str | None:
+        """The server's program and version, where it tells."""
+        owner = str(self.entry.get("owned_by") or "")
+        path, key = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}.get(owner, ("", ""))
+        if not path:
+            return owner or None
+        try:
+            return f"{owner} {self.server.get(path).get(key) or ''}".strip()
+        except JmedliteError:
+            return owner
+
+    # ------------------------------------------------------------------------------------------------ answers
+
+    def prepare(self, wanted: Wanted) -> Prepared:
+        self._wanted = wanted
+        if wanted.chat and not wanted.max_tokens and not self._letters():
+            raise UsageError("--method text can't be asked of a server with --chat; leave --chat away, or use letter")
+        if wanted.chat and (cue := next((p["cue"] for p in wanted.prompts if p["cue"]), None)):
+            self._begin(wanted, cue)
+        return Prepared(tuple(range(len(wanted.prompts))))
+
+    def _begin(self, wanted: Wanted, cue: Any) -> None:
+        """What the server does with an answer that is begun for it: whether it repeats the beginning (llama-server).
+
+        UsageError where it ends that answer and has the model begin another. Such a prompt is longer by what its chat
+        template puts between answers, however long the beginning is.
+        """
+        cues: tuple[Any, ...] = ([], cue, [*cue, *cue])
+        answers = [self._post(wanted, {"body": [["?", False]], "cue": c}, {}) for c in cues]
+        none, once, twice = (n_prompt_of(answer) for answer, _ in answers)
+        answer, where = answers[-1]
+        told = text_of(choice_of(answer, where), where, chat=True)
+        self._repeats = told.lstrip().startswith(as_text(cues[-1]).strip())  # no one token is that
+        if none and once and twice and (once - none) - (twice - once) > 2:
+            raise UsageError(
+                f"{self.server.root}: does not go on with an answer that the prompt begins, as --chat needs; leave "
+                "--chat away, or use llama-server or vLLM"
+            )
+
+    def _letters(self) -> bool:
+        """Whether one token answers all prompts."""
+        asked = [[c.strip() for c in prompt["continuations"]] for prompt in self._wanted.prompts]
+        return all(texts == list(LETTERS[: len(texts)]) for texts in asked)
+
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+        wanted = self._wanted
+        ask = self._generated if wanted.max_tokens else self._lettered if self._letters() else self._texts
+
+        def one(i: int) -> tuple[int, list[Answer]]:
+            try:
+                answer = ask(wanted, wanted.prompts[i])
+            except Refused as e:
+                if not e.is_too_long:
+                    raise
+                return i, [{"n_prompt": e.n_prompt}]
+            n = answer["n_prompt"]
+            if wanted.n_ctx and n and n + wanted.max_tokens > wanted.n_ctx:
+                answer = {"n_prompt": n}
+            return i, [answer]
+
+        return in_order(one, range(first, stop), self.concurrency)
+
+    def _post(
+        self, wanted: Wanted, prompt: dict[str, Any], options: dict[str, Any], added: str = ""
+    ) -> tuple[dict[str, Any], str]:
+        """(the answer, where it comes from) to one prompt, `added` at its end, or to a chat."""
+        body, cue = as_text(prompt["body"]), as_text(prompt["cue"])
+        request: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0, **self._plain, **options}
+        if not wanted.chat:
+            path = "/completions"
+            request["prompt"] = body + cue + added
+        else:
+            path = "/chat/completions"
+            request["messages"] = [{"role": "user", "content": body}]
+            if cue:  # the answer's beginning: vLLM's flags, which llama-server understands
+                request["messages"].append({"role": "assistant", "content": cue})
+                request |= {"add_generation_prompt": False, "continue_final_message": True}
+        try:
+            return self.server.post(path, request), self.server.base + path
+        except Refused as e:
+            if not PLAIN.keys() & request.keys() or not STRICT.search(e.words):
+                raise
+        self._plain = {}
+        for name in PLAIN:
+            request.pop(name, None)
+        return self.server.post(path, request), self.server.base + path
+
+    def _lettered(self, wanted: Wanted, prompt: dict[str, Any]) -> Answer:
+        answer, where = self._likeliest(wanted, prompt, {})
+        if not entries_of(choice_of(answer, where)):
+            answer, where = self._likeliest(wanted, prompt, {"grammar": ASCII})
+        scores, bounded = letter_scores(top_tokens(choice_of(answer, where), where), prompt["continuations"])
+        found: Answer = {"n_prompt": n_prompt_of(answer), "scores": scores, "n_tokens": [1] * len(scores)}
+        return found | ({"bounded": True} if bounded else {})
+
+    def _likeliest(self, wanted: Wanted, prompt: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """`_post` for one token with as many log-probabilities as the server gives."""
+        while True:
+            n = self._n_top
+            asked = {"logprobs": True, "top_logprobs": n} if wanted.chat else {"logprobs": n}
+            try:
+                return self._post(wanted, prompt, {**asked, **options})
+            except Refused as e:
+                fewer = self._fewer(n, e.words)
+                if e.is_too_long or not fewer:
+                    raise
+                self._n_top = min(self._n_top, fewer)
+
+    @staticmethod
+    def _fewer(n: int, words: str) -> int | None:
+        """How many log-probabilities to ask for where a server refuses n; None where that was not why."""
+        if "logprob" not in words.lower():
+            return None
+        named = [int(x) for x in re.findall(r"\d+", words) if 0 < int(x) < n]
+        return max((*named, *(top for top in TOPS if top < n and not named)), default=None)
+
+    def _texts(self, wanted: Wanted, prompt: dict[str, Any]) -> Answer:
+        """Sums over the tokens that a continuation adds, as `engine.split` says for a local model."""
+        unique = list(dict.fromkeys(prompt["continuations"]))
+        ids: dict[str, int] = {}
+        context, *wholes = [self._echo(wanted, prompt, text) for text in ("", *unique)]
+        numbers = [[ids.setdefault(t, len(ids)) for t in tokens] for tokens, _ in (context, *wholes)]
+        stem, branches = split(numbers[0], numbers[1:])
+        values = {}
+        for text, branch, (_, lps) in zip(unique, branches, wholes, strict=True):
+            added = [log_probability(lp, self.server.base) for lp in lps[len(stem) :]]
+            values[text] = math.fsum(added), len(branch)
+        scores = [values[c] for c in prompt["continuations"]]
+        return {"n_prompt": len(stem), "scores": [s for s, _ in scores], "n_tokens": [n for _, n in scores]}
+
+    def _echo(self, wanted: Wanted, prompt: dict[str, Any], text: str) -> tuple[list[str], list[Any]]:
+        try:
+            # ids instead of texts (vLLM): the parts of a character all have the same text
+            options = {"echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
+            answer, where = self._post(wanted, prompt, options, text)
+        except Refused as e:
+            if "echo" not in e.words:
+                raise
+            raise no_echo(self.server.base) from None
+        return echoed(answer, where)
+
+    def _generated(self, wanted: Wanted, prompt: dict[str, Any]) -> Answer:
+        text, answer, choice = self._text(wanted, prompt, ["\n"] if wanted.newline_ends else [])
+        if wanted.newline_ends and not text.strip() and choice.get("finish_reason") == "stop":
+            # empty lines before an answer don't end it, but a server does not know
+            text, answer, choice = self._text(wanted, prompt, [])
+        stop = STOPS.get(str(choice.get("finish_reason")), str(choice.get("finish_reason")))
+        head, newline, _ = text.lstrip().partition("\n")
+        if wanted.newline_ends and newline:
+            text, stop = head, "newline"
+        elif choice.get("stop_reason") == "\n":
+            stop = "newline"
+        elif stop == "eos" and wanted.newline_ends and "stop_reason" not in choice:
+            stop = "stop"  # a line's end or the model's: not told
+        return {"n_prompt": n_prompt_of(answer), "response": text, "stop": stop}
+
+    def _text(
+        self, wanted: Wanted, prompt: dict[str, Any], stop: list[str]
+    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """(what the model writes, the whole answer, its choice)."""
+        options = {"max_tokens": wanted.max_tokens, **({"stop": stop} if stop else {})}
+        answer, where = self._post(wanted, prompt, options)
+        choice = choice_of(answer, where)
+        text = text_of(choice, where, chat=wanted.chat)
+        if wanted.chat and self._repeats:
+            text = text.lstrip().removeprefix(as_text(prompt["cue"]).strip())
+        return text, answer, choice
+
+    # --------------------------------------------------------------------------------------------------- end
+
+    def __enter__(self) -> EndpointModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""

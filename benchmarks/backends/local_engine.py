@@ -1,0 +1,215 @@
+"""Requests through llama.cpp: the head once, each stem once, each choice once, and only the logits that are read."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jmedlite.base.errors import DataError, NativeError
+from jmedlite.runtime.loading import LoadedModel
+from jmedlite.runtime.offload import CELL
+from jmedlite.runtime.vocabulary import common_prefix
+
+from .packing import Request, Row, batches, packs, rows
+
+PACK = 512  # tokens that are packed, and evaluated, together
+# What bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
+N_OUTPUTS = 64
+NO_ROOM = "free memory, or use --kv-type q8_0"
+N_SEQUENCES = 63  # beside the head's; llama.cpp keeps room for a row of logits for each
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was read of one request: ln p of each token of each branch (nats)."""
+
+    branches: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens that were the most likely ones after a stem, and why they end: "eos", "length" or "newline"."""
+
+    tokens: tuple[int, ...]
+    stop: str
+
+
+class Engine:
+    """One context over a loaded model, made for the requests that come; `head` are the tokens they all begin with.
+
+    Raises NativeError where llama.cpp refuses, DataError where the model's output is not finite.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        head: Sequence[int],
+        requests: Sequence[Request],
+        n_threads: int,
+        *,
+        together: bool = True,
+    ) -> None:
+        self.loaded, self.llama, self.head = loaded, loaded.llama, list(head)
+        self.n_vocab = loaded.vocabulary.n_tokens
+        self.requests = list(requests)
+        self.packs = packs(self.requests, PACK if together else 0, N_SEQUENCES)
+        cells = len(self.head) + max((sum(self.requests[i].n_cells for i in p) for p in self.packs), default=1)
+        self.n_ctx = -(-cells // CELL) * CELL
+        self._scratch = np.empty(self.n_vocab, np.float32)
+        self._context = loaded.make_context(
+            self.n_ctx,
+            PACK,
+            n_threads,
+            NO_ROOM,
+            n_seq_max=N_SEQUENCES + 1,
+            n_outputs_max=N_OUTPUTS,
+            kv_unified=True,  # a shared prefix is then a mark on its cells, not a copy
+        )
+        self._memory = self.llama.llama_get_memory(self._context)
+        self._batch = self.llama.llama_batch_init(PACK, 0, N_SEQUENCES + 1)
+        self._used = 0  # sequences that hold the head
+        self._evaluate_head()
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._context:
+            self.llama.llama_batch_free(self._batch)
+            self.llama.llama_free(self._context)
+        self._context = None
+
+    # --------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluate_head(self) -> None:
+        for at in range(0, len(self.head), PACK):
+            part = self.head[at : at + PACK]
+            self._decode([Row(t, at - len(self.head) + i, (0,), 0) for i, t in enumerate(part)])
+
+    def _decode(self, part: Sequence[Row]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(part)
+        for i, row in enumerate(part):
+            batch.token[i], batch.pos[i], batch.logits[i] = row.token, len(self.head) + row.position, row.is_output
+            batch.n_seq_id[i] = len(row.sequences)
+            for k, sequence in enumerate(row.sequences):
+                batch.seq_id[i][k] = sequence
+        status = self.llama.llama_decode(self._context, batch)
+        if status != 0:
+            raise NativeError(f"llama.cpp could not evaluate a question (status {status}: {self.loaded.reason()})")
+
+    def _begin(self, pack: Sequence[Request]) -> None:
+        """Every sequence of the pack begins with the head, and nothing else is in memory."""
+        n = sum(r.n_sequences for r in pack)
+        for sequence in range(self._used + 1, n + 1):
+            self.llama.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
+        self._used = max(self._used, n)
+
+    def _end(self, pack: Sequence[Request]) -> None:
+        """Forget the pack, so that the next one gets the same cells as if it were the first."""
+        for sequence in range(1, sum(r.n_sequences for r in pack) + 1):
+            self.llama.llama_memory_seq_rm(self._memory, sequence, len(self.head), -1)
+
+    def _logits(self, index: int) -> NDArray[np.float32]:
+        """Logits (n_vocab,) after the batch's row `index`; the next evaluation overwrites them."""
+        return np.ctypeslib.as_array(self.llama.llama_get_logits_ith(self._context, index), (self.n_vocab,))
+
+    def _log_probabilities(self, index: int, tokens: Sequence[int]) -> list[float]:
+        """ln p of `tokens` after the batch's row `index`."""
+        logits = self._logits(index)
+        top = logits.max()
+        if not (math.isfinite(top) and math.isfinite(logits.min())):  # a NaN makes both of them NaN
+            raise DataError(
+                f"{self.loaded.path.name}: the model's output is not finite, so the file is damaged; make or copy it "
+                "again"
+            )
+        shifted = self._scratch
+        np.subtract(logits, top, out=shifted)
+        np.exp(shifted, out=shifted)
+        log_sum = math.log(float(shifted.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
+        return [float(logits[t]) - float(top) - log_sum for t in tokens]
+
+    # ------------------------------------------------------------------------------------------------ scoring
+
+    def score(self, pack: range) -> list[Scored]:
+        """ln p of every branch's tokens, for the requests of one pack."""
+        requests = [self.requests[i] for i in pack]
+        found = [[[math.nan] * len(b) for b in r.branches] for r in requests]
+        self._begin(requests)
+        for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
+            self._decode(part)
+            for i, row in enumerate(part):
+                if row.reads:
+                    branches = requests[row.request].branches
+                    wanted = [branches[b][at] for b, at in row.reads]
+                    for (b, at), value in zip(row.reads, self._log_probabilities(i, wanted), strict=True):
+                        found[row.request][b][at] = value
+        self._end(requests)
+        return [Scored(tuple(tuple(b) for b in one)) for one in found]
+
+    # --------------------------------------------------------------------------------------------- generation
+
+    def generate(self, pack: range, newline_ends: bool, *, endless: bool = False) -> list[Generated]:
+        """The most likely tokens after each stem of one pack, all of them a token further in every step.
+
+        They end where the model ends them (unless `endless`), at the end of a line with `newline_ends`, or with as many
+        as the request has reserved.
+        """
+        requests = [self.requests[i] for i in pack]
+        texts: list[list[int]] = [[] for _ in requests]
+        stops = ["length"] * len(requests)
+        self._begin(requests)
+        step: dict[int, int] = {}  # request: the token chosen for it
+        for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
+            self._decode(part)
+            step |= {row.request: self._choose(i) for i, row in enumerate(part) if row.last}
+        while step:
+            part = []
+            for i, token in step.items():
+                if not endless and self.loaded.vocabulary.ends(token):
+                    stops[i] = "eos"
+                    continue
+                texts[i].append(token)
+                if newline_ends and b"\n" in self._text(texts[i]).lstrip():
+                    stops[i] = "newline"
+                elif len(texts[i]) < requests[i].reserve:
+                    part.append(Row(token, len(requests[i].stem) + len(texts[i]) - 1, (i + 1,), i, last=True))
+            if part:
+                self._decode(part)
+            step = {row.request: self._choose(k) for k, row in enumerate(part)}
+        self._end(requests)
+        return [Generated(tuple(t), s) for t, s in zip(texts, stops, strict=True)]
+
+    def _choose(self, index: int) -> int:
+        self._log_probabilities(index, ())  # refuses what is not finite
+        return int(self._logits(index).argmax())
+
+    def _text(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(map(self.loaded.vocabulary.piece, tokens))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens; bytes of a character that was cut are dropped."""
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(self._text(tokens))
+
+
+def shared_head(contexts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all contexts begin with, leaving at least one of each to be evaluated on its own."""
+    if not contexts:
+        return 0
+    first, last = min(map(list, contexts)), max(map(list, contexts))  # in the order of lists, these two differ earliest
+    return min(common_prefix(first, last), min(map(len, contexts)) - 1)
+
+
+def split(context: Sequence[int], wholes: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """(what all share, what each adds) for `wholes`: a context tokenized together with each of its continuations.
+
+    Where a continuation merges with the context's end, that end is scored with all of them, so that every choice
+    answers for the same stretch of text.
+    """
+    n = min(common_prefix(context, whole) for whole in wholes)
+    if any(len(whole) <= n for whole in wholes):
+        n = min(map(len, wholes)) - 1
+    return list(context[:n]), [tuple(whole[n:]) for whole in wholes]

@@ -1,0 +1,163 @@
+"""The child process that answers for one model: `python -m jmedlite.benchmarks.backends.local_worker`.
+
+Reads requests, writes events, one JSON object a line: `load` a model, `prepare` prompts (tokens, packs, the head),
+`run` some of the packs. An expected fault is an `error` event; a native abort ends only this process.
+
+A prompt is `{"body": parts, "cue": parts, "continuations": [text…]}`, a part `[text, trusted]`: only a template's own
+text may name control tokens. With `chat`, the body is what the person says, and the cue begins the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jmedlite.base.errors import UsageError
+from jmedlite.runtime.chat_template import Message, Part
+from jmedlite.runtime.loading import LoadedModel
+from jmedlite.runtime.protocol import Emit, Requests, serve
+from jmedlite.runtime.worker import bounded_prompt
+
+from .local_engine import Engine, shared_head, split
+from .packing import Request
+
+MARK = "question"  # stands for each question when the chat template is rendered, once
+Tokens = Sequence[int]
+
+
+def chat_frame(loaded: LoadedModel, emit: Emit) -> tuple[list[Part], list[Part]]:
+    """What the model's chat template puts before and after a question; UsageError where it has none."""
+    meta, vocabulary = loaded.header.metadata, loaded.vocabulary
+    template = meta.get("tokenizer.chat_template")
+    if template is None:
+        raise UsageError(f"{loaded.path.name}: has no chat template; leave --chat away")
+    parts = bounded_prompt(
+        emit,
+        [Message("user", MARK)],
+        system="",
+        template=template,
+        bos=vocabulary.text_of("bos"),
+        eos=vocabulary.text_of("eos"),
+    )
+    at = next(i for i, part in enumerate(parts) if part.private)
+    return parts[:at], parts[at + 1 :]
+
+
+class Prompts:
+    """The prompts of one `prepare` request as tokens: the head that all share, and a request for each of the rest.
+
+    `which[i][k]` is the branch of request i that scores continuation k: equal continuations share one. Prompts that are
+    longer than the context are in `too_long`, and their requests are empty.
+    """
+
+    def __init__(self, loaded: LoadedModel, wanted: dict[str, Any], emit: Emit) -> None:
+        self.loaded = loaded
+        self.frame = chat_frame(loaded, emit) if wanted["chat"] else ([], [])
+        tokenized = [self._tokens(p) for p in wanted["prompts"]]
+        n_head = shared_head([context for context, _ in tokenized])
+        if wanted["n_head"] is not None:
+            n_head = min(n_head, wanted["n_head"])
+        limit = min(loaded.n_ctx_train, wanted["n_ctx"] or loaded.n_ctx_train)
+        self.head = tokenized[0][0][:n_head] if tokenized else []
+        self.n_prompt = [len(context) for context, _ in tokenized]
+        self.requests: list[Request] = []
+        self.which: list[list[int]] = []
+        self.too_long: set[int] = set()
+        for i, (context, branches) in enumerate(tokenized):
+            unique = tuple(dict.fromkeys(branches))
+            request = Request(tuple(context[n_head:]), unique, wanted["max_tokens"])
+            if n_head + request.n_longest > limit:
+                self.too_long.add(i)
+                request = Request(())
+            self.requests.append(request)
+            self.which.append([unique.index(b) for b in branches])
+
+    def _tokens(self, prompt: dict[str, Any]) -> tuple[list[int], list[tuple[int, ...]]]:
+        """(context, what each continuation adds); without continuations, the context alone."""
+        before, after = self.frame
+        body, cue = ([Part(text, trusted) for text, trusted in prompt[key]] for key in ("body", "cue"))
+        parts = [*before, *body, *after, *cue]
+        tokenize = self.loaded.vocabulary.tokenize_parts
+        context = tokenize(parts)
+        if not prompt["continuations"]:
+            return context, []
+        return split(context, [tokenize([*parts, Part(c, False)]) for c in prompt["continuations"]])
+
+
+class Worker:
+    """One model, and the prompts prepared last."""
+
+    def __init__(self, request: dict[str, Any], emit: Emit) -> None:
+        self.emit, self.n_threads = emit, int(request["threads"])
+        self.loaded = LoadedModel(request, emit)
+        self.engine: Engine | None = None
+
+    def prepare(self, wanted: dict[str, Any]) -> None:
+        """Tokens and packs of `prompts`; the `prepared` event says where the packs begin.
+
+        `max_tokens` is how many may be generated after each, 0 for scores; `together` false puts every prompt into a
+        pack of its own; `n_head` bounds the head, where these are some of more prompts.
+        """
+        if self.engine:
+            self.engine.close()
+        self.max_tokens, self.newline_ends = wanted["max_tokens"], wanted["newline_ends"]
+        self.prompts = prompts = Prompts(self.loaded, wanted, self.emit)
+        self.engine = engine = Engine(
+            self.loaded, prompts.head, prompts.requests, self.n_threads, together=wanted["together"]
+        )
+        self.emit(
+            "prepared",
+            starts=[p.start for p in engine.packs],
+            n_head=len(prompts.head),
+            n_ctx=engine.n_ctx,
+            n_evaluated=sum(r.n_evaluated for r in prompts.requests),
+            n_too_long=len(prompts.too_long),
+        )
+
+    def run(self, first: int, stop: int) -> None:
+        """Packs `first` to before `stop`: a `results` event for each, then `done`."""
+        assert self.engine is not None
+        for pack in self.engine.packs[first:stop]:
+            found = self._generated(pack) if self.max_tokens else self._scored(pack)
+            self.emit("results", first=pack.start, results=found)
+        self.emit("done")
+
+    def _scored(self, pack: range) -> list[dict[str, Any]]:
+        assert self.engine is not None
+        found: list[dict[str, Any]] = []
+        for i, scored in zip(pack, self.engine.score(pack), strict=True):
+            entry: dict[str, Any] = {"n_prompt": self.prompts.n_prompt[i]}
+            if i not in self.prompts.too_long:
+                branches = [scored.branches[b] for b in self.prompts.which[i]]
+                entry |= {"scores": [sum(b) for b in branches], "n_tokens": [len(b) for b in branches]}
+            found.append(entry)
+        return found
+
+    def _generated(self, pack: range) -> list[dict[str, Any]]:
+        assert self.engine is not None
+        found: list[dict[str, Any]] = []
+        for i, generated in zip(pack, self.engine.generate(pack, self.newline_ends), strict=True):
+            entry: dict[str, Any] = {"n_prompt": self.prompts.n_prompt[i]}
+            if i not in self.prompts.too_long:
+                entry |= {"response": self.engine.text(generated.tokens), "stop": generated.stop}
+            found.append(entry)
+        return found
+
+
+def answer(requests: Requests, emit: Emit) -> None:
+    """Work on one request after the other."""
+    worker: Worker | None = None
+    for request in requests:
+        if request["op"] == "load":
+            worker = Worker(request, emit)
+            emit("loaded", load_seconds=worker.loaded.load_seconds, n_gpu_layers=worker.loaded.plan.n_gpu_layers)
+        elif worker is None:
+            raise UsageError("nothing is loaded")
+        elif request["op"] == "prepare":
+            worker.prepare(request)
+        else:
+            worker.run(*request["packs"])
+
+
+if __name__ == "__main__":
+    serve(answer)

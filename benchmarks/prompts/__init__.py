@@ -1,0 +1,1 @@
+"""Prompts: templates, and the requests that a run makes of items."""

@@ -1,0 +1,106 @@
+"""What a reader must know before trusting a number: unfinished runs, differences between runs, empty answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from .labels import LANGUAGES, Bilingual, page_text, say
+from .numbers import percent
+from .pool import Pool
+from .read import Run
+
+# what changes scores, of a run's settings
+_SETTINGS = ("seed", "shots", "permutations", "n_ctx", "kv_type", "flash_attn", "chat", "pack", "max_tokens")
+_LOADED = ("kv_type", "flash_attn", "pack")  # of them, those that a server decides: null, and nothing to be said of
+_OFTEN = 0.05  # share of responses that name no choice, from which it is said
+
+
+def cautions(laid: Pool) -> list[Bilingual]:
+    """Sentences in every language, in order of weight."""
+    return [*_unfinished(laid), *_apart(laid), *_differences(laid.runs), *_answers(laid)]
+
+
+def _name(run: Run) -> str:
+    return run.folder.resolve().name
+
+
+def _unfinished(laid: Pool) -> Iterable[Bilingual]:
+    for run in laid.runs:
+        if len(run.answers) < run.n_expected:
+            yield say("w_unfinished", run=_name(run), done=f"{len(run.answers):,}", expected=f"{run.n_expected:,}")
+        if run.torn:
+            yield say("w_torn", run=_name(run), files=", ".join(run.torn))
+        if run.settings.get("stop_when_decided"):
+            yield say("w_early", run=_name(run))
+    silent = [e.key for e in laid.entrants if not any(sheets.get(e.key) for sheets in laid.sheets.values())]
+    if silent:
+        yield say("w_no_answers", models=", ".join(silent))
+
+
+def _apart(laid: Pool) -> Iterable[Bilingual]:
+    if not laid.asked_alike():
+        yield say("w_apart")
+
+
+def _differences(runs: tuple[Run, ...]) -> Iterable[Bilingual]:
+    for task in dict.fromkeys(t.name for run in runs for t in run.tasks):
+        files = {_text(sorted(f.get("sha256", "") for f in t.files)) for r in runs for t in r.tasks if t.name == task}
+        if len(files) > 1:
+            yield say("w_data_differs", task=task)
+    for key in dict.fromkeys((a.task, a.method) for run in runs for a in run.asks):
+        asks = {(a.template.sha256, a.shots) for r in runs for a in r.asks if (a.task, a.method) == key}
+        if len(asks) > 1:
+            yield say("w_template_differs", task=key[0], method=key[1])
+    for name in _SETTINGS:
+        found = [run.settings.get(name) for run in runs]
+        values = list(dict.fromkeys(_text(v) for v in found if v is not None or name not in _LOADED))
+        if len(values) > 1:
+            yield say("w_setting_differs", name=name, values=", ".join(values))
+    if len({_text([run.machine, run.settings.get("threads")]) for run in runs if run.measures}) > 1:
+        yield say("w_machine_differs")
+    versions = list(dict.fromkeys(run.llama_cpp_python for run in runs if run.llama_cpp_python))
+    if len(versions) > 1:
+        yield say("w_setting_differs", name="llama-cpp-python", values=", ".join(versions))
+
+
+def _answers(laid: Pool) -> Iterable[Bilingual]:
+    for run in laid.runs:
+        for task in run.tasks:
+            bad = sum(n for reason, n in task.excluded.items() if reason.startswith("bad row"))
+            if bad:
+                yield say("w_skipped", run=_name(run), task=task.name, n=bad)
+    empty: dict[str, list[tuple[float, str]]] = {}
+    for e in laid.entrants:
+        answers = list(laid.sheets.get("generate", {}).get(e.key, {}).values())
+        for name in dict.fromkeys(a.task for a in answers):
+            states = [a.status == "unparsed" for a in answers if a.task == name]
+            empty.setdefault(name, []).append((sum(states) / len(states), e.key))
+    for name, (share, model) in ((name, max(found)) for name, found in empty.items()):
+        if share > _OFTEN:
+            yield say("w_unparsed", model=model, task=name, share=percent(share))
+    complete = any(len(run.answers) >= run.n_expected > 0 for run in laid.runs)
+    scored = any(a.method != "generate" for run in laid.runs for a in run.asks)  # responses are compared as text
+    if complete and scored and not any(run.noise for run in laid.runs):
+        yield say("w_no_noise")
+
+
+def guesses(families: list[dict[str, Any]], views: list[dict[str, Any]]) -> Iterable[Bilingual]:
+    """References that are not shown to beat the best of the baselines: comparing their levels means little."""
+    if not views:
+        return
+    results = {r["model"]: r for r in views[0]["results"]}
+    known = {k: v for k, v in views[0]["baselines"].items() if k not in ("human", "n_human") and v is not None}
+    name, floor = max(known.items(), key=lambda item: item[1])
+    for key in dict.fromkeys(f["reference"] for f in families if f["reference"]):
+        r = results[key]
+        if r["n"] and r["interval"][0] <= floor:
+            low, high = r["interval"]
+            names = {lang: page_text(lang)[f"baseline_{name}"] for lang in LANGUAGES}
+            yield say("w_floor", model=key, accuracy=percent(r["share"]), low=percent(low), high=percent(high),
+                      floor=percent(floor), name=names)  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,335 @@
+"""From runs to the report's document: every number of the page, computed once, as plain JSON (docs/report.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from jmedlite import __version__
+from jmedlite.base.errors import UsageError
+from jmedlite.benchmarks import statistics
+from jmedlite.runtime.chat_template import NOTICE
+
+from .baselines import baselines, orders_of
+from .cautions import cautions, guesses
+from .compare import Json, compare, confidence, contraindicated, difference, share, verdicts
+from .costs import measures, pareto_fronts
+from .flips import KINDS, flipped_items
+from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
+from .read import Run
+from .verdict import verdict
+
+FORMAT, VERSION = "jmedlite.report", 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person asked for. `margin` in points; the constraints may be None."""
+
+    reference: str | None = None
+    margin: float = 2.0
+    ram_bytes: int | None = None
+    vram_bytes: int | None = None
+    max_latency: float | None = None
+
+    @property
+    def margin_share(self) -> float:
+        return self.margin / 100
+
+
+def summarise(runs: Sequence[Run], options: Options) -> Json:
+    """The document. Raises UsageError where the reference is none of the models."""
+    laid = pool(runs)
+    views = laid.view_keys()
+    references = _references(laid, options, views)
+    models = [_model(laid, e) for e in laid.entrants]
+    view_documents = [_view(laid, view, references, options) for view in views]
+    families = [
+        {"name": name, "reference": references.get(name), "models": [e.key for e in laid.family(name)]}
+        for name in laid.families
+    ]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "jmedlite": __version__,
+        "notice": dict(NOTICE),
+        "options": {**asdict(options), "alpha": statistics.ALPHA, "power": statistics.POWER,
+                    "bootstrap_samples": statistics.SAMPLES},
+        "verdicts": [verdict(f, models, view_documents, options) for f in _judged(families, options)],
+        "warnings": [*guesses(families, view_documents), *cautions(laid)],
+        "runs": [_run(run) for run in runs],
+        "tasks": _tasks(runs),
+        "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
+        "families": families,
+        "models": models,
+        "pareto": pareto_fronts(models, view_documents, joined=laid.asked_alike()),
+        "views": view_documents,
+    }  # fmt: skip
+
+
+def _judged(families: list[Json], options: Options) -> list[Json]:
+    """Each family has a verdict of its own, unless one reference was named for all."""
+    if options.reference is None or len(families) < 2:
+        return families
+    names = ", ".join(f["name"] for f in families)
+    return [
+        {"name": names, "reference": families[0]["reference"], "models": [k for f in families for k in f["models"]]}
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ references
+
+
+def _references(laid: Pool, options: Options, views: list[View]) -> dict[str, str]:
+    """Family to the key of its reference: the one named, else BF16, else the widest; of those that answered."""
+    if options.reference is not None:
+        named = _named(laid, options.reference)
+        return {family: named for family in laid.families}
+    answered = {key for view in views[:1] for key, sheet in laid.sheets[view.method].items() if sheet}
+    found = {}
+    for family in laid.families:
+        able = [e for e in laid.family(family) if e.key in answered]
+        if able:
+            found[family] = max(able, key=_width).key
+    return found
+
+
+def _width(e: Entrant) -> tuple[bool, float, float]:
+    return e.model.level == "BF16", e.model.bits_per_weight or 0.0, float(e.model.n_bytes or 0)
+
+
+def _named(laid: Pool, name: str) -> str:
+    """The key of the one model that is meant by its key, name, file or level."""
+    for match in (
+        [e for e in laid.entrants if e.key == name],
+        [e for e in laid.entrants if name in (e.model.name, e.model.file)],
+        [e for e in laid.entrants if name.upper() == (e.model.level or "").upper() or name == e.label],
+    ):
+        if len(match) == 1:
+            return match[0].key
+        if match:
+            raise UsageError(f"--reference {name}: is {', '.join(e.key for e in match)}; name one of them")
+    raise UsageError(f"--reference {name}: is none of the models; there are {', '.join(e.key for e in laid.entrants)}")
+
+
+# ---------------------------------------------------------------------------------------- what was run and measured
+
+
+def _run(run: Run) -> Json:
+    return {
+        "folder": run.folder.resolve().name,
+        "created": run.created,
+        "jmedlite": run.jmedlite,
+        "llama_cpp_python": run.llama_cpp_python,
+        "machine": run.machine,
+        "settings": run.settings,
+        "n_answers": len(run.answers),
+        "n_expected": run.n_expected,
+        "torn": list(run.torn),
+    }
+
+
+def _tasks(runs: Sequence[Run]) -> list[Json]:
+    return [{"run": i, **asdict(t), "files": list(t.files)} for i, run in enumerate(runs) for t in run.tasks]
+
+
+def _ask(run: Run, index: int) -> Json:
+    ask = run.asks[index]
+    return {"run": run.folder.resolve().name, **asdict(ask), "shots": list(ask.shots)}
+
+
+def _model(laid: Pool, entrant: Entrant) -> Json:
+    distance = laid.distance(entrant)
+    facts = asdict(entrant.model)
+    return {
+        "key": entrant.key,
+        "label": entrant.label,
+        "family": entrant.family,
+        "runs": list(entrant.runs),
+        **facts,
+        "adapters": list(entrant.model.adapters),
+        "measures": measures(laid.measures(entrant)),
+        "distance": None if distance is None else {k: v for k, v in asdict(distance).items() if k != "model"},
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- views
+
+
+def _view(laid: Pool, view: View, references: Mapping[str, str], options: Options) -> Json:
+    """All results of one way of counting answers."""
+    sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
+    orders = orders_of(sheets, laid.facts)
+    flipped = flipped_items(laid, view, references) if view.key == view.method else []
+    results = [_result(laid, view, e, references.get(e.family), options) for e in laid.entrants]
+    for family in laid.families:
+        _adjust([r["comparison"] for r in results if r["family"] == family and r["comparison"]])
+    return {
+        "key": view.key,
+        "method": view.method,
+        "tasks": list(dict.fromkeys(item.task for item, _ in orders)),
+        "baselines": baselines(view, orders, laid.facts),
+        "baselines_by_task": {
+            task: baselines(view, {u: o for u, o in orders.items() if u[0].task == task}, laid.facts)
+            for task in dict.fromkeys(item.task for item, _ in orders)
+        },
+        "results": results,
+        "across": _across(laid, view, references),
+        "languages": _languages(laid, view),
+        "n_flipped": len(flipped),
+        "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in KINDS},
+        "flipped": flipped,
+    }
+
+
+def _adjust(comparisons: list[Json]) -> None:
+    """Holm over the levels of a family."""
+    known = [c for c in comparisons if c["p"] is not None]
+    for c, p in zip(known, statistics.holm([c["p"] for c in known]), strict=True):
+        c["p_holm"] = p
+
+
+def _result(laid: Pool, view: View, entrant: Entrant, reference_key: str | None, options: Options) -> Json:
+    sheet = laid.sheets[view.method].get(entrant.key, {})
+    reference = None
+    if reference_key is not None and reference_key != entrant.key:
+        reference = laid.sheets[view.method].get(reference_key, {})
+    right = verdicts(view, sheet)
+    compared = None
+    if reference is not None:
+        compared = {"reference": reference_key, "p_holm": None,
+                    **compare(view, sheet, reference, laid.facts, options.margin_share)}  # fmt: skip
+        early = any(laid.runs[i].settings.get("stop_when_decided") for i in entrant.runs)
+        if early:
+            # a run that stopped when it liked what it saw: only the anytime-valid test may still be believed
+            compared["no_meaningful_loss"] = compared["sequential"]["decided"] == "no meaningful loss"
+    return {
+        "model": entrant.key,
+        "family": entrant.family,
+        **share(right, laid.facts),
+        "accounting": _accounting(laid, view, entrant),
+        "gestalt": _gestalt(view, sheet, laid),
+        "comparison": compared,
+        "breakdowns": _breakdowns(laid, view, sheet, reference),
+        "contraindicated": contraindicated(view, sheet, reference, laid.facts),
+        "confidence": confidence(view, sheet, laid.facts),
+        "noise": _noise(laid, view, entrant, sheet),
+    }
+
+
+def _accounting(laid: Pool, view: View, entrant: Entrant) -> list[Json]:
+    """Per task, what became of every item of it; the five add up to `n_items`."""
+    sheet = laid.sheets[view.method].get(entrant.key, {})
+    long = laid.too_long.get(view.method, {}).get(entrant.key, frozenset())
+    states: dict[Item, set[str]] = {}
+    for unit in laid.asked.get(view.method, {}).get(entrant.key, frozenset()):
+        answer = sheet.get(unit)
+        state = "too_long" if unit in long else "missing" if answer is None else answer.status
+        states.setdefault(unit[0], set()).add(state)
+    found = []
+    for run in (laid.runs[i] for i in entrant.runs):
+        for task in (t for t in run.tasks if (t.name, view.method) in {(a.task, a.method) for a in run.asks}):
+            counts = {"scored": 0, "unparsed": 0, "too_long": 0, "missing": 0}
+            for item, seen in states.items():
+                if item.task == task.name:
+                    counts[next(s for s in ("missing", "too_long", "unparsed", "scored") if s in seen)] += 1
+            found.append({"task": task.name, "n_items": task.n_items, **counts,
+                          "excluded": sum(task.excluded.values()), "reasons": task.excluded})  # fmt: skip
+    return found
+
+
+def _gestalt(view: View, sheet: Sheet, laid: Pool) -> Json | None:
+    """The mean of difflib's ratio between response and answer (`generate` only), with its bootstrap interval."""
+    values = {unit: a.gestalt for unit, a in sheet.items() if a.gestalt is not None}
+    if view.key != "generate" or not values:
+        return None
+    nothing = dict.fromkeys(values, 0.0)
+    found = difference(values, nothing, laid.facts)
+    return {"n": found["n"], "mean": found["difference"], "interval": found["interval"]}
+
+
+def _breakdowns(laid: Pool, view: View, sheet: Sheet, reference: Sheet | None) -> Json:
+    """The same numbers for each task, language and group."""
+    sides: dict[str, Callable[[Item], str | None]] = {
+        "task": lambda item: item.task,
+        "lang": lambda item: laid.facts[item].question.lang,
+        "group": lambda item: laid.facts[item].question.group,
+    }
+    found: Json = {}
+    right = verdicts(view, sheet)
+    before = verdicts(view, reference) if reference is not None else {}
+    for side, of in sides.items():
+        parts: dict[str, dict[Unit, float]] = {}
+        for unit, value in right.items():
+            name = of(unit[0])
+            if name is not None:
+                parts.setdefault(name, {})[unit] = value
+        found[side] = [
+            {"name": name, **share(part, laid.facts),
+             "difference": difference(part, before, laid.facts) if reference is not None else None}
+            for name, part in sorted(parts.items())
+        ]  # fmt: skip
+    return found
+
+
+def _noise(laid: Pool, view: View, entrant: Entrant, sheet: Sheet) -> Json | None:
+    """How many answers were decided by less than batching alone moves scores."""
+    noise = {task: n for task, n in laid.noise(entrant, view.method).items() if n.max is not None}
+    if view.kind != "picks" or not noise:
+        return None
+    margins = [
+        (margin, noise[item.task].max or 0.0)
+        for (item, _), a in sheet.items()
+        if item.task in noise and (margin := view.margin(a)) is not None
+    ]
+    return {
+        "n_answers": len(margins),
+        "n_below": sum(margin < most for margin, most in margins),
+        "max": max(n.max or 0.0 for n in noise.values()),
+        "median": float(np.median([n.median or 0.0 for n in noise.values()])),
+        "n_checked": sum(n.n for n in noise.values()),
+        "picks_changed": sum(n.picks_changed for n in noise.values()),
+    }
+
+
+def _across(laid: Pool, view: View, references: Mapping[str, str]) -> list[Json]:
+    """Models of different families on the same questions: their references, and levels of the same name."""
+    first, *others = laid.families
+    found = []
+    for family in others:
+        pairs = [(references.get(family), references.get(first))]
+        for e in laid.family(family):
+            pairs += [(e.key, o.key) for o in laid.family(first) if e.model.level and o.model.level == e.model.level]
+        for key, against in dict.fromkeys(pairs):
+            if key is None or against is None or key == against:
+                continue
+            left, right = (laid.sheets[view.method].get(k, {}) for k in (key, against))
+            compared = compare(view, left, right, laid.facts, None)
+            if compared["n"]:
+                found.append({"model": key, "against": against, **compared})
+    return found
+
+
+def _languages(laid: Pool, view: View) -> list[Json]:
+    """Japanese against English: each model with itself, over the questions that it was asked in both."""
+    found = []
+    for e in laid.entrants:
+        by: dict[str, dict[Unit, float]] = {"ja": {}, "en": {}}
+        facts = {}
+        for (item, permutation), value in verdicts(view, laid.sheets[view.method].get(e.key, {})).items():
+            f = laid.facts[item]
+            question = Item(*f.cluster, "")
+            facts[question] = f
+            by.setdefault(f.question.lang, {})[question, permutation] = value
+        both = difference(by["ja"], by["en"], facts)
+        if not both["n"]:
+            continue
+        common = [u for u in by["ja"] if u in by["en"]]
+        shares = {lang: share({u: by[lang][u] for u in common}, facts) for lang in ("ja", "en")}
+        lost = sum(by["ja"][u] < by["en"][u] for u in common)
+        won = sum(by["ja"][u] > by["en"][u] for u in common)
+        found.append({"model": e.key, "ja": shares["ja"], "en": shares["en"], **both,
+                      "p": statistics.mcnemar(lost, won), "only_en_right": lost, "only_ja_right": won})  # fmt: skip
+    return found

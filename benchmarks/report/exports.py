@@ -1,0 +1,199 @@
+"""The report's document as Markdown, as CSV, and as the model card of a GGUF repository."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from jmedlite.base.errors import UsageError
+from jmedlite.base.hub import parse_id
+
+from .labels import page_text
+from .numbers import MISSING, fixed, gigabytes, p_value, percent, points
+from .verdict import Json, reasons
+
+
+def _cell(text: Any) -> str:
+    """Text that stays text in a Markdown table."""
+    plain = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", plain)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> str:
+    """A Markdown table; the first `n_text` columns are text, the others numbers."""
+    marks = ["---"] * n_text + ["---:"] * (len(head) - n_text)
+    lines = [head, marks, *rows]
+    return "\n".join(
+        "| " + " | ".join(c if i == 1 else _cell(c) for c in line) + " |" for i, line in enumerate(lines)
+    ) + "\n"  # fmt: skip
+
+
+def _interval(interval: Sequence[float] | None, write: Any) -> str:
+    return f"{write(interval[0])} … {write(interval[1])}" if interval else MISSING
+
+
+def _median(model: Json, name: str, write: Any, *arguments: int) -> str:
+    spread = (model["measures"] or {}).get(name)
+    return str(write(spread["median"] if spread else None, *arguments))
+
+
+# --------------------------------------------------------------------------------------------------------- Markdown
+
+
+def to_markdown(document: Json, lang: str) -> str:
+    """The verdict, the table of levels, the comparisons, and the baselines."""
+    t = page_text(lang)
+    names = ", ".join(f["name"] for f in document["families"])
+    parts = [f"# {t['title']}: {_cell(names)}\n", f"## {t['h_verdict']}\n"]
+    parts += [f"{_cell(reason)}\n" for reason in reasons(document, lang)]
+    parts += [f"> {_cell(w[lang])}\n" for w in document["warnings"]]
+    parts += [f"## {t['h_levels']}\n", _levels(document, t)]
+    for view in document["views"]:
+        parts += [f"## {t['h_paired']}: {t['view_' + view['key']]}\n", _comparisons(view, t)]
+        base = view["baselines"]
+        known = [(t["baseline_" + key], percent(v)) for key, v in base.items() if key != "n_human" and v is not None]
+        parts += [f"## {t['h_baselines']}: {t['view_' + view['key']]}\n", _table(["", t["accuracy"]], known)]
+    parts += [f"**{document['notice'][lang]}**\n"]
+    return "\n".join(parts)
+
+
+def _levels(document: Json, t: dict[str, str]) -> str:
+    results = {r["model"]: r for r in document["views"][0]["results"]} if document["views"] else {}
+    head = [t["model"], t["file_size"], t["bits"], t["accuracy"], t["ci"], t["n"], t["rss"], t["question_median"],
+            t["generation_tps"], t["licence"]]  # fmt: skip
+    rows = []
+    for m in document["models"]:
+        r = results.get(m["key"], {"share": None, "interval": None, "n": 0})
+        rows.append([m["key"], gigabytes(m["n_bytes"]), fixed(m["bits_per_weight"], 2), percent(r["share"]),
+                     _interval(r["interval"], percent), r["n"], _median(m, "peak_rss_bytes", gigabytes),
+                     _median(m, "question_seconds", fixed, 2), _median(m, "generation_tps", fixed, 1),
+                     m["license"] or t["licence_unknown"]])  # fmt: skip
+    return _table(head, rows)
+
+
+def _comparisons(view: Json, t: dict[str, str]) -> str:
+    head = [t["model"], t["against"], t["accuracy"], t["n"], t["difference"], t["ci"], t["loss_bound"], t["p"],
+            t["p_holm"], t["right_to_wrong"], t["wrong_to_right"], t["wrong_to_wrong"], t["shown"]]  # fmt: skip
+    rows = []
+    for r in view["results"]:
+        c = r["comparison"]
+        if not r["n"]:
+            continue
+        if not c or not c["n"]:
+            rows.append([r["model"], MISSING, percent(r["share"]), r["n"], *[MISSING] * 9])
+            continue
+        rows.append([r["model"], c["reference"], percent(r["share"]), c["n"], points(c["difference"]),
+                     _interval(c["interval"], points), points(c["loss_bound"]), p_value(c["p"]), p_value(c["p_holm"]),
+                     *(c["flips"][k] for k in ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")),
+                     t["yes"] if c["no_meaningful_loss"] else t["no"]])  # fmt: skip
+    return _table(head, rows, n_text=2)
+
+
+# -------------------------------------------------------------------------------------------------------------- CSV
+
+
+def to_csv(document: Json) -> str:
+    """A row for every model and view, with plain numbers: shares as fractions, bytes, seconds."""
+    models = {m["key"]: m for m in document["models"]}
+    rows = [_csv_row(models[r["model"]], view, r) for view in document["views"] for r in view["results"]]
+    out = io.StringIO()
+    out.write("\ufeff")  # without it spreadsheets on Japanese systems take UTF-8 for Shift JIS
+    writer = csv.DictWriter(out, list(rows[0]) if rows else list(_csv_model({})), lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows({name: _safe(value) for name, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _safe(value: Any) -> Any:
+    """Text that a spreadsheet won't run as a formula; numbers as they are."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def _csv_model(model: Json) -> Json:
+    measures = model.get("measures") or {}
+    names = ("key", "family", "level", "file", "sha256", "license", "n_bytes", "bits_per_weight")
+    spreads = ("peak_rss_bytes", "kv_bytes", "load_seconds", "prompt_tps", "generation_tps", "first_token_seconds",
+               "question_seconds", "vram_total_bytes")  # fmt: skip
+    row = {name: model.get(name) for name in names}
+    for name in spreads:
+        row[f"{name}_median"] = (measures.get(name) or {}).get("median")
+    row["question_seconds_p95"] = (measures.get("question_seconds") or {}).get("p95")
+    return row
+
+
+def _csv_row(model: Json, view: Json, result: Json) -> Json:
+    c = result["comparison"] or {}
+    low, high = result["interval"] or (None, None)
+    c_low, c_high = c.get("interval") or (None, None)
+    names = ("reference", "difference", "loss_bound", "no_meaningful_loss", "p", "p_holm", "disagreement",
+             "detectable_loss", "questions_lost", "questions_gained")  # fmt: skip
+    return {
+        **_csv_model(model),
+        "view": view["key"],
+        "n": result["n"],
+        "n_items": result["n_items"],
+        "accuracy": result["share"],
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "n_compared": c.get("n"),
+        **{name: c.get(name) for name in names},
+        "difference_low": c_low,
+        "difference_high": c_high,
+        **{kind: c.get("flips", {}).get(kind) for kind in ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")},
+        "contraindicated_taken": (result["contraindicated"] or {}).get("taken"),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- model card
+
+_HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
+
+
+def _hub_id(made_from: str | None) -> str | None:
+    """The repository of `owner/name@commit`; None for what lay on a disk."""
+    repo, commit = parse_id(made_from or "") or (None, None)
+    return repo if commit else None
+
+
+def model_card(document: Json) -> str:
+    """A Hugging Face README: YAML front matter, the verdict, the levels, how it was measured."""
+    if len(document["families"]) != 1:
+        names = ", ".join(f["name"] for f in document["families"])
+        raise UsageError(f"--model-card: a card is for one model's files, here are {names}; give runs of one")
+    models = document["models"]
+    licences = list(dict.fromkeys(m["license"] for m in models if m["license"]))
+    languages = sorted({t["lang"] for t in document["tasks"]})
+    licence = licences[0] if len(licences) == 1 and _HUB_LICENCE.fullmatch(licences[0]) else "other"
+    head: Json = {"license": licence, "language": languages, "library_name": "gguf", "pipeline_tag": "text-generation"}
+    if licence == "other" and licences:
+        head["license_name"] = "; ".join(licences)
+    if bases := list(dict.fromkeys(repo for m in models if (repo := _hub_id(m["made_from"])))):
+        head |= {"base_model": bases, "base_model_relation": "quantized"}
+    head["tags"] = ["gguf", "quantized", "medical", "jmedlite"]
+    title = next((m["title"] for m in models if m["title"]), document["families"][0]["name"])
+    t = page_text("en")
+    tasks = [
+        f"- {_cell(x['title'])} ({_cell(x['source'])}), {x['n_asked']} of {x['n_items']} items"
+        for x in document["tasks"]
+    ]
+    return "\n".join([
+        "---\n" + yaml.safe_dump(head, allow_unicode=True, sort_keys=False) + "---\n",
+        f"# {_cell(title)}, GGUF\n",
+        *(f"{_cell(reason)}\n" for reason in reasons(document, "en")),
+        *(f"> {_cell(w['en'])}\n" for w in document["warnings"]),
+        f"**{document['notice']['en']}** {document['notice']['ja']}\n",
+        "## Levels\n", _levels(document, t),
+        *(part for v in document["views"][:1] for part in ("## Against the reference\n", _comparisons(v, t))),
+        "## Measured on\n", *tasks, "",
+        "Medians over rounds; what was not measured is –. Licence: "
+        f"{_cell('; '.join(licences) or 'not stated')}, that of the model these files were made from.\n",
+        "## Files\n",
+        _table(["file", "SHA-256"], [[m["file"] or m["name"], m["sha256"] or MISSING] for m in models], 2),
+    ])  # fmt: skip

@@ -1,0 +1,108 @@
+"""The report's document as one HTML page: no request, no script; every number stands in a `<data>` element."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from .labels import page_text
+from .numbers import MISSING, fixed, gigabytes, p_value, percent, points
+from .plots import draw
+from .verdict import Json
+
+SHOWN = 600  # items that unfold on the page; all are in the JSON
+
+
+def render(document: Json, lang: str) -> str:
+    """The page in "en" or "ja"."""
+    text = page_text(lang)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_resource),
+    )  # fmt: skip
+    environment.filters |= {
+        "moment": _moment,
+        "pct": partial(_number, percent),
+        "pts": partial(_number, points),
+        "gb": partial(_number, gigabytes),
+        "mb": partial(_number, _megabytes),
+        "num": partial(_number, fixed),
+        "int": partial(_number, _whole),
+        "pval": partial(_number, p_value),
+    }
+    plots = {name: svg and Markup(svg) for name, svg in draw(document, text).items()}
+    labels = short = {m["key"]: m["label"] for m in document["models"]}
+    if len(document["families"]) > 1:
+        labels = {m["key"]: f"{m['family']} {m['label']}" for m in document["models"]}
+    environment.filters["label_of"] = labels.__getitem__
+    template = environment.get_template("report.html.j2")
+    page = template.render(
+        d=document, t=text, lang=lang, plots=plots, labels=labels, shown=SHOWN, results=_results(document),
+        css=Markup(_resource("report.css")), plain=_plain, parts=_parts(document), part_of=_part_of,
+        nothing=defaultdict(lambda: None),
+        short=short, answered=[m["key"] for m in document["models"] if _answered(document, m["key"])],
+    )  # fmt: skip
+    return re.sub(r"[ \t]*\n\s*\n", "\n", page)
+
+
+def _resource(name: str) -> str:
+    return (files("jmedlite.benchmarks.report") / name).read_text(encoding="utf-8")
+
+
+def _results(document: Json) -> dict[str, dict[str, Json]]:
+    """View key to model key to result."""
+    return {v["key"]: {r["model"]: r for r in v["results"]} for v in document["views"]}
+
+
+def _parts(document: Json) -> dict[str, dict[str, int]]:
+    """Of the first view: task, language and group to the names there, each with the most questions any model has."""
+    found: dict[str, dict[str, int]] = {"task": {}, "lang": {}, "group": {}}
+    for result in document["views"][0]["results"] if document["views"] else []:
+        for side, parts in result["breakdowns"].items():
+            for part in parts:
+                found[side][part["name"]] = max(part["n_items"], found[side].get(part["name"], 0))
+    return found
+
+
+def _answered(document: Json, key: str) -> bool:
+    """Whether the model has results in the first view."""
+    return any(r["model"] == key and r["n"] for r in document["views"][0]["results"]) if document["views"] else False
+
+
+def _part_of(result: Json, side: str, name: str) -> Json | None:
+    return next((part for part in result["breakdowns"][side] if part["name"] == name), None)
+
+
+def _number(write: Any, value: float | None, *arguments: int) -> Markup:
+    """A number that says exactly what it is, so that the page can be checked against the document."""
+    if value is None:
+        return Markup('<span class="none">{}</span>').format(MISSING)
+    return Markup('<data value="{}">{}</data>').format(repr(value), write(value, *arguments))
+
+
+def _moment(created: str) -> str:
+    """ISO 8601 as people write it, to the minute."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(\.\d+)?(\+00:00|Z)$", r"\1 \2 UTC", created)
+
+
+def _megabytes(n_bytes: float) -> str:
+    return fixed(n_bytes / 1e6, 1)
+
+
+def _whole(value: float) -> str:
+    return fixed(value, 0 if float(value).is_integer() else 1)
+
+
+def _plain(value: Any) -> Markup:
+    """A setting or fact from a run, as text."""
+    if isinstance(value, dict):
+        return Markup(", ").join(Markup("{} {}").format(k, _plain(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return Markup(", ").join(_plain(v) for v in value)
+    return escape("–" if value is None else str(value).lower() if isinstance(value, bool) else value)

@@ -1,0 +1,1 @@
+"""A run: every model asked every question, what each costs, and the folder that keeps it."""

@@ -1,0 +1,192 @@
+"""The child process that reads a text with one model: `python -m jmedlite.benchmarks.run.distance_worker`.
+
+Reads requests, writes events, one JSON object a line. `load` a model with a text: `loaded` tells its tokens. `evaluate`
+chunks of it, and keep the distributions in a file or compare them with those kept: a `chunk` event for each, then
+`done`. An expected fault is an `error` event; a native abort ends only this process.
+
+A chunk is evaluated as llama-perplexity does (tools/perplexity/perplexity.cpp of llama.cpp): from an empty cache, its
+first token replaced by BOS where the model wants one; its first half is context, the rest is scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jmedlite.base.errors import DataError, IoFault, NativeError, UsageError
+from jmedlite.base.outputs import fault
+from jmedlite.benchmarks.backends.local_engine import NO_ROOM
+from jmedlite.runtime.chat_template import Part
+from jmedlite.runtime.loading import LoadedModel
+from jmedlite.runtime.protocol import Emit, Requests, serve
+
+from .divergence import Spaces, record
+
+# Tokens evaluated at once. Bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
+N_ROWS = 64
+
+
+def scored(n_ctx: int) -> range:
+    """Positions of a chunk whose logits are read: each scores the token after it."""
+    return range(n_ctx // 2, n_ctx - 1)
+
+
+class Kept:
+    """The file that holds the reference's distributions, position after position; readable by this user only."""
+
+    def __init__(self, path: Path, n_vocab: int, writing: bool) -> None:
+        self.path, self._record = path, record(n_vocab)
+        flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if writing else 0) | getattr(os, "O_BINARY", 0)
+        try:
+            self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
+        except OSError as e:
+            raise fault(e, path, "opening") from None
+
+    def new(self, n: int) -> NDArray[Any]:
+        """Room for `n` positions, to be filled and written."""
+        return np.empty(n, self._record)
+
+    def write(self, rows: NDArray[Any]) -> None:
+        view = memoryview(rows.view(np.uint8).data)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as e:
+            raise fault(e, self.path, "writing") from None
+
+    def read(self, n: int) -> NDArray[Any]:
+        """The next `n` positions."""
+        rows = np.empty(n, self._record)
+        view = memoryview(rows.view(np.uint8).data)
+        try:
+            while view:
+                count = self._file.readinto(view)  # type: ignore[attr-defined] # a raw file has it
+                if not count:
+                    raise IoFault(f"{self.path}: ends too early; who changed it? Run again")
+                view = view[count:]
+        except OSError as e:
+            raise fault(e, self.path, "reading") from None
+        return rows
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Reading:
+    """One model over one text."""
+
+    def __init__(self, request: dict[str, Any], emit: Emit) -> None:
+        self.emit, self.n_threads, self.n_ctx = emit, int(request["threads"]), int(request["ctx"])
+        self.loaded = loaded = LoadedModel(request, emit)
+        self.llama, self.n_vocab = loaded.llama, loaded.vocabulary.n_tokens
+        if self.n_ctx > loaded.n_ctx_train:
+            raise DataError(
+                f"a chunk of {self.n_ctx:,} tokens is longer than the {loaded.n_ctx_train:,} that {loaded.path.name} "
+                "was trained on; lower --text-ctx"
+            )
+        vocab = loaded.vocabulary.vocab
+        self.bos = self.llama.llama_vocab_bos(vocab) if self.llama.llama_vocab_get_add_bos(vocab) else None
+        self.tokens = loaded.vocabulary.tokenize_parts([Part(request["text"], False)])
+        self.spaces = Spaces(self.n_vocab, self.n_threads)
+
+    def facts(self) -> dict[str, Any]:
+        """What tells whether two models' distributions over this text can be compared."""
+        words = hashlib.sha256()
+        for token in self.loaded.header.metadata["tokenizer.ggml.tokens"]:
+            words.update(len(token).to_bytes(4, "little") + token)
+        return {
+            "n_tokens": len(self.tokens),
+            "n_vocab": self.n_vocab,
+            "vocabulary": words.hexdigest(),
+            "tokens": hashlib.sha256(np.array([self.bos or 0, *self.tokens], "<i4").tobytes()).hexdigest(),
+        }
+
+    def evaluate(self, n_chunks: int, keep: str | None, compare: str | None) -> None:
+        """The first `n_chunks` chunks; `keep` and `compare` name the file to write, or to read."""
+        kept = None
+        if keep or compare:
+            kept = Kept(Path(str(keep or compare)), self.n_vocab, writing=bool(keep))
+        context = self.loaded.make_context(self.n_ctx, N_ROWS, self.n_threads, NO_ROOM, n_outputs_max=N_ROWS)
+        batch = self.llama.llama_batch_init(N_ROWS, 0, 1)
+        try:
+            for i in range(n_chunks):
+                tokens = self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
+                first = [tokens[0] if self.bos is None else self.bos]
+                self.emit("chunk", **self._chunk(context, batch, first + tokens[1:], kept, bool(compare)))
+        finally:
+            self.llama.llama_batch_free(batch)
+            self.llama.llama_free(context)
+            if kept:
+                kept.close()
+        self.emit("done")
+
+    def _chunk(
+        self, context: Any, batch: Any, tokens: Sequence[int], kept: Kept | None, comparing: bool
+    ) -> dict[str, list[Any]]:
+        """`nll` (nats) of every scored position of a chunk and, comparing, `kl` (nats) and `same` (top token)."""
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(context), True)
+        nll: list[float] = []
+        found: list[tuple[float, float, bool]] = []
+        for start in range(0, len(tokens), N_ROWS):
+            where = range(start, min(start + N_ROWS, len(tokens)))
+            logits = self._decode(context, batch, tokens, where)
+            follow = [tokens[at + 1] for at in where if at in scored(self.n_ctx)]
+            if not follow:
+                continue
+            if not kept:
+                nll += self._each("nll", logits, follow)
+            elif comparing:
+                rows = kept.read(len(follow))
+                found += self._each("compare", logits, follow, [rows] * len(follow), range(len(follow)))
+            else:
+                rows = kept.new(len(follow))
+                nll += self._each("keep", logits, follow, [rows] * len(follow), range(len(follow)))
+                kept.write(rows)
+        if not comparing:
+            return {"nll": nll}
+        return {key: [x[i] for x in found] for i, key in enumerate(("nll", "kl", "same"))}
+
+    def _each(self, method: str, *columns: Any) -> list[Any]:
+        try:
+            return self.spaces.each(method, *columns)
+        except DataError as e:
+            raise DataError(f"{self.loaded.path.name}: {e}") from None
+
+    def _decode(self, context: Any, batch: Any, tokens: Sequence[int], where: range) -> list[NDArray[np.float32]]:
+        """Evaluate the tokens at `where`; logits (n_vocab,) at its scored positions, until the next evaluation."""
+        batch.n_tokens = len(where)
+        for k, at in enumerate(where):
+            batch.token[k], batch.pos[k] = tokens[at], at
+            batch.n_seq_id[k], batch.seq_id[k][0] = 1, 0
+            batch.logits[k] = at >= self.n_ctx // 2  # the last one, which nobody reads, as llama-perplexity does
+        status = self.llama.llama_decode(context, batch)
+        if status != 0:
+            raise NativeError(f"llama.cpp could not evaluate the text (status {status}: {self.loaded.reason()})")
+        return [
+            np.ctypeslib.as_array(self.llama.llama_get_logits_ith(context, k), (self.n_vocab,))
+            for k, at in enumerate(where)
+            if at in scored(self.n_ctx)
+        ]
+
+
+def answer(requests: Requests, emit: Emit) -> None:
+    """Work on one request after the other."""
+    reading: Reading | None = None
+    for request in requests:
+        if request["op"] == "load":
+            reading = Reading(request, emit)
+            emit("loaded", **reading.facts())
+        elif reading is None:
+            raise UsageError("nothing is loaded")
+        else:
+            reading.evaluate(request["chunks"], request["keep"], request["compare"])
+
+
+if __name__ == "__main__":
+    serve(answer)

@@ -1,0 +1,238 @@
+"""One run: every model asked every question, each result on disk as soon as it is there, from wherever it stopped."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jmedlite.benchmarks.backends.base import Answer, Answerer, Prepared, Wanted
+from jmedlite.benchmarks.prompts.requests import Ask
+from jmedlite.benchmarks.scoring import result
+from jmedlite.benchmarks.statistics import Sequential
+from jmedlite.benchmarks.tasks.items import NOT_ASKED, Dataset, Item, Left
+
+from .folder import NOISE, Key, RunFolder
+
+N_NOISE = 16  # questions of each model, task and method that are asked once more, alone
+Progress = Callable[[int, int, str], None]  # questions done, in all, and what is being done
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a run: `facts` as in `run.json`, and how to open what answers for it."""
+
+    name: str
+    facts: Mapping[str, Any]
+    open: Callable[[], AbstractContextManager[Answerer]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every question is asked with; part of the run's identity (docs/runs.md).
+
+    With `margin` (points) a model is asked no further as soon as an anytime-valid test against the first model decides
+    whether it loses more than that.
+    """
+
+    n_ctx: int | None = None
+    chat: bool = False
+    max_tokens: int = 64
+    margin: float | None = None
+
+    def wanted(self, ask: Ask) -> Wanted:
+        return Wanted(
+            prompts=tuple(ask.prompts()),
+            chat=self.chat,
+            n_ctx=self.n_ctx,
+            max_tokens=self.max_tokens if ask.method == "generate" else 0,
+            newline_ends=ask.template.own,
+        )
+
+
+def run_keys(models: Sequence[str], asks: Sequence[Ask]) -> list[Key]:
+    """The keys of all results of a run, in their order."""
+    return [
+        (model, ask.dataset.name, ask.method, permutation, item.id)
+        for model in models
+        for ask in asks
+        for item, permutation, _ in ask.questions
+    ]
+
+
+def question_lines(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
+    """`questions.jsonl`: every item of every task, those first that are asked."""
+    return [
+        line
+        for dataset in datasets
+        for line in (
+            *(_question(dataset, item, None) for item in dataset.items),
+            *(_question(dataset, left.item, left.reason, left) for left in dataset.left),
+        )
+    ]
+
+
+def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: Left | None = None) -> dict[str, Any]:
+    if item is None:
+        assert left is not None
+        item = Item(left.id, "", (), (), dataset.lang)
+    return {
+        "task": dataset.name,
+        "id": item.id,
+        "question": item.question,
+        "choices": item.choices,
+        "answers": item.answers,
+        "lang": item.lang,
+        "group": item.group,
+        "contraindicated": item.contraindicated,
+        "human_accuracy": item.human_accuracy,
+        "context": item.context,
+        "excluded": excluded,
+    }
+
+
+def ask_all(
+    folder: RunFolder, models: Sequence[Model], asks: Sequence[Ask], settings: Settings, progress: Progress
+) -> None:
+    """Fill the folder's `items.jsonl` and `noise.jsonl`; goes on behind what is there."""
+    sizes = [len(ask.questions) for ask in asks]
+    total = len(models) * sum(sizes)
+    noisy = {(n["model"], n["task"], n["method"]) for n in folder.lines(NOISE)}
+    progress(folder.n_items, total, "")
+    begin = 0
+    for model in models:
+        end = begin + sum(sizes)
+        missing = [a for a in asks if (model.name, a.dataset.name, a.method) not in noisy]
+        if folder.n_items < end or missing:
+            with model.open() as answerer:
+                at = begin
+                for ask, size in zip(asks, sizes, strict=True):
+                    one = _Asking(folder, model.name, answerer, ask, settings.wanted(ask), at)
+                    if settings.margin is not None and begin:
+                        one.judge = Judge(list(folder.items())[at - begin : at - begin + size], settings.margin)
+                    if folder.n_items < at + size:
+                        one.ask(lambda n, name=model.name: progress(n, total, name))  # type: ignore[misc]
+                    if ask in missing:
+                        one.measure_noise()
+                    at += size
+        begin = end
+
+
+class Judge:
+    """Looks at a model's results beside the first model's, pair by pair, until its loss is decided."""
+
+    def __init__(self, reference: Sequence[Mapping[str, Any]], margin: float) -> None:
+        self.reference, self.test, self.n_seen = reference, Sequential(margin / 100), 0
+
+    def sees(self, results: Sequence[Mapping[str, Any]]) -> bool:
+        """Take the results that follow those seen before; True as soon as the test decides."""
+        for mine in results:
+            first = self.reference[self.n_seen]
+            self.n_seen += 1
+            if mine["correct"] is not None and first["correct"] is not None:
+                self.test = self.test.add(first["correct"], mine["correct"])
+        return self.test.decided is not None
+
+
+@dataclass
+class _Asking:
+    """One model and one ask; `begin` is the place of its first result among all."""
+
+    folder: RunFolder
+    model: str
+    answerer: Answerer
+    ask_: Ask
+    wanted: Wanted
+    begin: int
+    prepared: Prepared | None = None
+    judge: Judge | None = None
+
+    def ask(self, tell: Callable[[int], None]) -> None:
+        """Ask what has no result yet; a pack that was cut is asked again as a whole."""
+        self.prepared = prepared = self.answerer.prepare(self.wanted)
+        done = max(0, self.folder.n_items - self.begin)
+        first = max(0, bisect_right(prepared.starts, done) - 1)
+        if done:
+            self.folder.keep_items(self.begin + prepared.starts[first])
+        tell(self.folder.n_items)
+        if self.judge and self.judge.sees(list(self.folder.items())[self.begin :]):
+            self._skip()
+            return
+        for start, stop in self._stretches(first, len(prepared.starts)):
+            for at, answers in self.answerer.run(start, stop):
+                assert self.begin + at == self.folder.n_items, "answers come in order"
+                results = [self._result(at + i, answer) for i, answer in enumerate(answers)]
+                self.folder.add_items(results)
+                tell(self.folder.n_items)
+            if self.judge and self.judge.sees(results):
+                self._skip()
+                return
+
+    def _stretches(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Packs that are asked for at once: all, or one by one where any of them may be the last."""
+        return [(i, i + 1) for i in range(first, stop)] if self.judge else [(first, stop)]
+
+    def _skip(self) -> None:
+        """Give every question that is left a result that says it was not asked."""
+        left = range(self.folder.n_items - self.begin, len(self.ask_.questions))
+        nothing = {"status": NOT_ASKED, **dict.fromkeys(("n_prompt", "scores", "picks", "correct", "margin"))}
+        self.folder.add_items([{**self._head(i), **nothing} for i in left])
+
+    def _head(self, number: int) -> dict[str, Any]:
+        item, permutation, order = self.ask_.questions[number]
+        return {
+            "model": self.model,
+            "task": self.ask_.dataset.name,
+            "method": self.ask_.method,
+            "id": item.id,
+            "permutation": permutation,
+            "order": list(order),
+        }
+
+    def _result(self, number: int, answer: Answer) -> dict[str, Any]:
+        item, _, order = self.ask_.questions[number]
+        return {**self._head(number), **result(self.ask_.method, item, order, answer)}
+
+    def measure_noise(self) -> None:
+        """Ask some questions once more, each alone, and keep how far their scores move (docs/runs.md)."""
+        if self.ask_.method == "generate":
+            return
+        chosen = sample_evenly(len(self.ask_.questions), N_NOISE)
+        prepared = self.prepared or self.answerer.prepare(self.wanted)
+        self.prepared = None
+        few = tuple(self.wanted.prompts[i] for i in chosen)
+        self.answerer.prepare(replace(self.wanted, prompts=few, together=False, n_head=prepared.n_head))
+        alone = [a for _, answers in self.answerer.run(0, len(chosen)) for a in answers]
+        there = list(self.folder.items())[self.begin : self.begin + len(self.ask_.questions)]
+        moves, changed = [], 0
+        for i, answer in zip(chosen, alone, strict=True):
+            new = self._result(i, answer)
+            if new["scores"] is not None and there[i]["scores"] is not None:
+                moves.append(movement(there[i]["scores"], new["scores"]))
+                changed += new["picks"] != there[i]["picks"]
+        self.folder.append(
+            NOISE,
+            {
+                "model": self.model,
+                "task": self.ask_.dataset.name,
+                "method": self.ask_.method,
+                "n": len(moves),
+                "max": round(max(moves), 6) if moves else None,
+                "median": round(statistics.median(moves), 6) if moves else None,
+                "picks_changed": changed,
+            },
+        )
+
+
+def movement(a: Sequence[float], b: Sequence[float]) -> float:
+    """How far the distances between choices moved, at most: what could turn one answer into another (nats)."""
+    moved = [y - x for x, y in zip(a, b, strict=True)]
+    return max(moved) - min(moved)
+
+
+def sample_evenly(n: int, k: int) -> list[int]:
+    """`k` of n places, evenly spaced; all where there are fewer."""
+    return list(range(n)) if n <= k else [i * n // k for i in range(k)]

@@ -1,0 +1,1 @@
+"""Tasks: from published rows to checked items, and the samples drawn from them."""

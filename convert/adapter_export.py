@@ -1,0 +1,94 @@
+"""`--adapter-only`: the adapters as one GGUF LoRA for use at run time, or the reason why that can't be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base import gguf
+from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.outputs import check_target
+from jmedlite.convert.adapters.gguf_lora import RuntimeWeight, write_adapter
+from jmedlite.convert.sources.tensors import Files
+
+from .planning import EMBEDDING, HEAD, bind_adapters, make_jobs, open_model
+
+TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class ExportedAdapter:
+    """A finished adapter file."""
+
+    path: Path
+    size_bytes: int
+    n_weights: int
+    warnings: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As the JSON document shows it."""
+        return {"file": str(self.path), "size_bytes": self.size_bytes, "n_weights_changed": self.n_weights}
+
+
+def export(
+    model_path: Path,
+    adapters: Sequence[tuple[Path, float]],
+    path: Path,
+    *,
+    types: Sequence[str] = (),
+    overwrite: bool = False,
+) -> ExportedAdapter:
+    """Write `adapters` for the model at `model_path` to `path`; of the model, only the headers are read.
+
+    Raises DataError where an adapter does what llama.cpp can't do at run time.
+    """
+    if not adapters:
+        raise UsageError("--adapter-only: name the adapter with --lora")
+    names = [t.upper() for t in types] or ["F32"]
+    if len(names) > 1 or names[0] not in TYPES:
+        raise UsageError(f"--adapter-only: --type {' '.join(types)}; expected one of {', '.join(TYPES)}")
+    check_target(path, overwrite)
+    files = Files()
+    model = open_model(model_path, files, requantize=True)
+    bound = bind_adapters(model, adapters)
+    tied = not any(spec.name == HEAD for spec in model.specs)
+    weights = []
+    for job in make_jobs(model, bound):
+        if job.updates:
+            order = next((order for _, _, order in job.updates), None)
+            weight = RuntimeWeight(job.name, job.gguf_shape[::-1], tuple((a, key) for a, key, _ in job.updates), order)
+            if len({order for _, _, order in job.updates}) > 1:
+                raise DataError(f"{job.name}: PEFT and GGUF adapters can't go into one file; export them one by one")
+            if tied and job.name in (EMBEDDING, HEAD):
+                raise _impossible(weight, "changes the embedding or head of a model that has one table for both")
+            weights.append(weight)
+    for weight in weights:
+        for adapter, key in weight.updates:
+            if adapter.updates[key].magnitude is not None:
+                raise _impossible(weight, "is a DoRA adapter")
+            if adapter.updates[key].right is None:
+                raise _impossible(weight, f"changes the bias {key}")
+    for adapter in bound:
+        if adapter.replaced:
+            raise DataError(_reason(adapter.name, f"has fully trained tensors ({next(iter(adapter.replaced))})"))
+    name = " + ".join(a.name if a.weight == 1 else f"{a.name} × {a.weight:g}" for a in bound)
+    metadata = {
+        "general.architecture": (model.architecture, gguf.STRING, None),
+        "general.name": (name, gguf.STRING, None),
+        "jmedlite.made.base": (model.label, gguf.STRING, None),
+    }
+    write_adapter(path, weights, files, metadata, GGMLQuantizationType[names[0]])
+    files.close()
+    return ExportedAdapter(path, path.stat().st_size, len(weights), tuple(w for a in bound for w in a.warnings))
+
+
+def _reason(name: str, what: str) -> str:
+    return f"adapter {name}: {what}, which llama.cpp can't do at run time; merge it with `jmedlite quantize --lora`"
+
+
+def _impossible(weight: RuntimeWeight, what: str) -> DataError:
+    return DataError(_reason(weight.updates[0][0].name, what))

@@ -1,0 +1,1 @@
+"""LoRA adapters: their arithmetic, PEFT folders, llama.cpp's own form."""

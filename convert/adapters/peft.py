@@ -1,0 +1,397 @@
+"""A PEFT adapter folder, bound to a base model: every tensor and every setting understood, or refused by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from jmedlite.base.inputs import read_json
+from jmedlite.convert.sources.checkpoint import read_weights
+from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, Files, StoredTensor
+
+from .lora import Factor, Update
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(
+    r"(?P<module>.+)\.(?:lora_(?P<side>A|B|embedding_A|embedding_B)|(?P<magnitude>lora_magnitude_vector))"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<leaf>weight|bias))?"
+)
+_SAVED = re.compile(
+    r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module)(?:\.(?!weight$|bias$)[^.]+)?)?(?:\.base_layer)?\.(?P<leaf>weight|bias)"
+)
+
+# Configuration keys that say how the adapter was trained or named, and those read below.
+_KNOWN = {
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "alpha_pattern", "rank_pattern", "loftq_config",
+    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
+    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora", "lora_ga_config", "modules_to_tie",
+    "target_modules_to_tie",
+}  # fmt: skip
+# Initialisations under which PEFT rewrites the base weights on loading, so that base + B·A is not the model.
+_REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter is for, under Hugging Face's names; where the head is tied, it stands there as well.
+
+    `spellings` are (prefix, prefix) pairs: what some release of transformers calls a module, and what the checkpoint
+    does.
+    """
+
+    name: str | None
+    tensors: Mapping[str, StoredTensor]
+    embedding: str
+    head: str
+    tied: bool
+    files: Files
+    spellings: tuple[tuple[str, str], ...] = ()
+
+    def spell(self, name: str) -> str:
+        """A tensor's or module's name as the checkpoint spells it."""
+        for theirs, ours in self.spellings:
+            if name.startswith(theirs) and not name.startswith(ours):
+                return ours + name.removeprefix(theirs)
+        return name
+
+    def respell(self, name: str) -> list[str]:
+        """Every name that a module of the checkpoint goes by."""
+        full = f"{name}."
+        others = (theirs + full.removeprefix(ours) for theirs, ours in self.spellings if full.startswith(ours))
+        return [name, *(other.removesuffix(".") for other in others)]
+
+
+class PeftAdapter:
+    """One PEFT adapter: what it adds to which weights, and which it replaces (see lora.Adapter).
+
+    Raises DataError before any output where the adapter does not fit its base.
+    """
+
+    in_gguf_order = False
+
+    def __init__(self, folder: Path, base: Base, weight: float = 1.0) -> None:
+        self.config = read_json(folder / ADAPTER_CONFIG)
+        self.weights_file = find_weights(folder)
+        self.folder: Path | None = folder
+        self.name, self.weight, self.warnings = folder.resolve().name, weight, list[str]()
+        self._base = base
+        self._check_config()
+        self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
+        self.updates: dict[str, Update] = {}
+        self.replaced: dict[str, StoredTensor] = {}
+        self._saved: set[str] = set()  # tensors that stand in the file whole, trained or not
+        self._match(read_weights(self.weights_file))
+        self._check_targets()
+        self._check_saved()
+        trained_on = self.config.get("base_model_name_or_path")
+        if isinstance(trained_on, str) and base.name and Path(trained_on).name != Path(base.name).name:
+            self.warnings.append(f"{self.name}: was trained on {trained_on}, the base calls itself {base.name}")
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.weights_file]
+
+    def describe(self) -> dict[str, Any]:
+        """For a manifest: the settings that decide the result."""
+        return {
+            "r": self.config.get("r"),
+            "lora_alpha": self.config.get("lora_alpha"),
+            "use_rslora": bool(self.config.get("use_rslora")),
+            "use_dora": bool(self.config.get("use_dora")),
+            "n_weights_changed": len(self.updates),
+            "n_weights_replaced": len(self.replaced),
+        }
+
+    # ------------------------------------------------------------------------------------------- configuration
+
+    def _fail(self, what: str) -> DataError:
+        return DataError(f"adapter {self.name}: {what}")
+
+    def _check_config(self) -> None:
+        config = self.config
+        if (kind := config.get("peft_type")) != "LORA":
+            raise self._fail(f"is of type {kind}, expected LORA")
+        if (bias := config.get("bias", "none")) not in ("none", "all", "lora_only"):
+            raise self._fail(f"has bias = {bias!r}, expected none, all or lora_only")
+        init = config.get("init_lora_weights", True)
+        if isinstance(init, str) and init.lower().startswith(_REWRITING_INITS):
+            raise self._fail(
+                f"was initialised with {init}, which changes the base weights; save it with PEFT's "
+                "path_initial_model_for_weight_conversion first"
+            )
+        for key, value in config.items():
+            if key not in _KNOWN and value not in (None, False, [], {}, "", 0):
+                raise self._fail(f"sets {key}, which is not supported")
+        for key in ("r", "lora_alpha"):
+            value = config.get(key, 8)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+                raise self._fail(f"has {key} = {value!r}, expected a positive number")
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(config.get(key) or {}, dict):
+                raise self._fail(f"has a {key} that is not an object")
+        saved = config.get("modules_to_save") or []
+        if not isinstance(saved, list) or not all(isinstance(m, str) and m for m in saved):
+            raise self._fail("has a modules_to_save that is not a list of names")
+        if self.weight != 1.0 and (config.get("use_dora") or saved or bias != "none"):
+            what = "is a DoRA adapter" if config.get("use_dora") else "has fully trained parts"
+            raise self._fail(f"{what}, so the weight {self.weight:g} has no meaning; give it without one")
+
+    def _pattern(self, which: str, module: str, default: float) -> float:
+        """PEFT's look-up: keys are regular expressions that must match the end of the module's name."""
+        for key, value in (self.config.get(which) or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({key})$", module):
+                    if not math.isfinite(float(value)):
+                        raise ValueError("not a finite number")
+                    return float(value)
+            except (re.error, TypeError, ValueError) as e:
+                raise self._fail(f"has the unusable {which} entry {key!r}: {value!r} ({e})") from None
+        return default
+
+    # ------------------------------------------------------------------------------------------------ matching
+
+    def _match(self, tensors: Mapping[str, StoredTensor]) -> None:
+        sides: dict[str, dict[str, StoredTensor]] = {}
+        for name, tensor in tensors.items():
+            if tensor.dtype not in WEIGHT_DTYPES:
+                raise self._fail(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
+            key = self._base.spell(name.removeprefix(_PREFIX))
+            if found := _LORA.fullmatch(key):
+                side = found["magnitude"] or f"{found['side']}{'.bias' if found['leaf'] == 'bias' else ''}"
+                if sides.setdefault(found["module"], {}).setdefault(side, tensor) is not tensor:
+                    raise self._fail(f"holds lora_{side} of {found['module']} twice")
+            else:
+                self._take_saved(name, key, tensor)
+        if not sides and not self.replaced:
+            raise self._fail("holds no LoRA weights")
+        for module, found_sides in sides.items():
+            if self.ties_head and f"{module}.weight" == self._base.head:
+                continue  # the embedding's own, transposed
+            self._take_update(module, found_sides)
+
+    def _take_update(self, module: str, sides: dict[str, StoredTensor]) -> None:
+        magnitude = sides.pop("lora_magnitude_vector", None)
+        bias = sides.pop("B.bias", None)
+        embedding = any(side.startswith("embedding") for side in sides)
+        names = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+        if strangers := sorted(set(sides) - set(names)):
+            raise self._fail(f"{module} has lora_{strangers[0]} beside lora_{names[0]}")
+        for side in names:
+            if side not in sides:
+                raise self._fail(f"{module} has no lora_{side}")
+        weight = self._base.tensors.get(f"{module}.weight")
+        if weight is None:
+            raise self._fail(f"changes {module}, which the base model does not have; it belongs to another base")
+        if bool(self.config.get("use_dora")) != (magnitude is not None):
+            what = "has no lora_magnitude_vector" if magnitude is None else "has one, its configuration says no DoRA"
+            raise self._fail(f"{module} {what} (use_dora in {ADAPTER_CONFIG})")
+        a, b = (sides[side] for side in names)
+        shape = self.replaced[f"{module}.weight"].shape if f"{module}.weight" in self.replaced else weight.shape
+        self.updates[f"{module}.weight"] = self._update(module, shape, a, b, embedding, magnitude)
+        if bool(self.config.get("lora_bias")) != (bias is not None):
+            raise self._fail(f"{module}: lora_bias in {ADAPTER_CONFIG} and the file's lora_B.bias disagree")
+        if bias is not None:
+            own = self._base.tensors.get(f"{module}.bias")
+            if own is None:
+                raise self._fail(f"adds a bias to {module} (lora_bias), which has none in the base model")
+            if own.shape != bias.shape:
+                raise self._fail(f"{module}: lora_B.bias is {list(bias.shape)}, the base has {list(own.shape)}")
+            self.updates[f"{module}.bias"] = Update(Factor(bias), None, self._scale(module))
+
+    def _rank(self, module: str) -> float:
+        return self._pattern("rank_pattern", module, float(self.config.get("r", 8)))
+
+    def _scale(self, module: str) -> float:
+        alpha, rank = (
+            self._pattern("alpha_pattern", module, float(self.config.get("lora_alpha", 8))),
+            self._rank(module),
+        )
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _update(
+        self,
+        module: str,
+        shape: tuple[int, ...],
+        a: StoredTensor,
+        b: StoredTensor,
+        embedding: bool,
+        magnitude: StoredTensor | None,
+    ) -> Update:
+        if len(shape) != 2 or len(a.shape) != 2 or len(b.shape) != 2:
+            raise self._fail(f"{module}: A {list(a.shape)}, B {list(b.shape)}, W {list(shape)}: expected matrices")
+        rank = self._rank(module)
+        if a.shape[0] != b.shape[1] or a.shape[0] != rank:
+            raise self._fail(
+                f"{module}: A is {list(a.shape)} and B is {list(b.shape)}, expected rank {rank:g} "
+                "from adapter_config.json (r, rank_pattern)"
+            )
+        out, in_ = shape
+        product = (b.shape[0], a.shape[1])
+        if embedding:
+            if product != (in_, out):
+                raise self._misfit(module, product[::-1], shape)
+            if magnitude is not None:
+                raise self._fail(f"uses DoRA on the embedding ({module}), which is not supported; merge it with PEFT")
+            return Update(Factor(a, transposed=True), Factor(b, transposed=True), self._scale(module))
+        # fan_in_fan_out matters for layers that store (in, out); PEFT ignores it for linear layers, and so do we
+        transposed = product != (out, in_) and product == (in_, out) and bool(self.config.get("fan_in_fan_out"))
+        if not transposed and product != (out, in_):
+            raise self._misfit(module, product, shape)
+        if transposed and magnitude is not None:
+            raise self._fail(f"uses DoRA on {module}, which is stored transposed; merge it with PEFT")
+        if magnitude is not None and magnitude.n_elements != out:
+            raise self._fail(f"{module}: lora_magnitude_vector has {magnitude.n_elements} values, expected {out}")
+        left, right = (a, b) if transposed else (b, a)
+        return Update(Factor(left, transposed), Factor(right, transposed), self._scale(module), magnitude)
+
+    def _misfit(self, module: str, product: tuple[int, ...], shape: tuple[int, ...]) -> DataError:
+        return self._fail(
+            f"{module}: B·A would be {list(product)}, the base weight is {list(shape)}; it belongs to another base"
+        )
+
+    # ---------------------------------------------------------------------------------- fully trained tensors
+
+    def _take_saved(self, name: str, key: str, tensor: StoredTensor) -> None:
+        found = _SAVED.fullmatch(key)
+        own = f"{found['module']}.{found['leaf']}" if found else ""
+        base = self._base.tensors.get(own)
+        if not found or base is None:
+            raise self._fail(f"holds {name}, which is not a LoRA matrix this version knows")
+        self._saved.add(own)
+        is_table = own in (self._base.embedding, self._base.head)
+        if tensor.shape != base.shape and not (is_table and tensor.shape[1:] == base.shape[1:]):
+            raise self._fail(f"its {own} is {list(tensor.shape)}, the base has {list(base.shape)}")
+        named = self._is_saved(found["module"])
+        bias = found["leaf"] == "bias" and self.config.get("bias", "none") != "none"
+        if tensor.shape == base.shape and (is_table or not (named or bias)) and self._equals(tensor, base):
+            return  # PEFT saves untouched embeddings and heads along where one of them is a target
+        if not (named or bias or is_table):
+            raise self._fail(f"holds a trained {own} ({name}), which its modules_to_save do not name")
+        if self.weight != 1.0:
+            raise self._fail(f"has fully trained parts ({own}), so the weight {self.weight:g} has no meaning")
+        if self.replaced.setdefault(own, tensor) is not tensor:
+            raise self._fail(f"holds {own} twice")
+
+    def _saved_modules(self) -> list[str]:
+        return list(self.config.get("modules_to_save") or [])
+
+    def _goes_by(self, module: str, name: str) -> bool:
+        """PEFT's rule: a name means the modules that are it, or end with it."""
+        return any(m == name or m.endswith(f".{name}") for m in self._base.respell(module))
+
+    def _is_saved(self, module: str) -> bool:
+        return any(self._goes_by(module, name) for name in self._saved_modules())
+
+    def _equals(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Are both tensors' values the same? Read in pieces."""
+        step = 1 << 20
+        for start in range(0, one.n_elements, step):
+            values = np.empty((2, min(step, one.n_elements - start)), np.float32)
+            for row, tensor in zip(values, (one, other), strict=True):
+                self._base.files.values(tensor, start, row)
+            if not np.array_equal(values[0], values[1]):
+                return False
+        return True
+
+    def _check_saved(self) -> None:
+        """Every module in modules_to_save has all its tensors; embedding and head have as many rows as each other."""
+        embedding, head = self._base.embedding, self._base.head
+        if self._base.tied and embedding in self.replaced and head in self.replaced:
+            one, other = self.replaced[embedding], self.replaced[head]
+            if one.shape == other.shape and (self.ties_head or self._equals(one, other)):
+                del self.replaced[head]  # tied still
+                self.ties_head = True
+        for module in self._saved_modules():
+            wanted = [n for n in self._base.tensors if self._goes_by(n.rpartition(".")[0], module)]
+            missing = [n for n in wanted if n not in self._saved and not (n == head and self.ties_head)]
+            if missing:
+                raise self._fail(f"names {module} in modules_to_save, but its file has no {missing[0]}")
+        rows = {n: t.shape[0] for n, t in self.replaced.items() if n in (embedding, head)}
+        resized = {n: r for n, r in rows.items() if r != self._base.tensors[n].shape[0]}
+        if resized:
+            if self._base.tied and embedding in rows and head not in rows:
+                self.ties_head = True  # a head of the old size could not have been used
+            elif len(rows) != 2 or len(set(rows.values())) != 1:
+                told = ", ".join(f"{n} has {r:,} rows" for n, r in rows.items())
+                raise self._fail(f"changes the vocabulary's size, but {told}; embedding and head must be given alike")
+
+    # ------------------------------------------------------------------------------------------------- targets
+
+    def _is_target(self, module: str, linear: Collection[str]) -> bool:
+        config, targets = self.config, self.config.get("target_modules")
+
+        def among(names: Any) -> bool:
+            if isinstance(names, str):
+                try:
+                    return any(re.fullmatch(names, m) for m in self._base.respell(module))
+                except re.error as e:
+                    raise self._fail(f"has the unusable pattern {names!r} ({e})") from None
+            return any(self._goes_by(module, n) for n in names)
+
+        if config.get("exclude_modules") and among(config["exclude_modules"]):
+            return False
+        if self._is_saved(module):
+            return False
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            return module in linear and f"{module}.weight" != self._base.head
+        if not among(targets):
+            return False
+        layers = config.get("layers_to_transform")
+        if layers in (None, []) or isinstance(targets, str):
+            return True
+        patterns = config.get("layers_pattern") or [r"[^.]*"]
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        index = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)
+        return index is not None and int(index[1]) in ([layers] if isinstance(layers, int) else layers)
+
+    def _check_targets(self) -> None:
+        """The modules named in the configuration and those in the file must be the same."""
+        if self.config.get("target_modules") is None:
+            return
+        candidates = set(_modules(self._base.tensors))
+        linear = candidates - {self._base.embedding.removesuffix(".weight")}
+        given = set(_modules(self.updates))
+        try:
+            wanted = {module for module in candidates if self._is_target(module, linear)}
+        except (TypeError, re.error) as e:
+            names = "target_modules, exclude_modules, layers_to_transform or layers_pattern"
+            raise self._fail(f"has unusable {names} ({e})") from None
+        if self.ties_head:
+            wanted.discard(self._base.head.removesuffix(".weight"))
+        if missing := sorted(wanted - given):
+            raise self._fail(f"targets {len(wanted)} modules, but its file has no weights for {_some(missing)}")
+        if strangers := sorted(given - wanted):
+            raise self._fail(f"has weights for {_some(strangers)}, which its target_modules do not name")
+
+
+def find_weights(folder: Path) -> Path:
+    """An adapter folder's weights file; raises InputMissing."""
+    if not folder.is_dir():
+        raise InputMissing(
+            f"{folder}: no such adapter (expected a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a GGUF)"
+        )
+    for name in (ADAPTER_WEIGHTS, ADAPTER_BIN):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputMissing(f"{folder}: has neither {ADAPTER_WEIGHTS} nor {ADAPTER_BIN}")
+
+
+def _modules(names: Mapping[str, Any]) -> Iterator[str]:
+    """The modules of weight matrices among tensor names."""
+    for name, entry in names.items():
+        if name.endswith(".weight") and len(getattr(entry, "shape", (0, 0))) == 2:
+            yield name.removesuffix(".weight")
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")

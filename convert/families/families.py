@@ -1,0 +1,452 @@
+"""The model families, as data: which tensors a checkpoint must have, what GGUF calls them, which rows move.
+
+A family is one entry of FAMILIES. Dimensions are named by letters worked out once from the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jmedlite.base import gguf
+from jmedlite.base.errors import DataError
+from jmedlite.base.gguf import MAX_BLOCKS
+
+from .rope import n_rotary
+from .row_order import RowOrder
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor: names with `{i}` for the layer, shape in named dimensions (row-major).
+
+    `order` names how its rows move (see `row_order`); `plus` is added to every value; `when` names a configuration
+    switch, without which the tensor must not be there; None means it always is.
+    """
+
+    hf: str
+    gguf: str
+    shape: tuple[str, ...]
+    order: str | None = None
+    when: str | None = None
+    plus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Key:
+    """A metadata key `{arch}.{name}` that comes straight from config.json; `optional` where it may be missing."""
+
+    name: str
+    type: int
+    config: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of Hugging Face as llama.cpp knows it.
+
+    `defaults` are what transformers takes where config.json has nothing; `computes` are the only values llama.cpp's
+    graph knows for a setting, so that others are refused; `keys` are metadata beyond what all families have.
+    """
+
+    title: str
+    hf_names: tuple[str, ...]
+    gguf_arch: str
+    rules: tuple[Rule, ...]
+    keys: tuple[Key, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    computes: tuple[tuple[str, tuple[Any, ...]], ...] = (("hidden_act", ("silu", "swish")),)
+    norm_eps: str = "rms_norm_eps"
+    grouped: bool = True  # attention may share key-value heads
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    rotary_share: float = 1.0
+    partly_rotated: bool = False  # may a share of a head's dimensions stay unrotated?
+    writes_rotary: bool = False  # {arch}.rope.dimension_count
+    writes_vocab_size: bool = False
+    writes_head_dim: bool = False  # even where config.json has none
+    head_dim: int | None = None  # where config.json has none and it is not hidden_size / num_attention_heads
+    head: str = "lm_head.weight"
+    embedding: str = "model.embed_tokens.weight"
+    spellings: tuple[tuple[str, str], ...] = ()  # what transformers has called modules, and what checkpoints do
+    head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
+    ignores_window: bool = False  # llama.cpp computes full attention where the model has a window
+    sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
+    scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
+
+
+_LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
+
+
+def _shared(order: str | None = None) -> tuple[Rule, ...]:
+    """What Llama, Qwen and Gemma have in common: embedding, head, attention and gated feed-forward matrices."""
+    return (
+        Rule("model.embed_tokens.weight", "token_embd.weight", ("n_vocab", "n_embd")),
+        Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
+        Rule(_LAYER + "self_attn.q_proj.weight", _BLK + "attn_q.weight", ("n_q", "n_embd"), order),
+        Rule(_LAYER + "self_attn.k_proj.weight", _BLK + "attn_k.weight", ("n_kv", "n_embd"), order),
+        Rule(_LAYER + "self_attn.v_proj.weight", _BLK + "attn_v.weight", ("n_kv", "n_embd")),
+        Rule(_LAYER + "self_attn.o_proj.weight", _BLK + "attn_output.weight", ("n_embd", "n_q")),
+        Rule(_LAYER + "mlp.gate_proj.weight", _BLK + "ffn_gate.weight", ("n_ff", "n_embd")),
+        Rule(_LAYER + "mlp.up_proj.weight", _BLK + "ffn_up.weight", ("n_ff", "n_embd")),
+        Rule(_LAYER + "mlp.down_proj.weight", _BLK + "ffn_down.weight", ("n_embd", "n_ff")),
+    )
+
+
+def _norms(plus: float = 0.0, **layer_norms: str) -> tuple[Rule, ...]:
+    """The last norm, and each layer's by llama.cpp's name: `ffn_norm="post_attention_layernorm"`."""
+    return (
+        Rule("model.norm.weight", "output_norm.weight", ("n_embd",), plus=plus),
+        *(
+            Rule(f"{_LAYER}{hf}.weight", f"{_BLK}{ours}.weight", ("n_embd",), plus=plus)
+            for ours, hf in layer_norms.items()
+        ),
+    )
+
+
+def _qkv_biases(order: str | None = None, when: str | None = None) -> tuple[Rule, ...]:
+    return (
+        Rule(_LAYER + "self_attn.q_proj.bias", _BLK + "attn_q.bias", ("n_q",), order, when),
+        Rule(_LAYER + "self_attn.k_proj.bias", _BLK + "attn_k.bias", ("n_kv",), order, when),
+        Rule(_LAYER + "self_attn.v_proj.bias", _BLK + "attn_v.bias", ("n_kv",), when=when),
+    )
+
+
+def _qk_norms(plus: float = 0.0) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(f"{_LAYER}self_attn.{x}_norm.weight", f"{_BLK}attn_{x}_norm.weight", ("head_dim",), plus=plus)
+        for x in "qk"
+    )
+
+
+_LLAMA_NORMS = _norms(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
+_LLAMA_BIASES = (
+    Rule(_LAYER + "self_attn.o_proj.bias", _BLK + "attn_output.bias", ("n_embd",), when="attention_bias"),
+    Rule(_LAYER + "mlp.gate_proj.bias", _BLK + "ffn_gate.bias", ("n_ff",), when="mlp_bias"),
+    Rule(_LAYER + "mlp.up_proj.bias", _BLK + "ffn_up.bias", ("n_ff",), when="mlp_bias"),
+    Rule(_LAYER + "mlp.down_proj.bias", _BLK + "ffn_down.bias", ("n_embd",), when="mlp_bias"),
+)
+
+_GEMMA_NORMS = _norms(  # Gemma's norms multiply by 1 + weight, llama.cpp's by the weight
+    1.0,
+    attn_norm="input_layernorm",
+    post_attention_norm="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    post_ffw_norm="post_feedforward_layernorm",
+)
+_GEMMA_COMPUTES = (("hidden_activation", ("gelu_pytorch_tanh",)), ("attention_bias", (False,)))
+
+_NEOX_LAYER = "gpt_neox.layers.{i}."
+
+
+def _affine(hf: str, gguf_name: str, rows: str, cols: str | None = None, order: str | None = None) -> tuple[Rule, ...]:
+    """A weight and its bias."""
+    shape = (rows,) if cols is None else (rows, cols)
+    return (
+        Rule(f"{hf}.weight", f"{gguf_name}.weight", shape, order),
+        Rule(f"{hf}.bias", f"{gguf_name}.bias", (rows,), order),
+    )
+
+
+_NEOX = (
+    Rule("gpt_neox.embed_in.weight", "token_embd.weight", ("n_vocab", "n_embd")),
+    Rule("embed_out.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
+    *_affine("gpt_neox.final_layer_norm", "output_norm", "n_embd"),
+    *_affine(_NEOX_LAYER + "input_layernorm", _BLK + "attn_norm", "n_embd"),
+    *_affine(_NEOX_LAYER + "post_attention_layernorm", _BLK + "ffn_norm", "n_embd"),
+    *_affine(_NEOX_LAYER + "attention.query_key_value", _BLK + "attn_qkv", "n_qkv", "n_embd", "fused"),
+    *_affine(_NEOX_LAYER + "attention.dense", _BLK + "attn_output", "n_embd", "n_q"),
+    *_affine(_NEOX_LAYER + "mlp.dense_h_to_4h", _BLK + "ffn_up", "n_ff", "n_embd"),
+    *_affine(_NEOX_LAYER + "mlp.dense_4h_to_h", _BLK + "ffn_down", "n_embd", "n_ff"),
+)
+
+_PHI3 = (
+    Rule("model.embed_tokens.weight", "token_embd.weight", ("n_vocab", "n_embd")),
+    Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
+    *_LLAMA_NORMS,
+    Rule(_LAYER + "self_attn.qkv_proj.weight", _BLK + "attn_qkv.weight", ("n_qkv", "n_embd")),
+    Rule(_LAYER + "self_attn.o_proj.weight", _BLK + "attn_output.weight", ("n_embd", "n_q")),
+    Rule(_LAYER + "mlp.gate_up_proj.weight", _BLK + "ffn_up.weight", ("2·n_ff", "n_embd")),
+    Rule(_LAYER + "mlp.down_proj.weight", _BLK + "ffn_down.weight", ("n_embd", "n_ff")),
+)
+
+FAMILIES = (
+    Family("Qwen2/2.5", ("Qwen2ForCausalLM",), "qwen2", _shared() + _LLAMA_NORMS + _qkv_biases()),
+    Family(
+        "Qwen3",
+        ("Qwen3ForCausalLM",),
+        "qwen3",
+        _shared() + _LLAMA_NORMS + _qk_norms(),
+        head_dim=128,
+        writes_head_dim=True,
+        computes=(("hidden_act", ("silu", "swish")), ("attention_bias", (False,))),
+    ),
+    Family(
+        "Llama 2/3, SmolLM",
+        ("LlamaForCausalLM", "LLaMAForCausalLM"),
+        "llama",
+        _shared("rotary") + _LLAMA_NORMS + _qkv_biases("rotary", "attention_bias") + _LLAMA_BIASES,
+        rope_types=("default", "linear", "yarn", "llama3"),
+        writes_vocab_size=True,
+        writes_rotary=True,
+    ),
+    Family(
+        "Mistral",
+        ("MistralForCausalLM",),
+        "llama",
+        _shared("rotary") + _LLAMA_NORMS,
+        rope_types=("default", "linear", "yarn", "llama3"),
+        writes_vocab_size=True,
+        writes_rotary=True,
+    ),
+    Family(
+        "GPT-NeoX (OpenCALM, rinna)",
+        ("GPTNeoXForCausalLM",),
+        "gptneox",
+        _NEOX,
+        keys=(Key("use_parallel_residual", gguf.BOOL, "use_parallel_residual"),),
+        defaults={"use_parallel_residual": True, "layer_norm_eps": 1e-5, "attention_bias": True},
+        # llama.cpp computes every one of these by the tanh formula
+        computes=(
+            ("hidden_act", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")),
+            ("attention_bias", (True,)),
+        ),
+        norm_eps="layer_norm_eps",
+        grouped=False,
+        rope_types=("default",),
+        rotary_share=0.25,
+        partly_rotated=True,
+        writes_rotary=True,
+        head="embed_out.weight",
+        embedding="gpt_neox.embed_in.weight",
+        spellings=(("lm_head.", "embed_out."),),
+        head_is="required",
+    ),
+    Family(
+        "Gemma 2",
+        ("Gemma2ForCausalLM",),
+        "gemma2",
+        _shared() + _GEMMA_NORMS,
+        keys=(
+            Key("attn_logit_softcapping", gguf.FLOAT32, "attn_logit_softcapping"),
+            Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping"),
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+        ),
+        defaults={"tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096},
+        computes=_GEMMA_COMPUTES,
+        rope_types=("default",),
+        head_dim=256,
+        writes_head_dim=True,
+        head_is="tied",
+        sliding_period=2,
+        scales_by_width=46,
+    ),
+    Family(
+        "Gemma 3",
+        ("Gemma3ForCausalLM",),
+        "gemma3",
+        _shared() + _GEMMA_NORMS + _qk_norms(1.0),
+        keys=(
+            Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping", optional=True),
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+        ),
+        defaults={
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "vocab_size": 262208,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "max_position_embeddings": 131072,
+        },
+        computes=(*_GEMMA_COMPUTES, ("attn_logit_softcapping", (None,))),
+        rope_types=("default", "linear"),
+        head_dim=256,
+        writes_head_dim=True,
+        sliding_period=6,
+        scales_by_width=62,
+    ),
+    Family(
+        "Phi-3",
+        ("Phi3ForCausalLM",),
+        "phi3",
+        _PHI3,
+        keys=(
+            Key("rope.scaling.original_context_length", gguf.UINT32, "original_max_position_embeddings"),
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+        ),
+        defaults={"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": 0},
+        ignores_window=True,
+        rope_types=("default", "longrope"),
+        partly_rotated=True,
+        writes_rotary=True,
+    ),
+)
+
+# Buffers that old checkpoints carry and no model needs.
+IGNORED_SUFFIXES = (
+    ".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias", ".attention.rotary_emb.inv_freq",
+)  # fmt: skip
+# Gemma 3 with eyes (MedGemma): its language model is a Gemma 3 under another prefix.
+_MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
+NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint's configuration; raises DataError listing the known ones."""
+    names = config.get("architectures") or []
+    name = names[0] if isinstance(names, list) and names else None
+    for family in FAMILIES:
+        if name in family.hf_names or _MULTIMODAL.get(str(name)) in family.hf_names:
+            if config.get("quantization_config"):
+                raise DataError(
+                    "config.json: the weights are quantized already "
+                    f"({_method(config['quantization_config'])}); give the original checkpoint"
+                )
+            return family
+    known = "; ".join(f"{f.title} ({', '.join(f.hf_names)})" for f in FAMILIES)
+    raise DataError(f"config.json: architecture {name} is not supported; known are {known}")
+
+
+def _method(quantization: Any) -> Any:
+    return quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+
+
+def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's own settings, with transformers' defaults where config.json says nothing.
+
+    Raises DataError for a setting that llama.cpp's graph of this family can't compute.
+    """
+    nested = config.get("text_config")
+    given = {**config, **nested} if isinstance(nested, dict) else config
+    settings = {**family.defaults, **{key: value for key, value in given.items() if value is not None}}
+    for key, allowed in family.computes:
+        if key in settings and settings[key] not in allowed:
+            raise DataError(
+                f"config.json: {key} is {settings[key]!r}; llama.cpp computes {family.title} only with "
+                f"{' or '.join(map(repr, allowed))}"
+            )
+    _check_sliding(family, settings)
+    return settings
+
+
+def _check_sliding(family: Family, settings: Mapping[str, Any]) -> None:
+    """The layers with a window must be those that llama.cpp takes for it."""
+    if not family.sliding_period:
+        return
+    types = settings.get("layer_types")
+    period = settings.get("sliding_window_pattern", settings.get("_sliding_window_pattern", family.sliding_period))
+    if isinstance(types, list):
+        expected = ["sliding_attention"] * len(types)
+        expected[family.sliding_period - 1 :: family.sliding_period] = ["full_attention"] * (
+            len(types) // family.sliding_period
+        )
+        if types != expected:
+            period = types
+    if period != family.sliding_period:
+        raise DataError(
+            f"config.json: its window pattern is {str(period)[:80]}, llama.cpp computes {family.title} only with full "
+            f"attention in every {family.sliding_period}th layer"
+        )
+
+
+def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive integer from config.json; raises DataError."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+        raise DataError(f"config.json: {key} is {value!r}, expected a positive integer")
+    return value
+
+
+def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers that shapes are made of, from `text_config`."""
+    n_embd, n_head = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    n_head_kv = integer(config, "num_key_value_heads", n_head) if family.grouped else n_head
+    head_dim = integer(config, "head_dim", family.head_dim or max(1, n_embd // n_head))
+    if n_head % n_head_kv:
+        raise DataError(f"config.json: {n_head} attention heads can't share {n_head_kv} key-value heads")
+    if (n_layer := integer(config, "num_hidden_layers")) > MAX_BLOCKS:
+        raise DataError(f"config.json: num_hidden_layers is {n_layer:,}, llama.cpp reads at most {MAX_BLOCKS}")
+    if head_dim % 2:
+        raise DataError(f"config.json: heads of {head_dim} dimensions, expected an even number")
+    n_rot = n_rotary(config, head_dim, family.rotary_share)
+    n_q, n_kv, n_ff = n_head * head_dim, n_head_kv * head_dim, integer(config, "intermediate_size")
+    return {
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "n_head_kv": n_head_kv,
+        "n_q": n_q,
+        "n_kv": n_kv,
+        "n_qkv": n_q + 2 * n_kv,
+        "head_dim": head_dim,
+        "n_rot": n_rot,
+        "n_ff": n_ff,
+        "2·n_ff": 2 * n_ff,
+        "n_vocab": integer(config, "vocab_size"),
+        "n_layer": n_layer,
+    }
+
+
+def check_attention(family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    """Refuse a share of rotated dimensions or a scale of attention that llama.cpp's graph does not compute."""
+    n_rot, head_dim = dims["n_rot"], dims["head_dim"]
+    if n_rot % 2 or (n_rot != head_dim and not family.partly_rotated):
+        raise DataError(
+            f"config.json: {n_rot} of a head's {head_dim} dimensions are rotated, llama.cpp does not do that for "
+            f"{family.title}"
+        )
+    if family.scales_by_width:
+        by_width = dims["n_layer"] == family.scales_by_width
+        expected = dims["n_embd"] // dims["n_head"] if by_width else head_dim
+        if (given := config.get("query_pre_attn_scalar")) != expected:
+            raise DataError(f"config.json: query_pre_attn_scalar is {given}, llama.cpp would compute with {expected}")
+
+
+def row_order(rule: Rule, dims: Mapping[str, int]) -> RowOrder | None:
+    """How the rows of this rule's tensor move on their way to GGUF; None where they stay."""
+    if rule.order is None:
+        return None
+    if rule.order == "rotary":
+        return RowOrder(dims["head_dim"], interleave=True)
+    return RowOrder(dims["head_dim"], parts=3)
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("tie_word_embeddings", False))
+
+
+def expected_rules(family: Family, config: Mapping[str, Any], names: Collection[str]) -> list[Rule]:
+    """The rules that apply to this configuration, layers filled in, in the order they are written.
+
+    `names` are the checkpoint's tensors, which tell under which prefix a model of several parts keeps its text part.
+    """
+    switches = {
+        "untied": not is_tied(config),
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+    found: list[Rule] = []
+    layered: list[Rule] = []
+    for rule in family.rules:
+        if rule.when is not None and not switches.get(rule.when, False):
+            continue
+        (layered if "{i}" in rule.hf else found).append(rule)
+    for i in range(integer(config, "num_hidden_layers")):
+        found += [replace(r, hf=r.hf.format(i=i), gguf=r.gguf.format(i=i)) for r in layered]
+    return [replace(r, hf=hf_name(r.hf, family, names)) for r in found]
+
+
+def hf_name(name: str, family: Family, names: Collection[str]) -> str:
+    """A family's tensor name as this checkpoint spells it."""
+    if family.embedding in names or not name.startswith("model."):
+        return name
+    rest = name.removeprefix("model.")
+    prefix = next((p for p in _PREFIXES if p + family.embedding.removeprefix("model.") in names), "model.")
+    return prefix + rest

@@ -1,0 +1,1 @@
+"""Quantization levels: what a level is, and the type it gives to each tensor."""

@@ -1,0 +1,199 @@
+"""The key-value section of a GGUF: architecture keys from config.json, general.* from the model card, vocabulary.
+
+Key names and the card's reading are gguf-py's (`GGUFWriter`, `Metadata`, `SpecialVocab`), so that they are the same as
+in the files of llama.cpp's own converter. Which values may differ from those, and why: docs/metadata.md.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import yaml
+
+from jmedlite.base.errors import DataError
+from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
+from jmedlite.convert.families.families import Family, Key, integer
+from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters
+
+from .tokenizer import Vocabulary
+
+F32_MAX = float(np.finfo(np.float32).max)
+logging.getLogger("gguf").setLevel(logging.ERROR)
+
+
+def build_metadata(
+    folder: Path,
+    name: str | None,
+    family: Family,
+    config: Mapping[str, Any],
+    dims: Mapping[str, int],
+    vocabulary: Vocabulary,
+    n_weights: int,
+    tokenizer_folder: Path,
+) -> Entries:
+    """Every key but general.file_type, which differs from level to level; `n_weights` gives the size label.
+
+    `config` is architectures.text_config; `tokenizer_folder` is where the special tokens stand.
+    """
+    writer = gguf.GGUFWriter(None, family.gguf_arch)
+    writer.add_type(gguf.GGUFType.MODEL)
+    _general(writer, folder, name, n_weights)
+    _architecture(writer, family, config, dims)
+    _vocabulary(writer, tokenizer_folder, vocabulary, dims["n_vocab"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return {key: _entry(key, value) for key, value in writer.kv_data[0].items()}
+
+
+def _entry(key: str, value: Any) -> tuple[Any, int, int | None]:
+    if value.type != gguf.GGUFValueType.ARRAY:
+        return value.value, int(value.type), None
+    if value.sub_type is not None:
+        return value.value, int(value.type), int(value.sub_type)
+    if not value.value:
+        raise DataError(f"the metadata key {key} would be an empty list")
+    if isinstance(value.value, bytes):
+        return value.value, int(value.type), int(gguf.GGUFValueType.UINT8)
+    return value.value, int(value.type), int(gguf.GGUFValueType.get_type(value.value[0]))
+
+
+def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> None:
+    try:
+        card = gguf.Metadata.load(None, folder, name, n_weights)
+        settings = gguf.Metadata.load_generation_config(folder)
+        card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
+        raise DataError(
+            f"{folder.name}: its README.md or generation_config.json can't be read ({str(e).splitlines()[0]})"
+        ) from None
+    card.name = card.name or folder.name
+    card.size_label = card.size_label or gguf.size_label(n_weights, n_weights, 0, 0)
+    card.set_gguf_meta_model(writer)
+
+
+def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    writer.add_block_count(dims["n_layer"])
+    writer.add_context_length(_context_length(config))
+    writer.add_embedding_length(dims["n_embd"])
+    writer.add_feed_forward_length(dims["n_ff"])
+    writer.add_head_count(dims["n_head"])
+    if family.grouped:
+        writer.add_head_count_kv(dims["n_head_kv"])
+    _rope(writer, config)
+    eps = config.get(family.norm_eps)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise DataError(f"config.json: {family.norm_eps} is {eps!r}, expected a small positive number")
+    (writer.add_layer_norm_rms_eps if family.norm_eps == "rms_norm_eps" else writer.add_layer_norm_eps)(eps)
+    if config.get("head_dim") is not None or family.writes_head_dim:
+        writer.add_key_length(dims["head_dim"])
+        writer.add_value_length(dims["head_dim"])
+    if family.writes_vocab_size:
+        writer.add_vocab_size(dims["n_vocab"])
+    if family.writes_rotary:
+        writer.add_rope_dimension_count(dims["n_rot"])
+    for key in family.keys:
+        _family_key(writer, family, key, config)
+
+
+def _context_length(config: Mapping[str, Any]) -> int:
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length")
+    return integer(config, next((k for k in names if config.get(k)), names[0]))
+
+
+def _family_key(writer: Any, family: Family, key: Key, config: Mapping[str, Any]) -> None:
+    value = config.get(key.config)
+    if value is None and key.optional:
+        return
+    wanted = bool if key.type == BOOL else int | float
+    if not isinstance(value, wanted) or (isinstance(value, bool) and key.type != BOOL):
+        raise DataError(f"config.json: {key.config} is {value!r}, which {family.title} can't do without")
+    writer.add_key_value(f"{family.gguf_arch}.{key.name}", value, gguf.GGUFValueType(key.type))
+
+
+def _rope(writer: Any, config: Mapping[str, Any]) -> None:
+    rope = rope_parameters(config)
+    kind = rope.get("rope_type", "default")
+    try:
+        if kind == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(float(rope["factor"]))
+        elif kind == "yarn":
+            _yarn(writer, rope)
+        elif kind == "longrope":
+            n_ctx, original = _context_length(config), integer(config, "original_max_position_embeddings")
+            writer.add_rope_scaling_attn_factors(longrope_attention_factor(config, n_ctx, original))
+        for key, add in (("rope_theta", writer.add_rope_freq_base), ("local_theta", writer.add_rope_freq_base_swa)):
+            if rope.get(key) is not None:
+                if not 0 < float(rope[key]) < F32_MAX:
+                    raise ValueError(f"{key} {rope[key]}")
+                add(float(rope[key]))
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise DataError(f"config.json: its rope settings {rope} are incomplete or malformed ({e})") from None
+
+
+def _yarn(writer: Any, rope: Mapping[str, Any]) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(float(rope["factor"]))
+    writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+    for key, add in (
+        ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
+        ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+        ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+        ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+    ):
+        if rope.get(key) is not None:
+            add(float(rope[key]))
+
+
+def _vocabulary(writer: Any, folder: Path, vocabulary: Vocabulary, n_vocab: int) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.add_space_prefix is not None:
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.remove_extra_whitespaces is not None:
+        writer.add_remove_extra_whitespaces(vocabulary.remove_extra_whitespaces)
+    if vocabulary.charsmap:
+        writer.add_precompiled_charsmap(vocabulary.charsmap)
+    try:
+        special = gguf.SpecialVocab(folder, load_merges=False, n_vocab=n_vocab)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
+        raise DataError(f"{folder.name}: its special tokens can't be read ({e})") from None
+    if vocabulary.add_bos is not None:
+        special.add_special_token.setdefault("bos", vocabulary.add_bos)
+    if vocabulary.model == "t5":  # llama.cpp would append an end-of-text token to every prompt
+        special.add_special_token.setdefault("eos", False)
+    if vocabulary.unknown is not None:
+        special.special_token_ids["unk"] = vocabulary.unknown
+    special.add_to_gguf(writer, quiet=True)
+    # llama.cpp has no such keys: jmedlite's runner does this itself, before the text is tokenized
+    if vocabulary.normalizer:
+        writer.add_string("jmedlite.tokenizer.normalizer", vocabulary.normalizer)
+    if vocabulary.byte_fallback:
+        writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
+
+
+# Keys of a GGUF that describe the file and not the model; a new file gets its own.
+_OF_THE_FILE = ("general.file_type", "general.quantization_version", "general.alignment")
+
+
+def copy_metadata(header: Header) -> Entries:
+    """A GGUF model's metadata for a file made from it, as llama-quantize carries it over."""
+    entries: Entries = {}
+    for key, value in header.metadata.items():
+        if key in _OF_THE_FILE or key.startswith(("split.", "quantize.imatrix.", "jmedlite.made.")):
+            continue
+        kind = header.types[key]
+        entries[key] = (value, kind[0], kind[1] if kind[0] == ARRAY else None)
+    entries["general.quantization_version"] = (gguf.GGML_QUANT_VERSION, int(gguf.GGUFValueType.UINT32), None)
+    return entries

@@ -1,0 +1,341 @@
+"""The vocabulary of a checkpoint, as llama.cpp reads it from GGUF: tokens, types, scores, merges, pre-tokenizer.
+
+Three kinds: byte-level BPE (`tokenizer.json`), SentencePiece-style BPE (`tokenizer.model`, or a `tokenizer.json` with
+byte fallback) and SentencePiece unigram (`tokenizer.model` or `spiece.model`). What llama.cpp could not reproduce, with
+the runner's help where its docs say so, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import TokenType
+
+from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.inputs import read_json
+
+from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel, read_sentencepiece
+
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# (steps of the pre-tokenizer, does a token that is a whole word skip the merges?) -> llama.cpp's name for it.
+# llama.cpp's own regular expressions for these names: src/llama-vocab.cpp.
+_PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
+    ((_QWEN2, "bytes"), False): "qwen2",
+    ((_LLAMA3, "bytes"), True): "llama-bpe",
+    ((_LLAMA3, "bytes"), False): "smaug-bpe",
+    ((_TEKKEN, "bytes"), True): "tekken",
+    (("words+bytes",), False): "gpt-2",
+    (("digits", "words+bytes"), False): "smollm",
+}
+
+
+@dataclass
+class Vocabulary:
+    """What the `tokenizer.ggml.*` keys say; `tokens[id]` as UTF-8, lists all of the embedding's length."""
+
+    model: str  # "gpt2" (byte-level BPE), "llama" (SentencePiece BPE) or "t5" (SentencePiece unigram)
+    pre: str
+    tokens: list[bytes]
+    types: list[int]
+    scores: list[float] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
+    add_bos: bool | None = None
+    add_space_prefix: bool | None = None
+    normalizer: str | None = None
+    charsmap: bytes = b""
+    remove_extra_whitespaces: bool | None = None
+    unknown: int | None = None  # the id, where llama.cpp would guess another
+    byte_fallback: bool = False  # llama.cpp has none for unigram models: jmedlite's runner does it
+    warnings: list[str] = field(default_factory=list)
+
+
+def _looks_special(token: str) -> bool:
+    """Added tokens that some models forget to mark as special; the same list as llama.cpp's converter."""
+    return (
+        token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (token.startswith("<|") and token.endswith("|>"))
+        or (token.startswith("<｜") and token.endswith("｜>"))
+        or (token.startswith("<unused") and token.endswith(">"))
+    )
+
+
+def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
+    """The vocabulary of the checkpoint in `folder`, padded to the `n_vocab` rows of its embedding."""
+    try:
+        return _read_vocabulary(folder, n_vocab)
+    except (
+        AttributeError,
+        TypeError,
+        KeyError,
+        IndexError,
+        ValueError,
+    ) as e:  # JSON of another form than the library's
+        raise DataError(f"{folder.name}: its tokenizer files are malformed ({e})") from None
+
+
+def _read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
+    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
+    added = _added_tokens(folder, config, described)
+    pieces = next((folder / f for f in ("tokenizer.model", "spiece.model") if (folder / f).is_file()), None)
+    if pieces is not None:
+        vocabulary = _from_sentencepiece(pieces, config, added, n_vocab)
+    elif described is None:
+        raise InputMissing(f"{folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
+    elif (described.get("model") or {}).get("type") != "BPE":
+        kind = (described.get("model") or {}).get("type")
+        raise DataError(f"tokenizer.json: is of type {kind}, expected BPE; llama.cpp can't reproduce it here")
+    elif described["model"].get("byte_fallback"):
+        vocabulary = _from_byte_fallback(described, config, added, n_vocab)
+    else:
+        vocabulary = _from_byte_level(described, added, n_vocab)
+    if described is not None and vocabulary.add_bos is None:
+        vocabulary.add_bos = _adds_bos(described)
+    return vocabulary
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _added_tokens(
+    folder: Path, config: dict[str, Any], described: dict[str, Any] | None
+) -> dict[int, tuple[str, bool]]:
+    """{id: (text, is it a control token?)} from every place where Hugging Face keeps added tokens."""
+    found: dict[int, tuple[str, bool]] = {}
+    named = {
+        entry if isinstance(entry, str) else entry.get("content")
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
+        for entry in _as_list(config.get(key))
+        if isinstance(entry, str | dict)
+    }
+
+    def add(token_id: Any, text: Any, special: bool) -> None:
+        try:
+            token_id = int(token_id)
+        except (TypeError, ValueError):
+            raise DataError(f"the tokenizer adds {text!r} with the id {token_id!r}, expected a number") from None
+        if token_id < 0:
+            raise DataError(f"the tokenizer adds {text!r} with the id {token_id}, expected 0 or more")
+        if not isinstance(text, str) or not text:
+            raise DataError(f"the tokenizer's added token {token_id} has no text")
+        found[token_id] = (text, special or text in named or _looks_special(text))
+
+    if (folder / "added_tokens.json").is_file():
+        for text, token_id in read_json(folder / "added_tokens.json").items():
+            add(token_id, text, False)
+    for entry in (described or {}).get("added_tokens") or []:
+        add(entry.get("id"), entry.get("content"), bool(entry.get("special")))
+    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
+        add(token_id, entry.get("content"), bool(entry.get("special")))
+    return found
+
+
+def _check_size(largest: int, n_vocab: int) -> None:
+    if largest >= n_vocab:
+        raise DataError(
+            f"the tokenizer has token ids up to {largest:,}, the embedding has {n_vocab:,} rows; "
+            "they belong to different models"
+        )
+
+
+def _place(
+    vocab: Iterable[tuple[int, bytes, int]], added: dict[int, tuple[str, bool]], n_vocab: int
+) -> tuple[list[bytes], list[int]]:
+    """Tokens and types by id; ids that nothing uses become [PADn] of type UNUSED."""
+    tokens = [f"[PAD{i}]".encode() for i in range(n_vocab)]
+    types = [int(TokenType.UNUSED)] * n_vocab
+    for i, text, kind in vocab:
+        _check_size(i, n_vocab)
+        tokens[i], types[i] = text, kind
+    for i, (added_text, control) in added.items():
+        _check_size(i, n_vocab)
+        # llama.cpp matches these in the raw text, where SentencePiece's "▁" is a space
+        tokens[i] = (added_text if control else added_text.replace("▁", " ")).encode()
+        types[i] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
+    if len(set(tokens)) != n_vocab:
+        seen: set[bytes] = set()
+        twice = next(t for t in tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+        raise DataError(f"the tokenizer has the token {twice.decode('utf-8', 'replace')!r} twice")
+    return tokens, types
+
+
+# ----------------------------------------------------------------------------------------------- byte-level BPE
+
+
+def _steps(pre_tokenizer: Any) -> tuple[str, ...]:
+    """A pre-tokenizer as a tuple that _PRE_TOKENIZERS knows, or its JSON where it has an unknown step."""
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else []
+    found = []
+    for part in parts:
+        kind = part.get("type")
+        pattern = (part.get("pattern") or {}).get("Regex")
+        if kind == "Split" and pattern and part.get("behavior") == "Isolated" and not part.get("invert"):
+            found.append(pattern)
+        elif kind == "Digits" and part.get("individual_digits"):
+            found.append("digits")
+        elif kind == "ByteLevel" and not part.get("add_prefix_space"):
+            found.append("words+bytes" if part.get("use_regex", True) else "bytes")
+        else:
+            found.append(json.dumps(part, ensure_ascii=False))
+    return tuple(found)
+
+
+def _pre_tokenizer(described: dict[str, Any]) -> str:
+    steps = _steps(described.get("pre_tokenizer"))
+    name = _PRE_TOKENIZERS.get((steps, bool(described["model"].get("ignore_merges"))))
+    if name is None:
+        raise DataError(
+            f"tokenizer.json: its pre-tokenizer is none of {', '.join(sorted(set(_PRE_TOKENIZERS.values())))} "
+            f"({' → '.join(steps) or 'none'}); llama.cpp would tokenize differently, so it is refused"
+        )
+    return name
+
+
+def _normalizer(described: dict[str, Any]) -> str | None:
+    normalizer = described.get("normalizer")
+    if not normalizer:
+        return None
+    kinds = [n.get("type") for n in normalizer.get("normalizers", [normalizer])]
+    if kinds in (["NFC"], ["NFD"], ["NFKC"], ["NFKD"]):
+        return str(kinds[0])
+    raise DataError(f"tokenizer.json: normalizes text with {', '.join(map(str, kinds))}, which llama.cpp does not do")
+
+
+def _model_parts(described: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    vocab, merges = described["model"].get("vocab"), described["model"].get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list) or not merges:
+        raise DataError("tokenizer.json: its model has no vocab or no merges")
+    if any(not isinstance(i, int) or i < 0 for i in vocab.values()):
+        raise DataError("tokenizer.json: a token's id is not a number")
+    pairs: list[Any] = [tuple(m.split(" ") if isinstance(m, str) else m) for m in merges]
+    if any(len(p) != 2 or not all(isinstance(x, str) and x for x in p) for p in pairs):
+        raise DataError("tokenizer.json: a merge is not a pair of tokens")
+    return vocab, pairs
+
+
+def _from_byte_level(described: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int) -> Vocabulary:
+    vocab, merges = _model_parts(described)
+    normal = int(TokenType.NORMAL)
+    tokens, types = _place(((i, text.encode(), normal) for text, i in vocab.items()), added, n_vocab)
+    # GGUF keeps a merge as "left right"; a space inside a part is written as byte-level BPE writes it, "Ġ"
+    joined = [f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}" for a, b in merges]
+    return Vocabulary(
+        "gpt2", _pre_tokenizer(described), tokens, types, merges=joined, normalizer=_normalizer(described)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ SentencePiece
+
+
+def _from_sentencepiece(
+    path: Path, config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
+) -> Vocabulary:
+    model = read_sentencepiece(path)
+    if model.model_type not in (UNIGRAM, BPE):
+        raise DataError(f"{path.name}: is a SentencePiece model of words or characters; expected BPE or unigram")
+    _check_size(len(model.pieces) - 1, n_vocab)
+    tokens, types = _place(((i, text, kind) for i, (text, _, kind) in enumerate(model.pieces)), added, n_vocab)
+    scores = [-10000.0] * n_vocab
+    for i, (_, score, _) in enumerate(model.pieces):
+        scores[i] = score
+    for i in added:
+        scores[i] = -1000.0
+    vocabulary = Vocabulary("llama" if model.model_type == BPE else "t5", "default", tokens, types, scores)
+    prefix = config.get("add_prefix_space")
+    if model.model_type == UNIGRAM:
+        _describe_unigram(path, model, vocabulary)
+        return vocabulary
+    vocabulary.add_space_prefix = prefix if isinstance(prefix, bool) else None if model.add_dummy_prefix else False
+    if model.normalizer not in ("", "identity"):
+        vocabulary.warnings.append(
+            f"{path.name} normalizes text with {model.normalizer}; llama.cpp does not, so unusual characters may be "
+            "tokenized differently"
+        )
+    if isinstance(config.get("add_bos_token"), bool):
+        vocabulary.add_bos = config["add_bos_token"]
+    return vocabulary
+
+
+def _describe_unigram(path: Path, model: SentencePieceModel, vocabulary: Vocabulary) -> None:
+    """What llama.cpp's unigram tokenizer (`t5`) needs beside pieces and scores."""
+    if model.whitespace_as_suffix or not model.escape_whitespaces:
+        raise DataError(f"{path.name}: puts spaces after words or keeps them as they are, which llama.cpp does not do")
+    kinds = [kind for _, _, kind in model.pieces]
+    vocabulary.byte_fallback = BYTE in kinds
+    if vocabulary.byte_fallback and (model.add_dummy_prefix or model.remove_extra_whitespaces):
+        raise DataError(
+            f"{path.name}: is a unigram model with byte fallback that also adds or removes spaces; jmedlite can't "
+            "reproduce both together"
+        )
+    if int(TokenType.UNKNOWN) in kinds:
+        vocabulary.unknown = kinds.index(int(TokenType.UNKNOWN))
+    vocabulary.charsmap = model.charsmap
+    vocabulary.add_space_prefix = model.add_dummy_prefix
+    vocabulary.remove_extra_whitespaces = model.remove_extra_whitespaces
+    vocabulary.add_bos = False
+
+
+def _from_byte_fallback(
+    described: dict[str, Any], config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
+) -> Vocabulary:
+    """A SentencePiece vocabulary that survives only as tokenizer.json (Llama 2's and its children's).
+
+    llama.cpp merges the pair whose result has the highest score; Hugging Face the pair of the lowest rank. With the
+    score -rank both do the same. (llama.cpp's converter gives every token the same score here.)
+    """
+    vocab, merges = _model_parts(described)
+    scores = [-1e6] * n_vocab
+    for rank, (a, b) in reversed(list(enumerate(merges))):
+        if (i := vocab.get(a + b)) is not None and i < n_vocab:
+            scores[i] = -float(rank)
+    unknown = described["model"].get("unk_token")
+
+    def kind(text: str) -> int:
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            return int(TokenType.BYTE)
+        return int(TokenType.UNKNOWN if text == unknown else TokenType.NORMAL)
+
+    tokens, types = _place(((i, text.encode(), kind(text)) for text, i in vocab.items()), added, n_vocab)
+    for i in added:
+        scores[i] = -1000.0
+    vocabulary = Vocabulary("llama", "default", tokens, types, scores)
+    vocabulary.add_space_prefix = _prepends_space(described)
+    if isinstance(config.get("add_bos_token"), bool):
+        vocabulary.add_bos = config["add_bos_token"]
+    return vocabulary
+
+
+def _prepends_space(described: dict[str, Any]) -> bool:
+    """Does the text get a leading "▁"? By a Prepend normalizer or a Metaspace pre-tokenizer."""
+    normalizer, pre = described.get("normalizer") or {}, described.get("pre_tokenizer") or {}
+    if any(n.get("type") == "Prepend" for n in normalizer.get("normalizers", [normalizer])):
+        return True
+    for step in pre.get("pretokenizers", [pre]):
+        if step.get("type") == "Metaspace":
+            return bool(step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True))
+    return False
+
+
+def _adds_bos(described: dict[str, Any]) -> bool | None:
+    """Does the post-processor put a control token before the text? None where there is no post-processor."""
+    post = described.get("post_processor")
+    if not isinstance(post, dict):
+        return None
+    for step in post.get("processors", [post]):
+        if step.get("type") == "TemplateProcessing":
+            single = step.get("single") or [{}]
+            return "SpecialToken" in single[0]
+    return False

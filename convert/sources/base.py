@@ -1,0 +1,53 @@
+"""A model to convert, whatever it comes as: its output tensors, what adapters may change in it, its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jmedlite.base.gguf import Entries
+from jmedlite.base.native import F32
+from jmedlite.convert.adapters.peft import Base
+from jmedlite.convert.families.row_order import RowOrder
+
+from .tensors import StoredTensor
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tensor of the output, before any adapter: `shape` row-major, `key` the name that PEFT knows it by.
+
+    `order` is how rows move from Hugging Face's order to GGUF's; it applies to the source unless `in_order`. `plus` is
+    added to values in Hugging Face's form. `constant` holds the values of a tensor that no checkpoint has.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: StoredTensor | None
+    key: str | None = None
+    order: RowOrder | None = None
+    plus: float = 0.0
+    in_order: bool = False
+    constant: F32 | None = None
+
+
+class Model(Protocol):
+    """What planning needs of a model."""
+
+    label: str  # the name of its folder or file
+    title: str  # of its family
+    architecture: str
+    specs: Sequence[Spec]
+    head: Spec | None  # to be added where an adapter unties a tied head; None where llama.cpp can't
+
+    def base(self) -> Base:
+        """What PEFT adapters are matched against; raises DataError where the family is not known."""
+        ...
+
+    def metadata(
+        self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
+    ) -> tuple[Entries, list[str]]:
+        """The metadata of a file with `n_vocab` tokens, and warnings; `tokenizer` is an adapter's own, if any."""
+        ...

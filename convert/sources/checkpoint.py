@@ -1,0 +1,167 @@
+"""Hugging Face checkpoint folders: which tensors there are, checked, and their bytes range by range.
+
+safetensors format: https://github.com/huggingface/safetensors#format. Only headers are held in memory; ranges are
+read, never mapped, because the resident pages of a map count as the process's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE
+from jmedlite.base.inputs import read_json, reading
+
+from .tensors import DTYPE_BYTES, StoredTensor
+from .torch_file import read_torch_file
+
+MAX_HEADER = 100_000_000
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file; every length is bounded and the data must be covered without holes."""
+    with reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        if len(head) < 8:
+            raise DataError(f"{path.name}: has {size} bytes, too short for a safetensors file")
+        (length,) = struct.unpack("<Q", head)
+        if length > MAX_HEADER or length > size - 8:
+            raise DataError(
+                f"{path.name}: claims a header of {length:,} bytes, the file has {size:,} "
+                f"(limit {MAX_HEADER:,}); it is truncated or not a safetensors file"
+            )
+        blob = file.read(length)
+    try:
+        entries = json.loads(blob, object_pairs_hook=_no_repeats)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path.name}: its header is not valid JSON ({e})") from None
+    if not isinstance(entries, dict):
+        raise DataError(f"{path.name}: its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    found = {name: _entry(path, name, entry, 8 + length) for name, entry in entries.items()}
+    _check_cover(path, found, 8 + length, size)
+    return found
+
+
+def _entry(path: Path, name: str, entry: Any, base: int) -> StoredTensor:
+    def whole(x: Any) -> bool:
+        return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 62
+
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        well_formed = (
+            isinstance(dtype, str)
+            and isinstance(shape, list)
+            and all(map(whole, [*shape, begin, end]))
+            and begin <= end
+        )
+    except (KeyError, TypeError, ValueError):
+        well_formed = False
+    if not well_formed:
+        raise DataError(f"{path.name}: tensor {name} has a malformed entry (dtype, shape, data_offsets expected)")
+    if dtype not in DTYPE_BYTES:
+        raise DataError(f"{path.name}: tensor {name} has unknown dtype {dtype}; known are {', '.join(DTYPE_BYTES)}")
+    tensor = StoredTensor(name, path, dtype, tuple(shape), base + begin)
+    if tensor.nbytes != end - begin:
+        raise DataError(
+            f"{path.name}: tensor {name} of shape {list(shape)} and dtype {dtype} needs {tensor.nbytes:,} bytes, "
+            f"its offsets give {end - begin:,}"
+        )
+    return tensor
+
+
+def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], base: int, size: int) -> None:
+    at = base
+    for t in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+        if t.offset != at:
+            what = "overlaps the one before it" if t.offset < at else "leaves a hole before it"
+            raise DataError(f"{path.name}: tensor {t.name} {what} (begins at {t.offset:,}, expected {at:,})")
+        at += t.nbytes
+    if at > size:
+        raise DataError(f"{path.name}: truncated, needs {at:,} bytes, has {size:,}; download the file again")
+    if at < size:
+        raise DataError(f"{path.name}: has {size - at:,} bytes after its last tensor, expected none")
+
+
+def _shard_path(folder: Path, name: Any, index: str) -> Path:
+    """A shard named by an index, which must lie in the folder itself (a link may lead into a Hub cache's blobs)."""
+    if not isinstance(name, str) or not name or Path(name).name != name or name in (".", "..") or "\\" in name:
+        raise DataError(f"{index}: names the shard {name!r}, expected a plain file name inside the folder")
+    path = folder / name
+    if not path.is_file():
+        raise DataError(f"{index}: names the shard {name}, which is not in the folder; download it again")
+    # The Hub's cache links snapshots/<commit>/<file> to blobs/<hash>, two floors up; nothing else may leave.
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append(folder.parent.parent.resolve() / "blobs")
+    if not any(path.resolve().is_relative_to(root) for root in allowed):
+        raise DataError(f"{index}: the shard {name} is a link that leaves the folder")
+    return path
+
+
+def read_weights(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one weights file, safetensors or PyTorch's zip format by its name."""
+    return read_safetensors_header(path) if path.suffix == ".safetensors" else read_torch_file(path)
+
+
+class Checkpoint:
+    """A checkpoint folder: `config` and every tensor's place."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputMissing(f"{folder}: no such folder")
+        self.folder = folder
+        self.config = read_json(folder / CONFIG)
+        self.tensors = self._find()
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return sorted({t.path for t in self.tensors.values()})
+
+    def _find(self) -> dict[str, StoredTensor]:
+        """safetensors where there are any, else .bin; each as several files with an index, or as one."""
+        for single, index in ((SINGLE, INDEX), (BIN_SINGLE, BIN_INDEX)):
+            if (self.folder / index).is_file():
+                return self._from_index(index)
+            if (self.folder / single).is_file():
+                return read_weights(_shard_path(self.folder, single, single))
+        hint = ""
+        if found := next(self.folder.glob("*.gguf"), None):
+            hint = f"; it has GGUF files: give one of them, such as {found.name}"
+        elif found := next((f for pattern in ("*.bin", "*.pt", "*.pth") for f in self.folder.glob(pattern)), None):
+            hint = f"; {found.name} has another name than transformers gives"
+        raise InputMissing(f"{self.folder}: has neither {SINGLE} nor {INDEX}, nor {BIN_SINGLE} nor {BIN_INDEX}{hint}")
+
+    def _from_index(self, index: str) -> dict[str, StoredTensor]:
+        weight_map = read_json(self.folder / index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise DataError(f"{index}: has no weight_map")
+        shards: dict[str, Path] = {}
+        for name in weight_map.values():
+            if not isinstance(name, str) or name not in shards:  # a list would not even hash
+                shards[name] = _shard_path(self.folder, name, index)
+        found: dict[str, StoredTensor] = {}
+        for name, path in shards.items():
+            for tensor in read_weights(path).values():
+                if weight_map.get(tensor.name) != name:
+                    raise DataError(f"{index}: does not list tensor {tensor.name}, which is in {name}")
+                found[tensor.name] = tensor
+        if missing := sorted(set(weight_map) - set(found)):
+            raise DataError(
+                f"{weight_map[missing[0]]}: does not hold {missing[0]}, which {index} says it does"
+                + (f" (nor {len(missing) - 1} others)" if missing[1:] else "")
+            )
+        return found

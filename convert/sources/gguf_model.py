@@ -1,0 +1,143 @@
+"""A GGUF file, whole or split, as a model to convert: already in llama.cpp's order, perhaps already quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base import gguf
+from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.convert.adapters.gguf_lora import stored_tensors
+from jmedlite.convert.adapters.peft import Base
+from jmedlite.convert.families.families import FAMILIES, Rule, dimensions, expected_rules, row_order
+from jmedlite.convert.metadata.keys import copy_metadata
+
+from .base import Spec
+from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor
+
+
+def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
+    """The first header of a GGUF model, and the tensors of all its parts by name.
+
+    Raises InputMissing where a part is not there, DataError where they do not belong together.
+    """
+    paths = gguf.split_files(path)
+    headers = []
+    for i, part in enumerate(paths):
+        if not part.is_file():
+            raise InputMissing(f"{part.name}: is part {i + 1} of {len(paths)} of this model and not there; copy it too")
+        headers.append(gguf.read_header(part))
+    first = headers[0]
+    kind = first.metadata.get("general.type", "model")
+    if kind != "model":
+        raise DataError(f"{path.name}: is a GGUF of type {str(kind)[:40]!r}, expected a model")
+    gguf.check_model(paths[0], first)
+    count = first.metadata.get(gguf.SPLIT_COUNT, 0)
+    if (count or 1) != len(paths):
+        raise DataError(
+            f"{path.name}: says it is one of {count} files, its name says {len(paths)}; keep the names it was made with"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for i, (part, header) in enumerate(zip(paths, headers, strict=True)):
+        if len(paths) > 1 and header.metadata.get(gguf.SPLIT_NO) != i:
+            raise DataError(f"{part.name}: is part {header.metadata.get(gguf.SPLIT_NO)}, its name says {i}")
+        for name, tensor in stored_tensors(part, header).items():
+            if tensors.setdefault(name, tensor) is not tensor:
+                raise DataError(f"{part.name}: has the tensor {name}, which {tensors[name].path.name} has too")
+    wanted = first.metadata.get(gguf.SPLIT_TENSORS, len(tensors))
+    if wanted != len(tensors):
+        raise DataError(f"{path.name}: has {len(tensors)} tensors in all its parts, expected {wanted}")
+    return first, tensors
+
+
+class GgufModel:
+    """See model.Model; quantized weights only with `requantize`."""
+
+    def __init__(self, path: Path, files: Files, *, requantize: bool = False) -> None:
+        self._header, self._tensors = read_parts(path)
+        self.label, self._path, self._files = gguf.split_stem(path.name), path, files
+        self.architecture = str(self._header.metadata["general.architecture"])
+        quantized = sorted({t.dtype for t in self._tensors.values() if t.dtype not in (*WEIGHT_DTYPES, *NOT_WEIGHTS)})
+        if quantized and not requantize:
+            raise DataError(
+                f"{path.name}: is quantized already ({', '.join(quantized)}), which costs accuracy twice; "
+                "give the original, or --allow-requantize"
+            )
+        family = next((f for f in FAMILIES if f.gguf_arch == self.architecture), None)
+        self.title = f"{family.title if family else self.architecture} (GGUF)"
+        self.warnings = (
+            [f"{path.name}: is quantized already; what its {quantized[0]} lost stays lost"] if quantized else []
+        )
+        self._tied = "output.weight" not in self._tensors
+        rules: dict[str, Rule] = {}
+        dims: dict[str, int] = {}
+        if family:
+            try:
+                config = self._config()
+                dims = dimensions(family, config)
+                rules = {r.gguf: r for r in expected_rules(family, config, {family.embedding})}
+            except DataError:  # a kin of the family with layers of several kinds: converted, but without adapters
+                family = None
+        self._family = family
+        self.specs: Sequence[Spec] = [
+            Spec(
+                name,
+                tensor.shape,
+                tensor,
+                rules[name].hf if name in rules else None,
+                row_order(rules[name], dims) if name in rules else None,
+                rules[name].plus if name in rules else 0.0,
+                in_order=True,
+            )
+            for name, tensor in self._tensors.items()
+        ]
+        self.head: Spec | None = None
+        if family and self._tied and family.head_is == "optional":
+            embedding = self._tensors["token_embd.weight"]
+            self.head = Spec("output.weight", embedding.shape, embedding, family.head, in_order=True)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files the weights are read from."""
+        return sorted({t.path for t in self._tensors.values()})
+
+    def _config(self) -> dict[str, Any]:
+        """What config.json would say, as far as names and shapes depend on it."""
+        meta = self._header.metadata
+        names = {
+            "hidden_size": "embedding_length",
+            "num_attention_heads": "attention.head_count",
+            "num_key_value_heads": "attention.head_count_kv",
+            "num_hidden_layers": "block_count",
+            "intermediate_size": "feed_forward_length",
+            "head_dim": "attention.key_length",
+        }
+        config = {hf: meta.get(f"{self.architecture}.{key}") for hf, key in names.items()}
+        config["vocab_size"] = len(meta["tokenizer.ggml.tokens"])
+        config["tie_word_embeddings"] = self._tied
+        config["attention_bias"] = "blk.0.attn_q.bias" in self._tensors
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in self._tensors
+        return config
+
+    def base(self) -> Base:
+        """What PEFT adapters are matched against; raises DataError where the architecture is none of FAMILIES."""
+        if self._family is None:
+            known = ", ".join(sorted({f.gguf_arch for f in FAMILIES}))
+            raise DataError(f"{self._path.name}: adapters can be merged into {known}; this is {self.architecture}")
+        tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
+        tensors.setdefault(self._family.head, tensors[self._family.embedding])
+        family = self._family
+        return Base(None, tensors, family.embedding, family.head, self._tied, self._files, family.spellings)
+
+    def metadata(
+        self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
+    ) -> tuple[gguf.Entries, list[str]]:
+        """See model.Model; the vocabulary of a GGUF stays as it is."""
+        own = len(self._header.metadata["tokenizer.ggml.tokens"])
+        if n_vocab != own:
+            raise DataError(
+                f"{self._path.name}: has {own:,} tokens, the adapter needs {n_vocab:,}; a GGUF's vocabulary can't be "
+                "changed, merge the adapter into the original checkpoint"
+            )
+        return copy_metadata(self._header), self.warnings

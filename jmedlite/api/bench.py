@@ -1,0 +1,302 @@
+"""`bench` for the command line and for Python: models and tasks found and described, then asked and measured."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import UsageError
+from jmedlite.base.inputs import check_range
+from jmedlite.benchmarks.backends.base import Loading
+from jmedlite.benchmarks.backends.local_engine import PACK
+from jmedlite.benchmarks.prompts.requests import Ask, make_ask
+from jmedlite.benchmarks.prompts.templates import METHODS, Template, own_template, read_template
+from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
+from jmedlite.benchmarks.run.measure import Reading, measure_costs, measure_text
+from jmedlite.benchmarks.run.run import Settings, ask_all, question_lines, run_keys
+from jmedlite.benchmarks.tasks.items import Dataset, Left
+from jmedlite.benchmarks.tasks.load import load_task
+from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
+from jmedlite.runtime.hardware import describe_machine, physical_cores
+from jmedlite.runtime.runner import FLASH_ATTENTION, KV_TYPES, check_choice
+
+from .participants import Entrants, behind_a_server, files_here, files_on_a_cluster
+
+# what ("hashing", "questions", "measuring", "text"), done, in all, of what; ("notice", 0, 0, sentence)
+Progress = Callable[[str, int, int, str], None]
+LOADING = ("kv_type", "flash_attn", "threads", "gpu_layers")  # settings of a model that is loaded here
+
+
+@dataclass(frozen=True)
+class Options:
+    """How questions are asked and models loaded; the fields are those of `bench` (see there)."""
+
+    methods: tuple[str, ...] = ("letter",)
+    languages: tuple[str, ...] = ()
+    shots: int = 0
+    limit: int | None = None
+    permutations: int = 1
+    seed: int = 0
+    template: str | None = None
+    chat: bool = False
+    max_tokens: int = 64
+    five_choice: bool = False
+    skip_bad: bool = False
+    rounds: int = 3
+    ctx: int | None = None
+    kv_type: str = "f16"
+    flash_attn: str = "auto"
+    gpu_layers: str = "auto"
+    threads: int | None = None
+    force: bool = False
+    text: Path | None = None
+    text_ctx: int = 512
+    text_chunks: int | None = None
+    reference: str | None = None
+    stop_when_decided: bool = False
+    margin: float = 2.0
+    cluster: str | None = None
+    endpoint: str | None = None
+
+    def check(self) -> None:
+        """Raises UsageError where a value is outside its bounds."""
+        for method in self.methods:
+            check_choice("--method", method, METHODS)
+        for language in self.languages:
+            check_choice("--lang", language, ("ja", "en"))
+        check_range("--shots", self.shots, 0, 64)
+        check_range("--permutations", self.permutations, 1, 120)
+        check_range("--seed", self.seed, 0, 2**63)
+        check_range("--max-tokens", self.max_tokens, 1, 4096)
+        check_range("--rounds", self.rounds, 0, 100)
+        if self.limit is not None:
+            check_range("--limit", self.limit, 1, 10**9)
+        if self.ctx is not None:
+            check_range("--ctx", self.ctx, 16, 1 << 24)
+        if self.threads is not None:
+            check_range("--threads", self.threads, 1, 1024)
+        if self.gpu_layers not in ("auto", "all"):
+            check_range("--gpu-layers", self.gpu_layers, 0, 10_000, "auto, all or ")
+        check_range("--margin", self.margin, 0.01, 100)
+        if self.stop_when_decided and self.permutations > 1:
+            raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
+        if self.endpoint and (self.cluster or self.text):
+            raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
+        check_choice("--kv-type", self.kv_type, KV_TYPES)
+        check_choice("--flash-attn", self.flash_attn, FLASH_ATTENTION)
+        if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(Options, n)]):
+            raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
+
+    def loading(self) -> Loading:
+        return Loading(
+            threads=self.threads or physical_cores(),
+            gpu_layers=self.gpu_layers,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+            force=self.force,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """`settings` of `run.json`; what a server decides is null."""
+        names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad")
+        loading = None if self.endpoint else self.loading()
+        return {
+            **{name: getattr(self, name) for name in names},
+            "rounds": self.rounds if loading else None,
+            "n_ctx": self.ctx,
+            **{name: loading and getattr(loading, name) for name in LOADING},
+            "pack": PACK if loading else None,
+            "stop_when_decided": self.margin if self.stop_when_decided else None,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A finished run: its folder, and how many results it has."""
+
+    folder: Path
+    n_results: int
+    resumed: bool
+
+    def accuracies(self) -> list[dict[str, Any]]:
+        """Share of right answers per model, task and method, of the `n` questions that were not too long."""
+        counts: dict[tuple[str, str, str], list[int]] = {}
+        for line in read_lines(self.folder / ITEMS):
+            entry = counts.setdefault((line["model"], line["task"], line["method"]), [0, 0])
+            if line["correct"] is not None:
+                entry[0] += line["correct"]
+                entry[1] += 1
+        names = ("model", "task", "method")
+        return [
+            {**dict(zip(names, key, strict=True)), "accuracy": right / n if n else None, "n_correct": right, "n": n}
+            for key, (right, n) in counts.items()
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """For `--json`."""
+        facts = {"folder": str(self.folder), "n_results": self.n_results, "resumed": self.resumed}
+        return {**facts, "accuracies": self.accuracies()}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is ready: `document` is its `run.json`."""
+
+    out: Path | None
+    options: Options
+    entrants: Entrants
+    datasets: Sequence[Dataset]
+    asks: Sequence[Ask]
+    document: dict[str, Any]
+    reference: str
+
+    def run(self, progress: Progress) -> Bench:
+        """Ask and measure what is not in the folder yet."""
+        if self.out is None:
+            raise UsageError("no --out given; name the folder for the results")
+        options, models, loading = self.options, self.entrants.models, self.options.loading()
+        margin = options.margin if options.stop_when_decided else None
+        settings = Settings(options.ctx, options.chat, options.max_tokens, margin)
+        keys = run_keys([m.name for m in models], self.asks)
+        with RunFolder(self.out, self.document, question_lines(self.datasets), keys) as folder:
+            ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
+            files = [(m.name, self.entrants.files[m.name]) for m in models if m.name in self.entrants.files]
+            whole = settings.wanted(self.asks[0])
+            measure_costs(folder, files, loading, whole, options.rounds, progress)
+            if options.text:
+                read = Reading(options.text, self.reference, options.text_ctx, options.text_chunks)
+                measure_text(folder, files, loading, read, progress)
+            return Bench(self.out, folder.n_items, folder.resumed)
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    tasks: Sequence[str],
+    out: str | Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Bench:
+    """Ask every model the same questions, measure what each costs, and leave a run folder (docs/runs.md).
+
+        >>> jmedlite.bench(["gguf"], tasks=["igakuqa=IgakuQA"], out="runs/first", limit=200)  # doctest: +SKIP
+
+    `models` are GGUF files, or folders of them; `tasks` as on the command line (`NAME`, `NAME=PATH`, a JSONL file).
+    Further arguments are the fields of `Options`: methods ("letter", "text", "generate"), languages, shots, limit,
+    permutations, seed, template, chat, max_tokens, rounds, ctx, threads, text, cluster (an address), endpoint (a URL;
+    `models` are then ids there), and more. A run that was interrupted goes on where it stopped; a folder that holds
+    another run is refused. Raises the exceptions of `jmedlite.base.errors`.
+    """
+    tell: Progress = progress or (lambda *_: None)
+    return plan_bench(models, tasks, Path(out), replace(options or Options(), **changes), tell).run(tell)
+
+
+def plan_bench(
+    models: Sequence[str | Path], tasks: Sequence[str], out: Path | None, options: Options, tell: Progress
+) -> Planned:
+    """Find and check all that a run needs, before anything is evaluated."""
+    options.check()
+    if not tasks:
+        raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
+    template = read_template(options.template, options.methods) if options.template else None
+    datasets, asks = make_asks(tasks, options, template)
+    if options.stop_when_decided and len(asks) > 1:
+        raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
+    entrants = find_entrants(models, options, tell)
+    reference = entrants.reference(options.reference)
+    if options.stop_when_decided:
+        entrants = entrants.first(reference)  # the others are compared with it as they go
+    return Planned(out, options, entrants, datasets, asks, describe_run(options, entrants, datasets, asks), reference)
+
+
+def find_entrants(models: Sequence[str | Path], options: Options, tell: Progress) -> Entrants:
+    """The models of a run, wherever they are."""
+    if options.endpoint:
+        return behind_a_server(models, options.endpoint, tell)
+    if options.cluster:
+        return files_on_a_cluster(models, options.loading(), options.cluster, tell)
+    return files_here(models, options.loading(), tell)
+
+
+# ------------------------------------------------------------------------------------------------------- tasks
+
+
+def make_asks(tasks: Sequence[str], options: Options, template: Template | None) -> tuple[list[Dataset], list[Ask]]:
+    """The data sets of all tasks, as they are asked, and every way of asking them."""
+    datasets: list[Dataset] = []
+    asks: list[Ask] = []
+    for spec in tasks:
+        for dataset in load_task(
+            spec,
+            options.languages,
+            skip_bad=options.skip_bad,
+            five_choice=options.five_choice,
+            with_examples=options.shots > 0,
+        ):
+            if any(d.name == dataset.name for d in datasets):
+                raise UsageError(
+                    f"two tasks are called {dataset.name}; give one of them a name, as in --task NAME=PATH"
+                )
+            shots, kept = draw_examples(dataset, options.shots, options.seed)
+            kept = limited(kept, options.limit, options.seed)
+            if options.stop_when_decided:
+                kept = replace(kept, items=shuffled(kept.items, options.seed))
+            datasets.append(kept)
+            for method in dict.fromkeys(options.methods):
+                chosen = template or own_template(method, dataset.lang)
+                asks.append(make_ask(kept, method, chosen, shots, options.permutations, options.seed))
+    return datasets, asks
+
+
+def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """A seeded sample of `limit` items, stratified by group; the others are left out by name."""
+    if limit is None or limit >= len(dataset.items):
+        return dataset
+    chosen = set(stratified(dataset.items, limit, seed))
+    reason = f"not in the sample of --limit {limit}"
+    gone = [Left(item.id, reason, item) for i, item in enumerate(dataset.items) if i not in chosen]
+    kept = tuple(item for i, item in enumerate(dataset.items) if i in chosen)
+    return replace(dataset, items=kept, left=(*dataset.left, *gone))
+
+
+# --------------------------------------------------------------------------------------------------------- run
+
+
+def describe_run(
+    options: Options, entrants: Entrants, datasets: Sequence[Dataset], asks: Sequence[Ask]
+) -> dict[str, Any]:
+    """`run.json`; of a server's machine nothing is known."""
+    machine = {} if options.endpoint else describe_machine()
+    keys = ("system", "cpu", "cpu_features", "physical_cores", "ram_bytes", "gpus")
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "jmedlite": importlib.metadata.version("jmedlite"),
+        "llama_cpp_python": None if options.endpoint else importlib.metadata.version("llama-cpp-python"),
+        "machine": {k: machine[k] for k in keys if k in machine},
+        "workers": entrants.workers,
+        "settings": options.describe(),
+        "models": [dict(m.facts) for m in entrants.models],
+        "tasks": [describe_task(d) for d in datasets],
+        "asks": [ask.describe() for ask in asks],
+        "order": "models, then asks, then permutations, then items",
+    }
+
+
+def describe_task(dataset: Dataset) -> dict[str, Any]:
+    """A task's entry in `run.json`: `n_items` is `n_asked` and all that is excluded."""
+    excluded: dict[str, int] = {}
+    for left in dataset.left:
+        excluded[left.reason] = excluded.get(left.reason, 0) + 1
+    names = ("name", "task", "lang", "title", "source", "revision", "license")
+    return {
+        **{name: getattr(dataset, name) for name in names},
+        "files": list(dataset.files),
+        "n_items": len(dataset.items) + len(dataset.left),
+        "n_asked": len(dataset.items),
+        "excluded": excluded,
+    }

@@ -1,0 +1,104 @@
+"""The GGUF files that a command names, and what a run keeps of each: sizes, hash, level, licence, origins."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.base.gguf import level_name, read_header, split_stem
+from jmedlite.base.inputs import reading
+from jmedlite.base.manifest import read_manifest
+from jmedlite.base.outputs import sha256_file
+from jmedlite.runtime.loading import read_whole_header
+
+Progress = Callable[[str, int, int, str], None]
+
+
+def find_models(models: Sequence[str | Path]) -> list[Path]:
+    """The GGUF files that are named; those of a folder with the widest first."""
+    found: list[Path] = []
+    for model in models:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            inside = [p for p in sorted(path.glob("*.gguf")) if not _is_later_part(p) and not _is_no_model(p)]
+            if not inside:
+                raise InputMissing(f"{path}: holds no GGUF model; make some with `jmedlite quantize {path}`")
+            found += sorted(inside, key=lambda p: (-p.stat().st_size, p.name))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputMissing(f"{model}: no such GGUF file or folder; make one with `jmedlite quantize {model}`")
+    names = [path_name(p) for p in found]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UsageError(f"two models are called {twice[0]}; give every file a name of its own")
+    if not found:
+        raise UsageError("no model given; name GGUF files, or a folder of them")
+    return found
+
+
+def _is_later_part(path: Path) -> bool:
+    return split_stem(path.name) != path.stem and not path.stem.split("-of-")[0].endswith("00001")
+
+
+def _is_no_model(path: Path) -> bool:
+    """Importance matrices and adapters are GGUF files too, and lie beside the models."""
+    return bool(read_header(path).metadata.get("general.type", "model") != "model")
+
+
+def path_name(path: Path) -> str:
+    """What a model is called in a run."""
+    return split_stem(path.name)
+
+
+def describe_model(path: Path, tell: Progress) -> dict[str, Any]:
+    """A GGUF's entry in `run.json`; raises DataError where it is not what its manifest says."""
+    files, header = read_whole_header(path)
+    sizes = [p.stat().st_size for p in files]
+    hashes = []
+    tell("hashing", 0, sum(sizes), path.name)
+    for i, part in enumerate(files):
+        with reading(part):
+            hashes.append(sha256_file(part))
+        tell("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
+    manifest = read_manifest(path) or {}
+    _check_manifest(manifest, {p.name: h for p, h in zip(files, hashes, strict=True)})
+    meta = header.metadata
+    name, level = path_name(path), level_name(meta.get("general.file_type"))
+    n_params = sum(math.prod(t.shape) for t in header.tensors)
+    license_ = next((meta[k] for k in ("general.license.name", "general.license") if meta.get(k)), None)
+    return {
+        "name": name,
+        "file": path.name,
+        "base": name.removesuffix(f"-{level}") if level else name,
+        "level": level,
+        "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "n_bytes": sum(sizes),
+        "n_params": n_params,
+        "bits_per_weight": round(8 * sum(t.nbytes for t in header.tensors) / n_params, 4),
+        "architecture": meta["general.architecture"],
+        "title": meta.get("general.name"),
+        "license": license_,
+        "made_from": meta.get("jmedlite.made.base"),
+        "imatrix": _imatrix(manifest, meta),
+        "adapters": [{k: a.get(k) for k in ("name", "weight")} for a in manifest.get("adapters") or []],
+    }
+
+
+def _imatrix(manifest: dict[str, Any], meta: Mapping[str, Any]) -> str | None:
+    entry = manifest.get("imatrix")
+    named = entry.get("name") if isinstance(entry, dict) else meta.get("quantize.imatrix.file")
+    return Path(str(named)).name if named else None
+
+
+def _check_manifest(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
+    for entry in manifest.get("files", []):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if name in hashes and entry.get("sha256") != hashes[name]:
+            raise DataError(
+                f"{name}: is not what its manifest says (another SHA-256), so it is damaged or another file; make or "
+                "copy it again"
+            )

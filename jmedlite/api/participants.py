@@ -1,0 +1,83 @@
+"""Who takes part in a run: GGUF files here, the same files on a cluster's workers, or models behind a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import UsageError
+from jmedlite.benchmarks.backends.base import Loading, LocalModel
+from jmedlite.benchmarks.run.run import Model
+
+from .model_facts import Progress, describe_model, find_models, path_name
+
+
+@dataclass(frozen=True)
+class Entrants:
+    """The models of a run, the files of those that have one here, and what a cluster's workers have in common."""
+
+    models: tuple[Model, ...]
+    files: Mapping[str, Path]
+    workers: dict[str, Any] | None = None
+
+    def first(self, name: str) -> Entrants:
+        """The same with one of them first."""
+        ordered = tuple(sorted(self.models, key=lambda m: m.name != name))
+        return Entrants(ordered, self.files, self.workers)
+
+    def reference(self, name: str | None) -> str:
+        """The model that the others are compared with: the one that is named, else the widest."""
+        if name is None:
+            return max(self.models, key=lambda model: model.facts["bits_per_weight"] or 0).name
+        if name not in (names := [model.name for model in self.models]):
+            raise UsageError(f"--reference {name}: expected one of {', '.join(names)}")
+        return name
+
+
+def files_here(named: Sequence[str | Path], loading: Loading, tell: Progress) -> Entrants:
+    """GGUF files, each in a child process of this machine."""
+    paths = {path_name(p): p for p in find_models(named)}
+    models = [
+        Model(name, describe_model(p, tell), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
+        for name, p in paths.items()
+    ]
+    return Entrants(tuple(models), paths)
+
+
+def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: str, tell: Progress) -> Entrants:
+    """GGUF files that a Dask cluster's workers have too."""
+    from jmedlite.benchmarks.backends.cluster import ClusterModel
+
+    here = files_here(named, loading, tell)
+
+    def opening(model: Model) -> Callable[[], ClusterModel]:
+        path, sha256 = here.files[model.name], model.facts["sha256"]
+        return lambda: ClusterModel(path, loading, sha256, address)
+
+    models = [Model(m.name, m.facts, opening(m)) for m in here.models]
+    with opening(models[0])() as first:
+        workers = first.describe()
+    return Entrants(tuple(models), here.files, workers)
+
+
+def behind_a_server(ids: Sequence[str | Path], url: str, tell: Progress) -> Entrants:
+    """Models of an OpenAI-compatible server by their ids there; the only one where none is named."""
+    from jmedlite.benchmarks.backends.endpoint import EndpointModel
+
+    def opening(name: str | None, told: Callable[[dict[str, Any]], None] | None = None) -> EndpointModel:
+        return EndpointModel(url, name, told=told)
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            tell("notice", 0, 0, event["sentence"])
+
+    models: list[Model] = []
+    names: list[str | None] = [str(i) for i in ids]
+    for name in names or [None]:
+        with opening(name, note if not models else None) as model:
+            facts = model.describe()
+        facts |= {"base": facts["base"] or facts["name"], "adapters": facts["adapters"] or []}
+        models.append(Model(facts["name"], facts, lambda name=name: opening(name)))  # type: ignore[misc]
+    return Entrants(tuple(models), {})

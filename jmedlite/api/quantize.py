@@ -1,0 +1,216 @@
+"""`quantize` for the command line and for Python: find the model, plan, run the pass, leave the manifests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jmedlite import __version__
+from jmedlite.base.errors import UsageError
+from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
+from jmedlite.base.imatrix import Imatrix, read_imatrix
+from jmedlite.base.inputs import check_range
+from jmedlite.base.outputs import sha256_file
+from jmedlite.convert.adapter_export import ExportedAdapter, export
+from jmedlite.convert.adapters.lora import parse_spec
+from jmedlite.convert.adapters.peft import find_weights
+from jmedlite.convert.hashing import FollowingHash
+from jmedlite.convert.levels.recipes import LEVELS, parse_levels
+from jmedlite.convert.manifest import write_manifests
+from jmedlite.convert.pipeline import Written, write
+from jmedlite.convert.planning import Plan, make_plan
+from jmedlite.runtime.hardware import available_processors
+
+from .last_model import remember_model
+
+Q4_K_M_BITS = 4.8  # bits per weight of a 7B at that level
+
+
+def as_bytes(amount: str | int | None) -> int | None:
+    """An amount of memory given as text or as a number of bytes."""
+    return parse_memory(amount) if isinstance(amount, str) else amount
+
+
+def parse_memory(text: str) -> int:
+    """`2GB`, `512MiB` or plain bytes as a number of bytes; raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)?\s*", text, re.IGNORECASE)
+    if not found:
+        raise UsageError(f"{text}: is not an amount of memory; expected something like 2GB or 512MB")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** " kmgt".index((found[2] or " ").lower()))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A quantization, planned: what `run` will do, and what its manifest will say about where it comes from."""
+
+    plan: Plan
+    source: Source
+    adapter_files: dict[Path, str]  # SHA-256 by path
+    options: dict[str, Any]
+
+    def run(
+        self,
+        *,
+        threads: int | None = None,
+        memory: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        remember: bool = True,
+    ) -> list[Written]:
+        """Run the pass, write the manifests, `remember` the level nearest to Q4_K_M as the default model of `ask`."""
+        if threads is not None:
+            check_range("--threads", threads, 1, 256)
+        with FollowingHash(self.plan.weight_files) as hashes:
+            report = hashes.follow(progress)
+            written = write(self.plan, threads=threads or available_processors(), memory=memory, progress=report)
+            write_manifests(
+                self.plan, written, self.source.describe(), hashes.result(), self.adapter_files, self.options
+            )
+        if remember:
+            remember_model(min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path)
+        return written
+
+
+def plan_quantization(
+    model: str = DEFAULT_MODEL,
+    *,
+    lora: Sequence[str] = (),
+    bits: Sequence[int] = (),
+    types: Sequence[str] = (),
+    imatrix: Path | None = None,
+    out: Path = Path(),
+    name: str | None = None,
+    allow_requantize: bool = False,
+    split_max_size: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Task:
+    """Resolve the model and its adapters and check everything that can be known before the first byte."""
+    levels = parse_levels(bits, types, has_imatrix=imatrix is not None)
+    specs = [parse_spec(s) for s in lora]
+    check_stem(name)
+    matrix = read_imatrix(imatrix) if imatrix else None
+    source = resolve(model)
+    adapters = [(resolve_adapter(spec), weight) for spec, weight in specs]
+    weights = [adapter_weights(a.path) for a, _ in adapters]
+    adapter_files = {path: sha256_file(path) for path in weights}
+    plan = make_plan(
+        source.path,
+        levels,
+        out,
+        stem=name or default_stem(source, [a for a, _ in adapters]),
+        name=source.name if source.repo else None,
+        adapters=[(a.path, weight) for a, weight in adapters],
+        imatrix=matrix,
+        made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
+        requantize=allow_requantize,
+        split_bytes=split_max_size,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    for level in plan.levels:
+        for target in (f.path for f in level.files):
+            if any(target.exists() and target.samefile(f) for f in plan.weight_files):
+                raise UsageError(f"{target}: is the input itself; choose another --out or --name")
+    options = {
+        "allow_requantize": allow_requantize,
+        "split_max_size": split_max_size,
+        "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
+    }
+    return Task(plan, source, adapter_files, options)
+
+
+def export_adapters(
+    model: str,
+    lora: Sequence[str],
+    *,
+    types: Sequence[str] = (),
+    out: Path = Path(),
+    name: str | None = None,
+    overwrite: bool = False,
+) -> ExportedAdapter:
+    """Write the adapters as one GGUF for use at run time, `STEM.gguf`, with the adapters' names as the stem."""
+    check_stem(name)
+    specs = [parse_spec(s) for s in lora]
+    source = resolve(model)
+    adapters = [(resolve_adapter(spec), weight) for spec, weight in specs]
+    path = out / f"{name or '-'.join(a.name for a, _ in adapters)}.gguf"
+    if any(a.path.is_file() and path.exists() and path.samefile(a.path) for a, _ in adapters):
+        raise UsageError(f"{path}: is the input itself; choose another --out or --name")
+    return export(source.path, [(a.path, weight) for a, weight in adapters], path, types=types, overwrite=overwrite)
+
+
+def check_stem(name: str | None) -> None:
+    """Raise UsageError where a file name's beginning is none."""
+    if name is not None and (not name.strip() or Path(name).name != name or "\\" in name):
+        raise UsageError(f"--name {name!r}: expected a plain file name without folders")
+
+
+def default_stem(source: Source, adapters: Sequence[Source]) -> str:
+    """The beginning of file names where none is given: the model's name, without a GGUF's level, and the adapters'."""
+    name = source.name
+    if source.path.is_file():
+        name = re.sub(rf"[-.]({'|'.join(LEVELS)})$", "", name, flags=re.IGNORECASE) or name
+    return "-".join([name, *(a.name for a in adapters)]) or "model"
+
+
+def adapter_weights(path: Path) -> Path:
+    """The file an adapter's matrices are in: a GGUF itself, or a PEFT folder's."""
+    return path if path.is_file() else find_weights(path)
+
+
+def _made_from(
+    source: Source, adapters: Sequence[tuple[Source, float]], sums: Sequence[str], imatrix: Imatrix | None
+) -> dict[str, str]:
+    """The essential part of the manifest, for the GGUF's own metadata."""
+    found = {"jmedlite.made.version": __version__, "jmedlite.made.base": source.full_name}
+    if adapters:
+        found["jmedlite.made.adapters"] = "; ".join(
+            f"{a.full_name} × {weight:g}, SHA-256 {sha256}" for (a, weight), sha256 in zip(adapters, sums, strict=True)
+        )
+    if imatrix:
+        found["jmedlite.made.imatrix"] = f"{imatrix.path.name}, SHA-256 {imatrix.sha256}"
+    return found
+
+
+def quantize(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    lora: Sequence[str] = (),
+    bits: Sequence[int] = (),
+    types: Sequence[str] = (),
+    imatrix: str | Path | None = None,
+    out: str | Path = ".",
+    name: str | None = None,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    allow_requantize: bool = False,
+    split_max_size: str | int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Merge `lora` adapters into `model` and write one GGUF per level, in one pass; returns the files' paths.
+
+    `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
+    names ("Q4_K_S"); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
+    returned). Raises the exceptions of `jmedlite.base.errors`.
+
+        >>> jmedlite.quantize("models/qwen", bits=[8, 4], out="gguf")  # doctest: +SKIP
+        [PosixPath('gguf/qwen-Q8_0.gguf'), PosixPath('gguf/qwen-Q4_K_M.gguf')]
+    """
+    task = plan_quantization(
+        str(model),
+        lora=lora,
+        bits=bits,
+        types=types,
+        imatrix=Path(imatrix) if imatrix else None,
+        out=Path(out),
+        name=name,
+        allow_requantize=allow_requantize,
+        split_max_size=as_bytes(split_max_size),
+        overwrite=overwrite,
+    )
+    return [w.path for w in task.run(threads=threads, memory=as_bytes(memory), progress=progress)]

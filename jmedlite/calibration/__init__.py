@@ -1,0 +1,1 @@
+"""Importance matrices: a model over calibration text, and the text checked against benchmarks."""

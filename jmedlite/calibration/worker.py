@@ -1,0 +1,224 @@
+"""The child process that runs a model over calibration text and sums the squares that enter its matrix products.
+
+`python -m jmedlite.calibration.worker` reads one request on standard input and prints events, one JSON object a line.
+Only this process ends where llama.cpp aborts. The sums are those of llama-imatrix (tools/imatrix/imatrix.cpp of
+llama.cpp).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jmedlite.base.errors import DataError, NativeError
+from jmedlite.base.gguf import Header
+from jmedlite.base.imatrix import Squares, write_imatrix
+from jmedlite.runtime.chat_template import Part
+from jmedlite.runtime.loading import LoadedModel
+from jmedlite.runtime.protocol import Emit, Requests, serve
+
+from .graph import F32, GgmlTensor, check_layout, library, values
+
+MIN_ROWS = 16  # llama-imatrix takes no smaller products
+# Tokens evaluated at once: each needs a row of logits twice over (the graph's and the copy), 0.6 MB per token of the
+# memory for a vocabulary of 152,000.
+PIECE = 128
+F64 = NDArray[np.float64]
+
+
+def weight_name(raw: str) -> str:
+    """A weight's name in the file: a copy for a device is called "CUDA0#blk.0.attn_k.weight#0"."""
+    return raw.split("#")[1] if "#" in raw else raw
+
+
+def pieces(n_ctx: int) -> list[int]:
+    """Boundaries that cut a chunk into equal pieces of at most PIECE tokens, none of them below MIN_ROWS."""
+    n = -(-n_ctx // PIECE)
+    return [i * n_ctx // n for i in range(n + 1)]
+
+
+class Collector:
+    """Listens to the graph: `sums[name]` (n_matrices, n_per_row) and `counts[name]` (n_matrices,) grow as it runs."""
+
+    def __init__(self, header: Header, process_output: bool) -> None:
+        self.header, self.process_output = header, process_output
+        self.sums: dict[str, F64] = {}
+        self.counts: dict[str, NDArray[np.int64]] = {}
+        self.fault: BaseException | None = None
+        self._lib, self._products = library(), check_layout()
+
+    def __call__(self, address: int, asked: bool, _: object) -> bool:
+        """ggml_backend_sched_eval_callback: with `asked` whether the node is wanted, else its result is ready."""
+        if self.fault:
+            return False
+        try:
+            if asked:
+                return self._wanted(GgmlTensor.from_address(address))
+            self._add(GgmlTensor.from_address(address))
+        except BaseException as e:  # ctypes would print it and go on
+            self.fault = e
+            return False
+        return True
+
+    def _wanted(self, t: GgmlTensor) -> bool:
+        if t.op not in (self._products.mul_mat, self._products.mul_mat_id):
+            return False
+        name = weight_name(GgmlTensor.from_address(t.src[0]).title)
+        x = GgmlTensor.from_address(t.src[1])
+        if name not in self.header.by_name or x.type != F32:
+            return False
+        if t.op == self._products.mul_mat and x.ne[1] < MIN_ROWS:
+            return False
+        return name.startswith("blk.") or (self.process_output and name == "output.weight")
+
+    def _add(self, t: GgmlTensor) -> None:
+        weight = GgmlTensor.from_address(t.src[0])
+        name = weight_name(weight.title)
+        shape = (*self.header.by_name[name].shape, 1, 1, 1)[:4]
+        x = values(self._lib, t.src[1])
+        if tuple(weight.ne) != shape or x.shape[3] != shape[0]:
+            raise NativeError(
+                f"llama.cpp multiplies {name} as {tuple(weight.ne)} with rows of {x.shape[3]}, the file says {shape}; "
+                "this llama-cpp-python version is not supported"
+            )
+        experts = t.op == self._products.mul_mat_id
+        n_matrices = shape[2] * shape[3]
+        if name not in self.sums:
+            self.sums[name] = np.zeros((n_matrices, shape[0]))
+            self.counts[name] = np.zeros(n_matrices if experts else 1, np.int64)
+        if experts:
+            self._add_experts(name, x, values(self._lib, t.src[2]))
+        else:
+            for i3, i2 in np.ndindex(x.shape[:2]):
+                self.sums[name][(i3 % shape[3]) * shape[2] + i2 % shape[2]] += squares(x[i3, i2])
+            self.counts[name] += x.shape[0] * x.shape[1] * x.shape[2] // n_matrices
+        if not np.isfinite(self.sums[name]).all():
+            raise DataError(
+                f"the model's values at {name} are not finite, so the file is damaged; make or copy it again"
+            )
+
+    def _add_experts(self, name: str, x: NDArray[Any], ids: NDArray[Any]) -> None:
+        """`x` (1, n_tokens, n_used or 1, n_per_row), `ids` (1, 1, n_tokens, n_used): which expert each row went to."""
+        for k in range(ids.shape[3]):
+            rows, chosen = x[0, :, k % x.shape[2]], ids[0, 0, :, k]
+            for expert in np.unique(chosen):
+                mine = chosen == expert
+                self.sums[name][expert] += squares(rows[mine])
+                self.counts[name][expert] += int(mine.sum())
+
+    def result(self) -> dict[str, Squares]:
+        """What was summed, per tensor, as the file format has it."""
+        found = {}
+        for name, sums in self.sums.items():
+            counts = self.counts[name]
+            found[name] = Squares(sums.astype(np.float32).reshape(len(counts), -1), counts)
+        return found
+
+    def missing(self) -> list[str]:
+        """Weights of the blocks that no product used."""
+        return [
+            t.name
+            for t in self.header.tensors
+            if t.name.startswith("blk.") and t.name.endswith(".weight") and len(t.shape) > 1 and t.name not in self.sums
+        ]
+
+
+def squares(rows: NDArray[Any]) -> F64:
+    """Column sums of the squares of `rows` (n, n_per_row): squared in float32 as llama-imatrix does, summed wider."""
+    found: F64 = np.square(rows).sum(axis=0, dtype=np.float64)
+    return found
+
+
+class Calibration:
+    """A loaded model over a text, chunk by chunk."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.loaded = loaded = LoadedModel(request, lambda event, **fields: None)
+        self.n_threads: int = request["threads"]
+        self.collector = Collector(loaded.header, request["process_output"])
+        self.n_ctx: int = request["ctx"]
+        if self.n_ctx > loaded.n_ctx_train:
+            raise DataError(
+                f"--ctx {self.n_ctx:,} is more than the {loaded.n_ctx_train:,} tokens that {loaded.path.name} was "
+                "trained on; lower it"
+            )
+        self.tokens = self._tokenize(request["text"])
+        most = len(self.tokens) // self.n_ctx
+        if most < 2:
+            raise DataError(
+                f"the calibration text has {len(self.tokens):,} tokens, at least {2 * self.n_ctx:,} are needed for "
+                f"chunks of {self.n_ctx:,}; give more --text, or a smaller --ctx"
+            )
+        self.n_chunks = min(request["chunks"] or most, most)
+
+    def _tokenize(self, text: str) -> list[int]:
+        llama, vocabulary = self.loaded.llama, self.loaded.vocabulary
+        vocab = vocabulary.vocab
+        self.bos = llama.llama_vocab_bos(vocab) if llama.llama_vocab_get_add_bos(vocab) else None
+        return vocabulary.tokenize_parts([Part(text, False)])
+
+    def run(self, tell: Callable[[int], None]) -> None:
+        """Evaluate every chunk with an empty cache; `tell` hears how many are done."""
+        llama = self.loaded.llama
+        callback = llama.ggml_backend_sched_eval_callback(self.collector)
+        context = self.loaded.make_context(
+            self.n_ctx, min(PIECE, self.n_ctx), self.n_threads, "try a smaller --ctx", cb_eval=callback
+        )
+        batch = llama.llama_batch_init(PIECE, 0, 1)
+        try:
+            for i in range(self.n_chunks):
+                tokens = self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
+                if self.bos is not None:  # every chunk begins as a text does
+                    tokens[0] = self.bos
+                llama.llama_memory_clear(llama.llama_get_memory(context), True)
+                bounds = pieces(self.n_ctx)
+                for start, end in itertools.pairwise(bounds):
+                    self._decode(context, batch, tokens, range(start, end))
+                tell(i + 1)
+        finally:
+            llama.llama_batch_free(batch)
+            llama.llama_free(context)
+
+    def _decode(self, context: Any, batch: Any, tokens: Sequence[int], where: range) -> None:
+        batch.n_tokens = len(where)
+        for k, at in enumerate(where):
+            batch.token[k], batch.pos[k] = tokens[at], at
+            batch.n_seq_id[k], batch.seq_id[k][0] = 1, 0
+            batch.logits[k] = True  # or the last layer's rows are left out
+        status = self.loaded.llama.llama_decode(context, batch)
+        if self.collector.fault:
+            raise self.collector.fault
+        if status != 0:
+            raise NativeError(f"llama.cpp could not evaluate the calibration text (status {status})")
+
+
+def calibrate(requests: Requests, emit: Emit) -> None:
+    """Answer one request: `chunk` events, then the file is written and `done` says what is in it."""
+    started = time.monotonic()
+    request = next(requests)
+    work = Calibration(request)
+    emit("chunk", done=0, total=work.n_chunks, n_tokens=len(work.tokens))
+    work.run(lambda done: emit("chunk", done=done, total=work.n_chunks, n_tokens=len(work.tokens)))
+    found = work.collector.result()
+    if not found:
+        raise NativeError("llama.cpp ran no matrix product that could be observed; was the model's name map changed?")
+    write_imatrix(
+        Path(request["out"]), found, datasets=request["datasets"], chunk_size=work.n_ctx, chunks=work.n_chunks
+    )
+    emit(
+        "done",
+        entries=len(found),
+        missing=work.collector.missing(),
+        n_tokens=work.n_chunks * work.n_ctx,
+        seconds=time.monotonic() - started,
+    )
+
+
+if __name__ == "__main__":
+    serve(calibrate)

@@ -1,0 +1,1 @@
+"""Everything that holds llama.cpp: models in child processes, contexts, prompts, what fits this machine."""

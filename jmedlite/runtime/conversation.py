@@ -1,0 +1,121 @@
+"""A conversation with a model: its turns, what is dropped when the context is full, and saving it where one asks to."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jmedlite.base.errors import ContextFull, DataError
+from jmedlite.base.inputs import reading
+from jmedlite.base.outputs import fault, write_private
+
+from .answers import Answer
+from .chat_template import language_of
+from .runner import Runner
+
+FORMAT = 1
+MAX_SAVED = 1 << 24
+THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+
+
+class Conversation:
+    """Turns that live in memory only, until `save`.
+
+    `system` and `language` as for `Runner.stream`; `on_drop` is told every question that is dropped, with its answer,
+    because the context is full; `options` are those of `jmedlite.runtime.sampling.Sampling`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        system: str | None = None,
+        language: str | None = None,
+        on_drop: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self.runner, self.system, self.language, self.options = runner, system, language, options
+        self.turns: list[tuple[str, str]] = []
+        self._on_drop = on_drop or (lambda question: None)
+        self._state: str | None = None
+
+    def send(self, question: str) -> Iterator[str | Answer]:
+        """The answer piece by piece, and last the whole `Answer`; an answer left half-way stays as far as it came.
+
+        Where the context is full, the oldest questions are dropped. Raises ContextFull where the question alone is too
+        long: the conversation is then as before, without what was dropped.
+        """
+        self.language = self.language or language_of(question)
+        reserve = min(int(self.options.get("max_tokens", 1024)), int(self.runner.facts["n_ctx"]) // 4)
+        while True:
+            try:
+                yield from self._answer(question, reserve)
+                return
+            except ContextFull:
+                if self.turns:
+                    self._on_drop(self.turns[0][1])
+                    del self.turns[:2]
+                elif reserve:
+                    reserve = 0
+                else:
+                    raise
+
+    def _answer(self, question: str, reserve: int) -> Iterator[str | Answer]:
+        turns = [*self.turns, ("user", question)]
+        stream = self.runner.converse(
+            turns, system=self.system, language=self.language, continued=True, reserve=reserve, **self.options
+        )
+        text = ""
+        with closing(stream) as pieces:  # type: ignore[type-var]
+            try:
+                for piece in pieces:
+                    text = piece.text if isinstance(piece, Answer) else text + piece
+                    yield piece
+            finally:
+                if text:
+                    # a model's thoughts are not part of what it said
+                    self.turns = [*turns, ("assistant", THOUGHTS.sub("", text).strip() or text)]
+
+    def reset(self) -> None:
+        """Forget all turns; what was saved stays as it is."""
+        self.turns, self._state = [], None
+
+    def save(self, path: Path) -> None:
+        """Write the turns to `path` (mode 600), and the evaluated state to the cache, so that `load` is quick."""
+        self._state = self._state or secrets.token_hex(16)
+        facts = {
+            "format": FORMAT,
+            "model": self.runner.facts["name"],
+            "system": self.system,
+            "language": self.language,
+            "state": self._state,
+            "turns": self.turns,
+        }
+        try:
+            write_private(path, json.dumps(facts, ensure_ascii=False, indent=1).encode("utf-8"))
+        except OSError as e:
+            raise fault(e, path, "writing") from None
+        self.runner.keep_state(self._state)
+
+    def load(self, path: Path) -> None:
+        """Go on with a conversation that was saved; raises InputMissing or DataError."""
+        with reading(path):
+            raw = path.read_bytes() if path.stat().st_size <= MAX_SAVED else b""
+        try:
+            facts = json.loads(raw)
+            turns = [(str(role), str(text)) for role, text in facts["turns"]]
+            state = str(facts["state"])
+            sound = facts["format"] == FORMAT and [r for r, _ in turns] == ["user", "assistant"] * (len(turns) // 2)
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise DataError(f"{path}: is not a conversation saved by `jmedlite chat`; choose another file")
+        self.turns, self._state = turns, state
+        self.system = facts.get("system") if self.system is None else self.system
+        self.language = facts.get("language") or self.language
+        self.runner.resume_state(state)

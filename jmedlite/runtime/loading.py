@@ -1,0 +1,144 @@
+"""A GGUF model into memory: looked at first, placed by a plan, and checked against its manifest meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import re
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base.errors import CannotCreate, DataError, NativeError
+from jmedlite.base.gguf import Header, check_model, read_header, split_files
+from jmedlite.base.inputs import reading
+
+from .fitting import level_shapes, shape_on_this_machine, this_machine
+from .hardware import devices
+from .integrity import Integrity
+from .offload import MAPPED, Plan, Wish, make_plan, refusal
+from .protocol import Emit
+from .state_cache import StateCache, fingerprint
+from .vocabulary import Vocabulary
+
+LOAD_READ, LOAD_MAPPED = 0, 1  # llama_load_mode
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
+
+
+def read_whole_header(path: Path) -> tuple[list[Path], Header]:
+    """A model's files, the first one first, and one header with the tensors of all."""
+    files = split_files(path)
+    first, *others = [read_header(file) for file in files]
+    check_model(files[0], first)
+    tensors = [*first.tensors, *(t for header in others for t in header.tensors)]
+    return files, replace(first, tensors=tuple(tensors), by_name={t.name: t for t in tensors})
+
+
+class LoadedModel:
+    """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
+    (pairs of path and weight), `cache` (a folder), `force` and `checked` (its
+    hash is known to be right). `emit` gets a `plan` event before the model is loaded.
+    """
+
+    def __init__(self, request: dict[str, Any], emit: Emit) -> None:
+        self.request = {"gpu_layers": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": [], **request}
+        files, self.header = read_whole_header(Path(request["path"]))
+        self.path = files[0]
+        with reading(self.path):
+            self.mark = fingerprint(files)
+        from jmedlite.base.native import capture_log, libllama
+
+        # chat templates need it, and it loads while llama.cpp does
+        threading.Thread(target=importlib.import_module, args=("jinja2.sandbox",), daemon=True).start()
+        self.errors: list[str] = []
+        capture_log(lambda level, text: self.errors.append(text.strip()) if level == 4 else None)
+        self.llama = llama = libllama()
+        llama.llama_backend_init()
+        self.cache = StateCache(Path(request["cache"])) if request.get("cache") else None
+        self.plan = self._plan(emit)
+        self.integrity = Integrity(self.path, self.mark, self.cache, known=bool(request.get("checked")))
+        started = time.monotonic()
+        self.model = llama.llama_model_load_from_file(os.fsencode(self.path), self._params())
+        if not self.model:
+            raise DataError(f"{self.path.name}: llama.cpp could not load it ({self.reason()})")
+        self.vocabulary = Vocabulary(llama, self.model, self.header)
+        self.adapters = self._load_adapters()
+        self.load_seconds = time.monotonic() - started
+
+    def reason(self) -> str:
+        """What llama.cpp complained of first: the lines after it only say what failed because of it."""
+        return re.sub(r"^\w+: (error loading model: )?", "", self.errors[0]) if self.errors else "it gave no reason"
+
+    def make_context(self, n_ctx: int, n_batch: int, n_threads: int, advice: str, **settings: Any) -> Any:
+        """A context with a cache of the wanted type; `settings` are more of llama_context_params.
+
+        Raises NativeError where llama.cpp makes none; `advice` is what to do then.
+        """
+        kv_type = int(GGMLQuantizationType[self.request["kv_type"].upper()])
+        settings |= {
+            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch, "n_threads": n_threads,
+            "n_threads_batch": n_threads, "type_k": kv_type, "type_v": kv_type,
+            "flash_attn_type": FLASH_ATTENTION[self.request["flash_attn"]], "no_perf": True,
+        }  # fmt: skip
+        params = self.llama.llama_context_default_params()
+        for name, value in settings.items():
+            setattr(params, name, value)
+        context = self.llama.llama_init_from_model(self.model, params)
+        if not context:
+            raise NativeError(f"llama.cpp could not make a context of {n_ctx:,} tokens ({self.reason()}); {advice}")
+        return context
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(self.llama.llama_model_n_ctx_train(self.model))
+
+    def _plan(self, emit: Emit) -> Plan:
+        """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
+        wanted = self.request["gpu_layers"]
+        shape, machine = shape_on_this_machine(self.header), this_machine()
+        wish = Wish(
+            n_gpu_layers=None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted),
+            n_ctx=self.request.get("ctx"),
+            kv_type=self.request["kv_type"],
+            flash_attn=self.request["flash_attn"] != "off",
+            extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
+        )
+        plan = make_plan(shape, machine, wish)
+        if not plan.fits and not self.request.get("force"):
+            raise CannotCreate(refusal(self.path.name, plan, shape, machine, wish, level_shapes(self.header)))
+        emit("plan", sentence=plan.sentence(grows=wish.n_ctx is None), **plan.figures())
+        return plan
+
+    def _params(self) -> Any:
+        llama, plan = self.llama, self.plan
+        params = llama.llama_model_default_params()
+        params.load_mode = LOAD_MAPPED if plan.loading == MAPPED else LOAD_READ
+        params.n_gpu_layers = plan.n_gpu_layers
+        if plan.gpus and plan.n_gpu_layers:
+            # named one by one, so that llama.cpp's order and number of devices is the plan's
+            pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"]
+            self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+            self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
+            params.devices = ctypes.addressof(self._devices)
+            params.tensor_split = self._split
+        return params
+
+    def _load_adapters(self) -> list[tuple[Any, float]]:
+        found = []
+        for path, scale in self.request["lora"]:
+            if Path(path).is_dir():
+                raise DataError(
+                    f"{path}: is a folder, at run time llama.cpp takes GGUF adapters; write one with "
+                    f"`jmedlite quantize MODEL --lora {path} --adapter-only`, or merge it into the model"
+                )
+            read_header(Path(path))
+            adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(path))
+            if not adapter:
+                raise DataError(f"{Path(path).name}: is not a LoRA adapter for this model ({self.reason()})")
+            found.append((adapter, scale))
+        return found

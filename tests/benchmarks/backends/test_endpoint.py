@@ -1,0 +1,537 @@
+"""A model behind a server: what llama-server and vLLM answer is read right, and faults are said in a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from jmedlite.base.errors import DataError, JmedliteError, NotPermitted, Unavailable, UsageError
+from jmedlite.benchmarks.backends import http as http_server
+from jmedlite.benchmarks.backends.base import Wanted
+from jmedlite.benchmarks.backends.endpoint import EndpointModel, in_order
+from jmedlite.benchmarks.backends.http import is_this_machine
+from jmedlite.benchmarks.backends.responses import letter_scores
+from jmedlite.benchmarks.scoring import result
+from jmedlite.benchmarks.tasks.items import Item
+
+N_CTX = 120
+EOS = "<eos>"
+VOCABULARY = [" A", " B", " C", " D", "A", "B", "\n", EOS, "。", *(f" w{i}" for i in range(60))]
+
+
+# ------------------------------------------------------------------------------------- a model, and two servers
+
+
+def tokenize(text: str) -> list[str]:
+    return re.findall(r" ?\w+|\s|[^\w\s]", text)
+
+
+def likely(context: str) -> dict[str, float]:
+    """ln p of every token after a text, likeliest first."""
+    rng = random.Random(hashlib.sha256(context.encode()).digest())
+    logits = {t: rng.gauss(0, 2) + (2 if len(t) == 2 or t in (EOS, "\n") else 0) for t in VOCABULARY}
+    total = math.log(math.fsum(map(math.exp, logits.values())))
+    return dict(sorted(((t, x - total) for t, x in logits.items()), key=lambda pair: -pair[1]))
+
+
+def log_p(context: str, token: str) -> float:
+    return likely(context).get(token, -20.0 - len(token))
+
+
+def write(context: str, limit: int, stops: list[str]) -> tuple[str, str, str | None]:
+    """(text, finish_reason, the stop that was met)."""
+    text = ""
+    for _ in range(limit):
+        token = next(iter(likely(context + text)))
+        if token == EOS:
+            return text, "stop", None
+        text += token
+        for stop in stops:
+            if stop in text:
+                return text.partition(stop)[0], "stop", stop
+    return text, "length", None
+
+
+Answered = tuple[int, dict[str, Any] | bytes]
+
+
+def chat_text(body: dict[str, Any], continues: bool = True) -> str:
+    *before, last = body["messages"]
+    text = "".join(f"[{m['role']}] {m['content']} [end] " for m in before)
+    if last["role"] == "assistant" and continues:
+        assert body["continue_final_message"] is True
+        assert body["add_generation_prompt"] is False
+        return f"{text}[assistant] {last['content']}"
+    return f"{text}[{last['role']}] {last['content']} [end] [assistant] "
+
+
+def usage(prompt: str, n: int) -> dict[str, Any]:
+    k = len(tokenize(prompt))
+    return {"prompt_tokens": k, "completion_tokens": n, "total_tokens": n + k}
+
+
+def llama_server(path: str, body: dict[str, Any]) -> Answered:
+    """As tools/server of llama.cpp answers."""
+    if path == "/v1/models":
+        meta = {"n_ctx": N_CTX, "n_params": 134515008, "size": 143000000}
+        return 200, {"object": "list", "data": [{"id": "/m/tiny-Q8_0.gguf", "owned_by": "llamacpp", "meta": meta}]}
+    if path == "/props":
+        return 200, {"build_info": "b9999-abcdef"}
+    if body.get("echo"):
+        return 500, {"error": {"code": 500, "message": "Only no echo is supported", "type": "server_error"}}
+    chat = path == "/v1/chat/completions"
+    prompt = chat_text(body) if chat else body["prompt"]
+    n_prompt = len(tokenize(prompt))
+    if n_prompt >= N_CTX:
+        words = f"request ({n_prompt} tokens) exceeds the available context size ({N_CTX} tokens), try increasing it"
+        kind = {"type": "exceed_context_size_error", "n_prompt_tokens": n_prompt, "n_ctx": N_CTX}
+        return 400, {"error": {"code": 400, "message": words, **kind}}
+    text, reason, _ = write(prompt, body["max_tokens"], body.get("stop", []))
+    n = (body.get("top_logprobs") if body.get("logprobs") else 0) if chat else body.get("logprobs")
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason}
+    if n:
+        top = [{"id": 1, "token": t, "bytes": list(t.encode()), "logprob": p} for t, p in likely(prompt).items()][:n]
+        half = top[0]["token"] == "。" and "grammar" not in body  # stands for half a character
+        choice["logprobs"] = None if half else {"content": [{**top[0], "top_logprobs": top}]}
+    begun = body["messages"][-1]["content"] if chat and body["messages"][-1]["role"] == "assistant" else ""
+    choice |= {"message": {"role": "assistant", "content": begun + text}} if chat else {"text": text}
+    return 200, {"choices": [choice], "usage": usage(prompt, 1), "system_fingerprint": "b9999-abcdef"}
+
+
+def vllm(path: str, body: dict[str, Any]) -> Answered:
+    """As vllm.entrypoints.openai answers."""
+    if path == "/v1/models":
+        return 200, {"data": [{"id": "org/tiny", "owned_by": "vllm", "root": "org/tiny", "max_model_len": N_CTX}]}
+    if path == "/version":
+        return 200, {"version": "0.11.0"}
+    chat = path == "/v1/chat/completions"
+    n = body.get("top_logprobs") if chat else body.get("logprobs")
+    if n and n > 20:
+        words = f"Requested sample logprobs of {n}, which is greater than max allowed: 20"
+        return 400, {"error": {"message": words, "type": "BadRequestError", "param": None, "code": 400}}
+    prompt = chat_text(body) if chat else body["prompt"]
+    n_prompt = len(tokenize(prompt))
+    if n_prompt + body["max_tokens"] > N_CTX:
+        words = (
+            f"This model's maximum context length is {N_CTX} tokens. However, your request has {n_prompt} input tokens."
+        )
+        return 400, {"error": {"message": words, "type": "BadRequestError", "param": None, "code": 400}}
+    text, reason, met = write(prompt, body["max_tokens"], body.get("stop", []))
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason, "stop_reason": met}
+    top = list(likely(prompt).items())
+    if chat and n:
+        pairs = [{"token": t, "logprob": p, "bytes": list(t.encode())} for t, p in top[:n]]
+        choice["logprobs"] = {"content": [{**pairs[0], "top_logprobs": pairs}]}
+    elif n:
+        tokens = tokenize(prompt) if body.get("echo") else []
+        ats = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        scored = [log_p(prompt[:at], t) if at else None for at, t in zip(ats, tokens, strict=True)]
+        names = [f"token_id:{int.from_bytes(t.encode()[:6], 'big')}" for t in tokens]
+        choice["logprobs"] = {
+            "tokens": [*(names if body.get("return_tokens_as_token_ids") else tokens), top[0][0]],
+            "token_logprobs": [*scored, top[0][1]],
+            "text_offset": [*ats, len(prompt)],
+            "top_logprobs": [*(None for _ in tokens), dict(top[:n])],
+        }
+    choice |= (
+        {"message": {"role": "assistant", "content": text}}
+        if chat
+        else {"text": prompt * bool(body.get("echo")) + text}
+    )
+    return 200, {"choices": [choice], "usage": usage(prompt, 1)}
+
+
+@contextmanager
+def serving(answer: Callable[[str, dict[str, Any]], Answered], headers: list[Any] | None = None) -> Iterator[str]:
+    """A server on this machine; `headers` collects those of the requests."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if headers is not None:
+                headers.append(self.headers)
+            status, found = answer(self.path, json.loads(raw or b"{}"))
+            content = found if isinstance(found, bytes) else json.dumps(found).encode()
+            self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", "http://elsewhere.invalid/v1")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with suppress(OSError):  # whoever asked may be gone
+                self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{found.server_address[1]}"
+        finally:
+            found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "FIRST_PAUSE", 0.001)
+    for name in ("JMEDLITE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def prompt(n: int, continuations: list[str]) -> dict[str, Any]:
+    return {
+        "body": [["Question: ", True], [f"number {n}", False]],
+        "cue": [["\nAnswer:", True]],
+        "continuations": continuations,
+    }
+
+
+LETTERS = Wanted(tuple(prompt(n, [" A", " B", " C", " D"]) for n in range(40)))
+TEXTS = Wanted(tuple(prompt(n, [" w1 w2", " w1", " w3。", " w1 w2"]) for n in range(6)))
+WRITING = Wanted(tuple(prompt(n, []) for n in range(60)), max_tokens=6)
+
+
+def context(prompt: dict[str, Any], chat: bool = False) -> str:
+    body, cue = ("".join(text for text, _ in prompt[key]) for key in ("body", "cue"))
+    return f"[user] {body} [end] [assistant] {cue}" if chat else body + cue
+
+
+def answers(model: EndpointModel, wanted: Wanted) -> list[dict[str, Any]]:
+    prepared = model.prepare(wanted)
+    assert prepared.starts == tuple(range(len(wanted.prompts)))
+    found = list(model.run(0, len(prepared.starts)))
+    assert [first for first, _ in found] == list(prepared.starts)
+    return [answer for _, (answer,) in found]
+
+
+# ------------------------------------------------------------------------------------------------------ scores
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("answer", [llama_server, vllm])
+def test_letters(answer: Any, chat: bool) -> None:
+    wanted = Wanted(LETTERS.prompts, chat=chat)
+    with serving(answer) as url, EndpointModel(url) as model:
+        found = answers(model, wanted)
+    n_bounded = 0
+    for one, asked in zip(found, wanted.prompts, strict=True):
+        text = context(asked, chat)
+        truth = [log_p(text, c) for c in asked["continuations"]]
+        assert one["n_prompt"] == len(tokenize(text))
+        assert one["n_tokens"] == [1] * 4
+        listed = list(likely(text))[: 20 if answer is vllm else 100]
+        for score, right, c in zip(one["scores"], truth, asked["continuations"], strict=True):
+            assert score == pytest.approx(right, abs=1e-9) if c in listed else score >= right
+        assert one.get("bounded", False) == any(c not in listed for c in asked["continuations"])
+        n_bounded += one.get("bounded", False)
+    assert (n_bounded > 0) == (answer is vllm)
+
+
+def test_texts_sum_what_a_continuation_adds() -> None:
+    with serving(vllm) as url, EndpointModel(url) as model:
+        found = answers(model, TEXTS)
+    for one, asked in zip(found, TEXTS.prompts, strict=True):
+        text = context(asked)
+        for c, score, n in zip(asked["continuations"], one["scores"], one["n_tokens"], strict=True):
+            at, total = text, 0.0
+            for token in tokenize(c):
+                total, at = total + log_p(at, token), at + token
+            assert (score, n) == (pytest.approx(total), len(tokenize(c)))
+        assert one["n_prompt"] == len(tokenize(text))
+
+
+def test_texts_need_an_echo() -> None:
+    with serving(llama_server) as url, EndpointModel(url) as model:
+        with pytest.raises(UsageError, match=r"no log-probabilities of the prompt.*use --method letter or generate"):
+            answers(model, TEXTS)
+        with pytest.raises(UsageError, match="with --chat"):
+            model.prepare(Wanted(TEXTS.prompts, chat=True))
+
+    def silent(path: str, body: dict[str, Any]) -> Answered:
+        return vllm(path, {k: v for k, v in body.items() if k != "echo"})
+
+    with serving(silent) as url, EndpointModel(url) as model, pytest.raises(UsageError, match="of the prompt"):
+        answers(model, TEXTS)
+
+    def short(path: str, body: dict[str, Any]) -> Answered:
+        status, found = vllm(path, body)
+        if body.get("echo"):
+            found["choices"][0]["logprobs"] = {k: v[:-1] for k, v in found["choices"][0]["logprobs"].items()}  # type: ignore[index,call-overload]
+        return status, found
+
+    with serving(short) as url, EndpointModel(url) as model, pytest.raises(DataError, match=r"gave \d+ tokens and"):
+        answers(model, TEXTS)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("answer", [llama_server, vllm])
+def test_writing(answer: Any, chat: bool) -> None:
+    wanted = Wanted(WRITING.prompts, chat=chat, max_tokens=6)
+    with serving(answer) as url, EndpointModel(url) as model:
+        found = answers(model, wanted)
+    stops = set()
+    for one, asked in zip(found, wanted.prompts, strict=True):
+        whole, reason, _ = write(context(asked, chat), 6, [])
+        line, newline, _ = whole.lstrip().partition("\n")
+        assert one["response"].strip() == line.strip()
+        stops.add(one["stop"])
+        if answer is vllm:
+            assert one["stop"] == ("newline" if newline else {"stop": "eos"}.get(reason, reason))
+    assert stops == ({"newline", "eos", "length"} if answer is vllm else {"newline", "stop", "length"})
+
+
+def test_a_letter_is_its_own_token() -> None:
+    top = [(" A", -1.0), ("B", -1.2), ("A", -2.0)]
+    scores, bounded = letter_scores(top, [" A", " B"])
+    assert scores[0] == -1.0
+    assert bounded  # "B" is not " B", where spaces are shown
+    assert scores[1] == pytest.approx(min(-2.0, math.log(1 - sum(math.exp(p) for _, p in top) + 1e-6)))
+    assert letter_scores([("▁A", -0.5), ("▁B", -1.0)], [" A", " B"]) == ([-0.5, -1.0], False)
+    assert letter_scores([("ĠB", -0.5), ("A", -0.7), ("ĠA", -1.0)], [" A", " B"]) == ([-1.0, -0.5], False)
+    assert letter_scores([("A", -0.5), ("B", -1.0)], [" A", " B"]) == ([-0.5, -1.0], False)  # spaces are not shown
+    assert letter_scores([("A", -0.5), (" A", -1.0)], ["A"]) == ([-0.5], False)
+    scores, _ = letter_scores([("x", -0.1), ("y", -3.4e38)], ["A"])
+    assert scores == [-1000.0]
+
+
+def test_results_of_answers_without_a_count() -> None:
+    item = Item("1", "q", ("a", "b"), (0,), "en")
+    line = result(
+        "letter", item, (0, 1), {"n_prompt": None, "scores": [-1.0, -2.0], "n_tokens": [1, 1], "bounded": True}
+    )
+    assert line["n_prompt"] is None
+    assert line["correct"] is True
+
+
+# ------------------------------------------------------------------------------------------- limits and servers
+
+
+@pytest.mark.parametrize("answer", [llama_server, vllm])
+def test_too_long(answer: Any) -> None:
+    long = prompt(1, [" A", " B"]) | {"body": [["word " * 200, False]]}
+    n = len(tokenize(context(long)))
+    with serving(answer) as url, EndpointModel(url) as model:
+        found = answers(model, Wanted((LETTERS.prompts[0], long)))
+        assert "scores" in found[0]
+        assert found[1] == {"n_prompt": n}
+        short = answers(model, Wanted(LETTERS.prompts[:1], n_ctx=5))
+        assert short == [{"n_prompt": found[0]["n_prompt"]}]
+
+
+def test_facts() -> None:
+    with serving(llama_server) as url:
+        facts = EndpointModel(url + "/v1/").describe()
+        assert facts["name"] == "tiny-Q8_0"
+        assert (facts["server"], facts["n_params"]) == ("llamacpp b9999-abcdef", 134515008)
+        assert facts["endpoint"] == url
+        assert facts["sha256"] is None
+    with serving(vllm) as url:
+        facts = EndpointModel(url).describe()
+        assert (facts["name"], facts["server"], facts["n_ctx"]) == ("tiny", "vllm 0.11.0", N_CTX)
+
+
+def test_several_models() -> None:
+    def several(path: str, body: dict[str, Any]) -> Answered:
+        return (200, {"data": [{"id": "a"}, {"id": "b"}]}) if path == "/v1/models" else vllm(path, body)
+
+    with serving(several) as url:
+        with pytest.raises(UsageError, match=r"several models \(a, b\)"):
+            EndpointModel(url)
+        with pytest.raises(UsageError, match="no model c; it has a, b"):
+            EndpointModel(url, "c")
+        assert EndpointModel(url, "b").model == "b"
+
+    with serving(lambda path, body: (404, b"") if path == "/v1/models" else vllm(path, body)) as url:
+        assert answers(EndpointModel(url, "any"), Wanted(LETTERS.prompts[:1]))
+        with pytest.raises(Unavailable, match="is not there"):
+            EndpointModel(url)
+
+
+def test_a_server_that_does_not_go_on_with_an_answer() -> None:
+    def ends(path: str, body: dict[str, Any]) -> Answered:
+        if path != "/v1/chat/completions":
+            return vllm(path, body)
+        text = chat_text(body, continues=False)
+        return 200, {"choices": [{"message": {"content": "x"}}], "usage": usage(text, 1)}
+
+    with serving(ends) as url, EndpointModel(url) as model, pytest.raises(UsageError, match="does not go on"):
+        model.prepare(Wanted(LETTERS.prompts, chat=True))
+
+
+def test_a_strict_server() -> None:
+    def strict(path: str, body: dict[str, Any]) -> Answered:
+        if extra := body.keys() - {"model", "prompt", "max_tokens", "temperature", "logprobs", "stop"}:
+            return 400, {"error": {"message": f"Unrecognized request argument supplied: {min(extra)}"}}
+        if body.get("logprobs", 0) > 5:
+            return 400, {"error": {"message": "Invalid value for 'logprobs': must be less than or equal to 5."}}
+        return vllm(path, body)
+
+    with serving(strict) as url, EndpointModel(url) as model:
+        assert len(answers(model, LETTERS)) == 40
+        assert model._n_top == 5
+
+
+def test_order_and_how_many_at_once() -> None:
+    active, most, lock = 0, 0, threading.Lock()
+
+    def slow(path: str, body: dict[str, Any]) -> Answered:
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
+        time.sleep(random.random() / 50)
+        with lock:
+            active -= 1
+        return llama_server(path, body)
+
+    with serving(slow) as url, EndpointModel(url, concurrency=3) as model:
+        assert len(answers(model, LETTERS)) == 40
+    assert most == 3
+
+
+def test_whoever_stops_listening_does_not_wait() -> None:
+    asked: list[int] = []
+
+    def work(i: int) -> int:
+        asked.append(i)
+        time.sleep(0 if i == 0 else 5)
+        return i
+
+    started = time.monotonic()
+    found = in_order(work, range(100), 2)
+    assert next(found) == 0
+    found.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 2
+    time.sleep(0.05)
+    assert len(asked) <= 4
+
+
+# ------------------------------------------------------------------------------------------------------ faults
+
+
+def logprobs(value: Any) -> dict[str, Any]:
+    return {"choices": [{"text": "", "logprobs": value}], "usage": {}}
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "kind", "words"),
+    [
+        (401, {"error": "Unauthorized"}, NotPermitted, r"refuses access \(401: Unauthorized\); set JMEDLITE_API_KEY"),
+        (403, b"", NotPermitted, r"refuses access \(403\)"),
+        (404, {"detail": "Not Found"}, Unavailable, r"is not there \(404: Not Found\)"),
+        (307, b"", UsageError, "sends on to http://elsewhere.invalid/v1"),
+        (400, {"error": {"message": "no"}}, DataError, r"refuses the request \(400: no\)"),
+        (422, {"detail": [{"msg": "Field required", "input": "secret"}]}, DataError, r"\(422: Field required\)"),
+        (429, {"error": {"message": "slow down"}}, Unavailable, r"\(429: slow down\)"),
+        (503, {"error": {"message": "Loading model"}}, Unavailable, r"\(503: Loading model\)"),
+        (200, b"<html>hello", DataError, "answered with '<html>hello', not with a JSON object"),
+        (200, b"[]", DataError, "not with a JSON object"),
+        (200, b"\xff", DataError, "not with a JSON object"),
+        (200, {"object": "error"}, DataError, r"answered without choices \(object\)"),
+        (200, {"choices": []}, DataError, "answered without choices"),
+        (200, logprobs(None), UsageError, "returns no log-probabilities"),
+        (200, logprobs({"content": []}), UsageError, "returns no log-probabilities"),
+        (200, logprobs({"top_logprobs": [{" A": math.nan}]}), DataError, "gave nan as the logarithm"),
+        (200, logprobs({"top_logprobs": [{" A": None}]}), DataError, "gave None as the logarithm"),
+        (200, logprobs({"top_logprobs": [{" A": 0.7}]}), DataError, r"gave 0\.7 as the logarithm"),
+        (200, logprobs({"content": [{"token": 3, "logprob": -1, "top_logprobs": []}]}), DataError, "gave 3 as a token"),
+    ],
+)
+def test_faults(status: int, found: Any, kind: type[JmedliteError], words: str) -> None:
+    n = 0
+
+    def answer(path: str, body: dict[str, Any]) -> Answered:
+        nonlocal n
+        n += bool(body)
+        return (status, found) if body else vllm(path, body)
+
+    with serving(answer) as url, EndpointModel(url, concurrency=1) as model:
+        with pytest.raises(kind, match=rf"^{url}/v1.*{words}") as caught:
+            answers(model, Wanted(LETTERS.prompts[:1]))
+        assert "\n" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert (n == http_server.TRIES) == (status in (429, 503))
+
+
+def test_a_chat_answer_that_is_no_text() -> None:
+    def listed(path: str, body: dict[str, Any]) -> Answered:
+        parts = [{"type": "text", "text": "A"}]
+        return (200, {"choices": [{"message": {"content": parts}}]}) if body else vllm(path, body)
+
+    wanted = Wanted(WRITING.prompts[:1], chat=True, max_tokens=6)
+    with serving(listed) as url, EndpointModel(url) as model, pytest.raises(DataError, match="answered without a text"):
+        answers(model, wanted)
+
+
+def test_what_passes_is_tried_again() -> None:
+    tries: dict[str, int] = {}
+
+    def moody(path: str, body: dict[str, Any]) -> Answered:
+        tries[body.get("prompt", "")] = n = tries.get(body.get("prompt", ""), 0) + 1
+        return ((429, 500, 503)[n - 1], b"") if body and n < 4 else llama_server(path, body)
+
+    with serving(llama_server) as url, EndpointModel(url) as model:
+        right = answers(model, LETTERS)
+    with serving(moody) as url, EndpointModel(url) as model:
+        assert answers(model, LETTERS) == right
+
+
+def test_slow_and_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "TRIES", 2)
+
+    def slow(path: str, body: dict[str, Any]) -> Answered:
+        time.sleep(1 if body else 0)
+        return llama_server(path, body)
+
+    with (
+        serving(slow) as url,
+        EndpointModel(url, timeout=0.2) as model,
+        pytest.raises(Unavailable, match=r"gave no answer within 0\.2 s"),
+    ):
+        answers(model, Wanted(LETTERS.prompts[:1]))
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"can't be reached \(Connection refused\)"):
+        EndpointModel(url)
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("url", ["", "host", "ftp://host", "http://", "http://host:port", "http://host/v1?x=1"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(UsageError, match=r"is no address of a server"):
+        EndpointModel(url)
+
+
+def test_privacy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="JMEDLITE_API_KEY") as caught:
+        EndpointModel("http://me:secret@127.0.0.1:1")
+    assert "secret" not in str(caught.value)
+    heard: list[dict[str, Any]] = []
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nobody listens
+    headers: list[Any] = []
+    monkeypatch.setenv("OPENAI_API_KEY", "second")
+    monkeypatch.setenv("JMEDLITE_API_KEY", "first")
+    with serving(llama_server, headers) as url:
+        EndpointModel(url, told=heard.append)
+    assert heard == []
+    assert {h["Authorization"] for h in headers} == {"Bearer first"}
+    with pytest.raises(Unavailable):
+        EndpointModel("http://nowhere.invalid:1", told=heard.append, timeout=2)
+    assert [e["sentence"].split(";")[0] for e in heard] == ["questions and the key go to nowhere.invalid unencrypted"]
+    assert is_this_machine("::1")
+    assert is_this_machine("127.0.0.2")
+    assert not is_this_machine("10.0.0.1")
+    assert not is_this_machine("localhost.evil.org")

@@ -1,0 +1,613 @@
+"""The report: its numbers against plain code, its verdicts, its page and other forms, and its commands."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import yaml
+
+from jmedlite.base.errors import UsageError
+from jmedlite.benchmarks.report import labels, plots
+from jmedlite.benchmarks.report.report import Report, recommendation, report
+from tests.support import runs as run_builder
+
+JS = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three levels, two languages, three ways of asking."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    return run_builder.small(folder, n=40, methods=("letter", "text", "generate"))
+
+
+@pytest.fixture(scope="module")
+def found(small: Path) -> Report:
+    return report([small], ram_bytes=int(8e9))
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def view(document: dict[str, Any], key: str = "letter") -> dict[str, Any]:
+    return next(v for v in document["views"] if v["key"] == key)
+
+
+def result(document: dict[str, Any], model: str, key: str = "letter") -> dict[str, Any]:
+    return next(r for r in view(document, key)["results"] if r["model"] == model)
+
+
+# -------------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_every_number_again_from_the_saved_lines(small: Path, found: Report) -> None:
+    """With plain code: accuracies, differences, McNemar, flips, contraindicated choices, medians."""
+    items = [a for a in lines(small, "items") if a["method"] == "letter"]
+    questions = {(q["task"], q["id"]): q for q in lines(small, "questions")}
+    by = {m: {(a["task"], a["id"]): a for a in items if a["model"] == m} for m in {a["model"] for a in items}}
+    base = by["qwen-BF16"]
+    for model, answers in by.items():
+        r = result(found.document, model)
+        right = sum(a["correct"] for a in answers.values())
+        assert (r["n"], r["n_items"], r["share"]) == (40, 80, right / 80)
+        z = 1.959963984540054
+        p, n = right / 80, 40
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        assert r["interval"] == pytest.approx([(p + z * z / 80) / (1 + z * z / n) - half * s for s in (1, -1)])
+        assert [b["share"] for b in r["breakdowns"]["lang"]] == [
+            sum(a["correct"] for (t, _), a in answers.items() if t == task) / 40 for task in ("exam-en", "exam-ja")
+        ]
+        bad = {k: a for k, a in answers.items() if set(a["picks"]) & set(questions[k]["contraindicated"])}
+        assert r["contraindicated"]["taken"] == len(bad)
+        assert r["contraindicated"]["harm_weighted"] == pytest.approx((right - len(bad)) / 80)
+        if model == "qwen-BF16":
+            assert r["comparison"] is None
+            continue
+        c = r["comparison"]
+        assert c["difference"] == pytest.approx((right - sum(a["correct"] for a in base.values())) / 80)
+        shift = [sum(answers[t, f"q{i}"]["correct"] - base[t, f"q{i}"]["correct"] for t in ("exam-ja", "exam-en"))
+                 for i in range(40)]  # fmt: skip
+        lost, won = sum(s < 0 for s in shift), sum(s > 0 for s in shift)
+        tail = sum(math.comb(lost + won, k) for k in range(min(lost, won) + 1)) / 2 ** (lost + won)
+        assert (c["questions_lost"], c["questions_gained"]) == (lost, won)
+        assert c["p"] == pytest.approx(min(1, 2 * tail))
+        changes = [(base[k]["correct"], a["correct"], base[k]["picks"] == a["picks"]) for k, a in answers.items()]
+        assert c["flips"] == {
+            "right_to_wrong": sum(b and not a for b, a, _ in changes),
+            "wrong_to_right": sum(a and not b for b, a, _ in changes),
+            "wrong_to_wrong": sum(not a and not b and not same for b, a, same in changes),
+            "unchanged": sum(a == b and (a or same) for b, a, same in changes),
+        }
+        low, high = c["interval"]
+        assert low <= c["difference"] <= high and c["loss_bound"] > -c["difference"]
+    measured = [m for m in lines(small, "measures") if m["model"] == "qwen-Q8_0"]
+    (model,) = [m for m in found.document["models"] if m["key"] == "qwen-Q8_0"]
+    assert model["measures"]["prompt_tps"]["median"] == median(m["prompt_tps"] for m in measured)
+    assert model["measures"]["question_seconds"]["n"] == 24
+
+
+def test_items_add_up(found: Report) -> None:
+    for v in found.document["views"]:
+        for r in v["results"]:
+            for a in r["accounting"]:
+                assert a["n_items"] == a["scored"] + a["unparsed"] + a["too_long"] + a["missing"] + a["excluded"] == 41
+
+
+def test_baselines_on_the_same_items(small: Path, found: Report) -> None:
+    answers = [q["answers"][0] for q in lines(small, "questions") if not q["excluded"]]
+    base = view(found.document)["baselines"]
+    assert base["chance"] == pytest.approx(0.2)
+    assert base["first_choice"] == answers.count(0) / len(answers)
+    assert base["most_frequent"] == max(answers.count(i) for i in range(5)) / len(answers)
+    assert base["human"] == pytest.approx(sum(80 + i % 10 for i in range(40)) / 40 / 100)
+    generate = view(found.document, "generate")["baselines"]
+    assert generate["empty_output"] == base["first_choice"]  # nothing is nearest, so the first shown is taken
+    assert 0 <= generate["all_choices"] <= 1
+
+
+def test_holm_is_over_the_levels(found: Report) -> None:
+    ps = [r["comparison"] for r in view(found.document)["results"] if r["comparison"]]
+    low, high = sorted(ps, key=lambda c: c["p"])
+    assert low["p_holm"] == min(1, 2 * low["p"]) and high["p_holm"] == max(low["p_holm"], high["p"])
+
+
+def test_permutations_are_averaged_by_question(tmp_path: Path) -> None:
+    questions = [run_builder.question(i) for i in range(30)]
+    models = [run_builder.model("BF16"), run_builder.model("Q4_K_M")]
+    items = [
+        run_builder.answer(q, m["name"], (i + p) % 3 != rank, permutation=p)
+        for rank, m in enumerate(models) for i, q in enumerate(questions) for p in range(3)
+    ]  # fmt: skip
+    folder = run_builder.write(tmp_path / "run", models, questions, items, settings={"permutations": 3})
+    r = result(report([folder]).document, "qwen-Q4_K_M")
+    assert (r["n"], r["n_answers"], r["share"]) == (30, 90, pytest.approx(2 / 3))
+    # each question is right in two orders of three under both models: no question is lost or gained
+    assert (r["comparison"]["questions_lost"], r["comparison"]["difference"]) == (0, 0)
+    assert r["comparison"]["flips"]["right_to_wrong"] == 30
+
+
+# --------------------------------------------------------------------------------------------------------- the verdict
+
+
+def verdict_of(folder: Path, **options: Any) -> dict[str, Any]:
+    (found,) = report([folder], **options).document["verdicts"]
+    return dict(found)
+
+
+def level_run(folder: Path, losses: dict[str, int], n: int = 868, **more: Any) -> Path:
+    """Levels that lose so many questions and gain none."""
+    models = [run_builder.model(level) for level in losses]
+    questions = [run_builder.question(i, contraindicated=[]) for i in range(n)]
+    items = [
+        run_builder.answer(q, m["name"], losses[m["level"]] <= i < n // 2)
+        for m in models for i, q in enumerate(questions)
+    ]  # fmt: skip
+    measures = [run_builder.measure(m["name"], r) for r in range(2) for m in models]
+    return run_builder.write(folder, models, questions, items, **{"measures": measures, **more})
+
+
+def test_the_smallest_level_without_meaningful_loss(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 0, "Q8_0": 0, "Q4_K_M": 8, "Q2_K": 90})
+    v = verdict_of(folder, ram_bytes=int(8e9))
+    assert (v["kind"], v["key"], v["level"], v["reference"]) == ("recommended", "qwen-Q4_K_M", "Q4_K_M", "qwen-BF16")
+    assert v["reason"]["en"].startswith(
+        "Q4_K_M: no meaningful loss against BF16 at a margin of 2 points (difference −0.9, 95 % −1.6…−0.3, n = 868); "
+        "a file of 4.70 GB; 5.24 GB of memory in use at most, fits 8 GB of RAM"
+    )
+    shown = {c["model"]: c["no_meaningful_loss"] for c in v["candidates"]}
+    assert shown == {"qwen-BF16": None, "qwen-Q8_0": True, "qwen-Q4_K_M": True, "qwen-Q2_K": False}
+    fits = {c["model"]: c["fits_ram"] for c in v["candidates"]}
+    assert fits == {"qwen-BF16": False, "qwen-Q8_0": False, "qwen-Q4_K_M": True, "qwen-Q2_K": True}
+    assert verdict_of(folder, margin=0.5)["key"] == "qwen-Q8_0"
+    assert verdict_of(folder, max_latency=0.9)["kind"] == "none_shown"
+    assert verdict_of(folder, reference="Q8_0")["reference"] == "qwen-Q8_0"
+
+
+def test_of_levels_that_need_as_little_memory_the_smallest_file(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 0, "Q5_K_M": 0, "Q4_K_M": 0})
+    path = folder / "measures.jsonl"
+    for memory, chosen in ((5_240_000_000, "qwen-Q4_K_M"), (5_300_000_000, "qwen-Q5_K_M")):  # 1.7 and 2.9 % more
+        rounds = lines(folder, "measures")
+        for m in rounds:
+            m["peak_rss_bytes"] = memory if m["model"] == "qwen-Q4_K_M" else 5_150_000_000
+        path.write_text("".join(json.dumps(m) + "\n" for m in rounds), encoding="utf-8")
+        assert verdict_of(folder)["key"] == chosen
+
+
+def test_when_nothing_qualifies(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 0, "Q4_K_M": 60, "Q2_K": 90})
+    v = verdict_of(folder, ram_bytes=int(8e9))
+    assert (v["kind"], v["key"]) == ("none_shown", None)
+    assert "The nearest, Q4_K_M: difference −6.9" in v["reason"]["en"]
+    assert re.search(r"could have detected a loss of \d\.\d points", v["reason"]["en"])
+    v = verdict_of(folder)
+    assert (v["kind"], v["key"]) == ("reference", "qwen-BF16")
+    v = verdict_of(folder, ram_bytes=int(2e9), max_latency=0.5)
+    assert (v["kind"], v["key"]) == ("none_fits", None)
+    assert "RAM 2 GB; 0.5 s a question" in v["reason"]["en"] and "Q2_K" in v["reason"]["en"]
+
+
+def test_a_constraint_on_what_was_not_measured_is_not_met(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 0, "Q8_0": 0}, measures=())
+    assert verdict_of(folder)["key"] == "qwen-Q8_0"
+    v = verdict_of(folder, ram_bytes=int(64e9))
+    assert v["kind"] == "none_fits" and "memory in use not measured" in v["reason"]["en"]
+
+
+def test_no_disagreement_in_few_questions_proves_nothing(tmp_path: Path) -> None:
+    v = verdict_of(level_run(tmp_path / "run", {"BF16": 0, "Q8_0": 0}, n=20))
+    assert (v["kind"], v["key"]) == ("reference", "qwen-BF16")
+    assert "difference 0.0, 95 % 0.0…0.0, n = 20" in v["reason"]["en"]
+
+
+def test_one_level_and_none(tmp_path: Path) -> None:
+    one = report([run_builder.small(tmp_path / "one", levels=("Q4_K_M",), n=20)])
+    assert one.document["verdicts"][0]["kind"] == "one_level"
+    assert "Only Q4_K_M has answers: accuracy" in one.document["verdicts"][0]["reason"]["en"]
+    empty = report([run_builder.small(tmp_path / "empty", n=5, keep=lambda line: False, measures=(), noise=())])
+    assert (empty.document["verdicts"][0]["kind"], empty.document["views"]) == ("empty", [])
+    for found in (one, empty):
+        for lang in ("en", "ja"):
+            assert labels.page_text(lang)["h_method"] in found.html(lang)
+            assert found.markdown(lang)
+        assert found.csv() and found.model_card() and json.loads(found.json())
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    folder = run_builder.small(tmp_path / "run", n=30, keep=lambda a: a["model"] != "qwen-Q4_K_M" and a["id"] != "q7")
+    document = report([folder]).document
+    told = " ".join(w["en"] for w in document["warnings"])
+    assert "run: unfinished, 116 of 180 answers are there" in told and "No answer yet from qwen-Q4_K_M." in told
+    assert [a["missing"] for a in result(document, "qwen-Q4_K_M")["accounting"]] == [30, 30]
+    assert result(document, "qwen-Q8_0")["comparison"]["n"] == 29
+    assert "unfinished" in report([folder]).html("en")
+
+
+def test_too_long_and_unparsed(tmp_path: Path) -> None:
+    folder = run_builder.small(tmp_path / "run", n=20, methods=("generate",), tasks=("exam-ja",))
+    found = lines(folder, "items")
+    nothing = {"scores": None, "picks": None, "correct": None, "margin": None}
+    for a in found:
+        if a["id"] == "q1":
+            a |= {"status": "too long", "n_prompt": 9000, **nothing}
+        if a["id"] in ("q2", "q3"):
+            a |= {"status": "unparsed", "parsed": False, "response": "?"}
+    (folder / "items.jsonl").write_text("".join(json.dumps(a) + "\n" for a in found), encoding="utf-8")
+    document = report([folder]).document
+    (a,) = result(document, "qwen-BF16", "generate")["accounting"]
+    assert (a["scored"], a["unparsed"], a["too_long"], a["excluded"], a["n_items"]) == (17, 2, 1, 1, 21)
+    told = " ".join(w["en"] for w in document["warnings"])
+    assert "exam-ja: up to 10.5 % of the responses (qwen-Q8_0) name no choice" in told
+    assert [v["key"] for v in document["views"]] == ["generate", "generate_exact"]
+
+
+def test_levels_that_only_guess(tmp_path: Path) -> None:
+    folder = level_run(tmp_path / "run", {"BF16": 400, "Q8_0": 400}, n=868)
+    (told,) = (w["en"] for w in report([folder]).document["warnings"] if "guess" in w["en"])
+    assert told.startswith("qwen-BF16 is right in 3.9 % (95 % ") and "more than 20.0 %" in told
+
+
+def test_a_run_that_could_stop_early_goes_by_the_anytime_test(tmp_path: Path) -> None:
+    early = {"stop_when_decided": {"margin": 2}}
+    many = level_run(tmp_path / "many", {"BF16": 0, "Q8_0": 0}, n=868, settings=early)
+    few = level_run(tmp_path / "few", {"BF16": 0, "Q8_0": 0}, n=150, settings=early)
+    assert verdict_of(many)["key"] == "qwen-Q8_0"
+    assert verdict_of(few)["kind"] == "reference"
+    c = result(report([few]).document, "qwen-Q8_0")["comparison"]
+    assert c["loss_bound"] < 0.02 and c["no_meaningful_loss"] is False and c["sequential"]["decided"] is None
+    assert "anytime-valid" in " ".join(w["en"] for w in report([few]).document["warnings"])
+
+
+def test_reference_that_is_none(small: Path) -> None:
+    with pytest.raises(UsageError, match="--reference Q9: is none of the models"):
+        report([small], reference="Q9")
+    for reference in ("qwen-Q8_0", "qwen-Q8_0.gguf", "q8_0"):
+        assert report([small], reference=reference).document["verdicts"][0]["reference"] == "qwen-Q8_0"
+
+
+@pytest.mark.parametrize("options", [{"margin": 0}, {"margin": float("nan")}, {"max_latency": -1}])
+def test_usage(small: Path, options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        report([small], **options)  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------- several folders
+
+
+def test_two_models_are_compared_on_the_same_questions(tmp_path: Path) -> None:
+    one = run_builder.small(tmp_path / "one", n=30)
+    two = run_builder.small(tmp_path / "two", n=30, base="llama", seed=1)
+    document = report([one, two]).document
+    assert [v["family"] for v in document["verdicts"]] == ["qwen", "llama"]
+    pairs = {(c["model"], c["against"]): c["n"] for c in view(document)["across"]}
+    assert pairs == {(f"llama-{x}", f"qwen-{x}"): 30 for x in ("BF16", "Q8_0", "Q4_K_M")}
+    (v,) = report([one, two], reference="qwen-BF16").document["verdicts"]
+    assert {c["model"].split("-")[0] for c in v["candidates"]} == {"qwen", "llama"}
+    assert "llama" in report([one, two]).html("ja")
+
+
+def test_with_and_without_imatrix(tmp_path: Path) -> None:
+    """The same names from other files: told apart by the folder, compared with the one reference."""
+    plain = run_builder.small(tmp_path / "plain", n=30)
+    models = [run_builder.model("Q4_K_M", sha256="f" * 64, imatrix="qwen.imatrix.gguf")]
+    questions = [run_builder.question(i, t) for t in ("exam-ja", "exam-en") for i in range(30)]
+    items = [run_builder.answer(q, "qwen-Q4_K_M", True) for q in questions]
+    better = run_builder.write(tmp_path / "better", models, questions, items)
+    document = report([plain, better]).document
+    keys = [m["key"] for m in document["models"]]
+    assert keys == ["qwen-BF16", "qwen-Q8_0", "qwen-Q4_K_M (plain)", "qwen-Q4_K_M (better)"]
+    assert result(document, "qwen-Q4_K_M (better)")["comparison"]["reference"] == "qwen-BF16"
+    assert result(document, "qwen-Q4_K_M (better)")["comparison"]["n"] == 30
+
+
+def test_the_same_models_on_other_tasks_are_one(tmp_path: Path) -> None:
+    ja = run_builder.small(tmp_path / "ja", n=30, tasks=("exam-ja",))
+    en = run_builder.small(tmp_path / "en", n=30, tasks=("exam-en",))
+    apart, together = report([ja, en]).document, report([run_builder.small(tmp_path / "both", n=30)]).document
+    assert len(apart["models"]) == 3 and not apart["warnings"]
+    assert view(apart)["results"] == view(together)["results"]
+    assert view(apart)["languages"] == view(together)["languages"] != []
+
+
+def test_two_models_on_different_tasks(tmp_path: Path) -> None:
+    """Nothing pairs; every form is still written, and says for each model only what it was asked."""
+    one = run_builder.small(tmp_path / "one", n=30, tasks=("exam-ja",))
+    two = run_builder.small(tmp_path / "two", n=30, tasks=("exam-en",), base="llama")
+    found = report([one, two])
+    assert [v["family"] for v in found.document["verdicts"]] == ["qwen", "llama"]
+    assert not view(found.document)["across"]
+    assert [w["en"].split(":")[0] for w in found.document["warnings"]] == [
+        "The models were not all asked the same questions"
+    ]
+    assert [axis["front"] for axis in found.document["pareto"].values()] == [[], []]
+    for lang in ("en", "ja"):
+        assert "exam-en" in found.html(lang)
+        assert "\nqwen: " in found.markdown(lang) and "\nllama: " in found.markdown(lang)
+    assert {row["family"] for row in csv.DictReader(io.StringIO(found.csv().lstrip("\ufeff")))} == {"qwen", "llama"}
+
+
+def test_what_differs_is_said_and_not_paired(tmp_path: Path) -> None:
+    one = run_builder.small(tmp_path / "one", n=10, levels=("BF16",))
+    two = run_builder.small(tmp_path / "two", n=10, levels=("Q4_K_M",), settings={"kv_type": "q8_0"})
+    head = json.loads((two / "run.json").read_text(encoding="utf-8"))
+    head["asks"][0]["template"]["sha256"] = "another"
+    head["tasks"][1]["files"][0]["sha256"] = "other data"
+    (two / "run.json").write_text(json.dumps(head), encoding="utf-8")
+    document = report([one, two]).document
+    told = " ".join(w["en"] for w in document["warnings"])
+    assert "exam-ja, letter: the runs used different prompts" in told
+    assert "exam-en: the runs used different data files" in told
+    assert 'differ in kv_type ("f16", "q8_0")' in told
+    assert result(document, "qwen-Q4_K_M")["comparison"]["n_items"] == 10  # the English ones alone
+
+
+def test_what_a_server_decides_is_no_difference(tmp_path: Path) -> None:
+    one = run_builder.small(tmp_path / "one", n=10, settings={"n_ctx": None})
+    two = run_builder.small(tmp_path / "two", n=10, base="llama", settings={"n_ctx": 2048, "kv_type": None})
+    told = " ".join(w["en"] for w in report([one, two]).document["warnings"])
+    assert "differ in n_ctx (null, 2048)" in told
+    assert "kv_type" not in told
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+class Page(HTMLParser):
+    """The page's numbers, its other text, and its tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.numbers: list[tuple[float, str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._value: str | None = None
+        self._open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self._open.append(tag)
+        if tag == "data":
+            self._value = dict(attrs)["value"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        if tag == "data":
+            self._value = None
+
+    def handle_data(self, data: str) -> None:
+        if self._value is not None:
+            self.numbers.append((float(self._value), data))
+        elif "style" not in self._open:
+            self.text += data
+
+
+def numbers_of(value: Any) -> Iterator[float]:
+    """Every number of a JSON document."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int | float):
+        yield float(value)
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers_of(part)
+
+
+def says(text: str, value: float) -> bool:
+    """Whether a number as written is `value`, rounded, in a unit of the page."""
+    if text.startswith("<"):
+        return value < float(text[1:])
+    plain = text.replace(",", "").replace("−", "-").lstrip("+")
+    digits = len(plain.partition(".")[2])
+    return any(abs(float(plain) - value * s) <= 0.5000001 * 10**-digits for s in (1, 100, 1e-9, 1e-6))
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_every_number_on_the_page_is_in_the_json(found: Report, lang: str) -> None:
+    page = Page(found.html(lang))
+    known = set(numbers_of(json.loads(found.json())))
+    assert len(page.numbers) > 400
+    for value, text in page.numbers:
+        assert value in known, (value, text)
+        assert says(text, value), (value, text)
+    (verdict,) = found.document["verdicts"]
+    for text in re.findall(r"(?<![\w.])[+−]?\d[\d,]*(?:\.\d+)?(?![\w])", verdict["reason"][lang].replace("、", " ")):
+        assert text in ("95",) or any(says(text, v) for v in known), text
+
+
+def test_nothing_is_loaded_and_nothing_runs(found: Report) -> None:
+    for lang in ("en", "ja"):
+        html = found.html(lang)
+        page = Page(html)
+        assert not {"script", "iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
+        for tag, attributes in page.tags:
+            for name, value in attributes.items():
+                assert not name.startswith("on"), (tag, name)
+                if name in ("src", "href", "xlink:href", "action", "poster", "srcset"):
+                    assert value and (value.startswith("#") or value == "data:,"), (tag, name, value)
+        assert "@import" not in html
+        assert set(re.findall(r"url\((.)", html)) <= {"#"}
+        ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+
+def test_order_of_the_page(found: Report) -> None:
+    for lang in ("en", "ja"):
+        text = labels.page_text(lang)
+        html = found.html(lang)
+        keys = ["verdict", "plots", "levels", "paired", "groups", "harm", "flipped", "baselines", "method"]
+        places = [html.index(f"<h2>{text['h_' + key]}</h2>") for key in keys]
+        assert places == sorted(places)
+        assert html.count(found.document["notice"][lang]) == 1
+        assert "apache-2.0" in html
+
+
+def test_text_from_data_stays_text(tmp_path: Path) -> None:
+    questions = [
+        run_builder.question(i, question=f"{JS} =1+1 | a", choices=[f"{JS}{c}" for c in "abcde"], group=f"{JS}|g")
+        for i in range(20)
+    ]
+    title = f"*{JS}* | [x](http://evil)"
+    models = [run_builder.model(x, title=title, license=f"=cmd|{JS}\nx: y") for x in ("BF16", "Q4_K_M")]
+    items = [run_builder.answer(q, m["name"], (i + r) % 3 > 0) for r, m in enumerate(models)
+             for i, q in enumerate(questions)]  # fmt: skip
+    made = report([run_builder.write(tmp_path / "run", models, questions, items)])
+    page = Page(made.html("en"))
+    assert "script" not in {tag for tag, _ in page.tags} and JS in page.text
+    markdown = made.markdown("en") + made.model_card().split("---", 2)[2]
+    assert "<script" not in markdown.replace(r"\<script", "") and "[x](" not in markdown
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) > 2 for line in tables)
+    head = yaml.safe_load(made.model_card().split("---\n")[1])
+    assert head["license"] == "other" and head["license_name"] == f"=cmd|{JS}\nx: y"
+    rows = list(csv.DictReader(io.StringIO(made.csv().removeprefix("\ufeff"))))
+    assert rows[0]["license"].startswith("'=cmd") and len(rows) == 2
+
+
+def test_plots_have_every_character(found: Report, small: Path) -> None:
+    """A character that the font lacks would be an error, as would a label that no glyph is found for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for lang in labels.LANGUAGES:
+            drawn = plots.draw(found.document, labels.page_text(lang))
+            assert all(svg and svg.startswith("<svg viewBox=") for svg in drawn.values())
+    assert plots.drawable("Q4_K_M", 3) == "Q4_K_M" and plots.drawable("医療鷗", 3) == "#3"
+    again = plots.draw(report([small], ram_bytes=int(8e9)).document, labels.page_text("ja"))
+    assert again == drawn  # the same run, the same bytes
+
+
+def test_names_in_plots_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Seven levels whose points lie close together: no name covers another, none leaves the figure."""
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    save = plots._svg
+    monkeypatch.setattr(plots, "_svg", lambda figure, *rest: (figures.append(figure), save(figure, *rest))[1])
+    folder = level_run(tmp_path / "run", dict.fromkeys(run_builder.SIZES, 3), n=200)
+    plots.draw(report([folder]).document, labels.page_text("ja"))
+    for figure in figures[:2]:
+        renderer = figure._get_renderer()  # type: ignore[attr-defined]
+        boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+        assert len(boxes) == 7
+        for i, box in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_the_language_is_whole() -> None:
+    en, ja = (labels.page_text(lang) for lang in ("en", "ja"))
+    assert en.keys() == ja.keys()
+    for key, text in ja.items():
+        assert set(re.findall(r"\{(\w+)\}", text)) == set(re.findall(r"\{(\w+)\}", en[key])), key
+    with pytest.raises(UsageError, match="en or ja"):
+        labels.page_text("fr")
+
+
+def test_model_card(found: Report) -> None:
+    card = found.model_card()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["license"] == "apache-2.0" and head["language"] == ["en", "ja"] and "gguf" in head["tags"]
+    assert head["base_model"] == ["Qwen/Qwen2.5-7B-Instruct"] and head["base_model_relation"] == "quantized"
+    assert "| qwen-Q4\\_K\\_M |" in card and "For research only" in card
+
+
+# -------------------------------------------------------------------------------------------------------- the commands
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "utf8", "-m", "jmedlite", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
+
+
+def test_commands(small: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out" / "r.html"
+    done = run("report", str(small), "--ram", "8GB", "--lang", "ja", "--out", str(page),
+               "--model-card", str(tmp_path / "out" / "README.md"), "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert [Path(f).name for f in facts["files"]] == ["r.html", "r.json", "r.md", "r.csv", "README.md"]
+    assert '<html lang="ja">' in page.read_text(encoding="utf-8")
+    assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["format"] == "jmedlite.report"
+    assert not list((tmp_path / "out").glob(".*"))
+    done = run("recommend", str(small), "--json")
+    assert json.loads(done.stdout) == json.loads(json.dumps(recommendation(report([small]))))
+    done = run("recommend", str(small), "--margin", "30")
+    assert done.stdout.startswith("Q4_K_M: no meaningful loss against BF16 at a margin of 30 points")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--lang", "fr"], 2, "en or ja"),
+        (["--margin", "0"], 2, "--margin 0"),
+        (["--ram", "lots"], 2, "lots"),
+        (["--reference", "none"], 2, "is none of the models"),
+        (["--out", "report.pdf"], 2, "ends in .html"),
+    ],
+)
+def test_command_usage(small: Path, arguments: list[str], code: int, words: str) -> None:
+    done = run("report", str(small), *arguments)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_command_without_a_run(tmp_path: Path) -> None:
+    done = run("report", str(tmp_path / "none"))
+    assert done.returncode == 66 and "no such folder" in done.stderr
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    done = run("recommend", str(tmp_path))
+    assert done.returncode == 65 and "jmedlite.run" in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, jmedlite.cli.app; print(sorted({'scipy', 'matplotlib', 'numpy', 'jinja2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------- a real browser
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_in_a_browser(found: Report, tmp_path: Path, lang: str) -> None:
+    """At three widths, light and dark: nothing overflows, nothing is said on the console, nothing is asked for."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra [browser]")
+    path = tmp_path / "r.html"
+    path.write_text(found.html(lang), encoding="utf-8")
+    seen: list[str] = []
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for width, media, scheme in ((1440, "screen", "light"), (390, "screen", "dark"), (688, "print", "light")):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.on("console", lambda message: seen.append(message.text))
+            page.on("pageerror", lambda error: seen.append(str(error)))
+            page.on("request", lambda request: seen.append(request.url))
+            page.emulate_media(media=media, color_scheme=scheme)
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            if media == "print":  # on paper nothing scrolls, so every table must fit
+                fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth + 1)"
+                assert page.evaluate(fits)
+            page.close()
+        browser.close()
+    assert set(seen) == {path.as_uri()}

@@ -1,0 +1,284 @@
+"""`jmedlite bench` as a whole: the same bytes again, also after a kill; every question accounted for; faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jmedlite
+from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.benchmarks.run.folder import DISTANCE, ITEMS, MEASURES, NOISE, QUESTIONS, RUN
+from tests.support import builders
+
+ORGANS = ["heart", "lung", "liver", "spleen", "kidney", "brain", "skin", "bone"]
+LANGUAGES = {"en": "Which organ is number {}?", "ja": "{}番目の臓器はどれか。"}
+
+
+def write_task(path: Path, n: int = 12) -> Path:
+    rows = [
+        {
+            "id": f"{lang}{i}",
+            "question": text.format(i),
+            "choices": ORGANS[: 5 if i else 8],
+            "answer": [i % 5] if i % 4 else [0, 2],
+            "lang": lang,
+            "group": f"group {i % 3}",
+        }
+        for lang, text in LANGUAGES.items()
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("levels")
+    builders.checkpoint(folder / "m", max_position_embeddings=2048)
+    jmedlite.quantize(folder / "m", types=["F32", "Q8_0", "Q4_0"], out=folder / "gguf", threads=1)
+    return folder / "gguf"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task") / "organs.jsonl")
+
+
+def command(levels: Path, task: Path, out: Path, *more: str) -> list[str]:
+    base = [sys.executable, "-m", "jmedlite", "bench", str(levels), "--task", str(task), "--out", str(out)]
+    return [*base, "--threads", "1", *more]
+
+
+ALL = ("--method", "letter", "--method", "text", "--method", "generate", "--max-tokens", "4", "--permutations", "2")
+
+
+@pytest.fixture(scope="module")
+def whole(levels: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One unbroken run of everything."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(
+        command(levels, task, out, "--rounds", "1", *ALL), capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "F32" in done.stdout
+    assert "For research only" in done.stderr
+    return out
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_question_is_accounted_for(whole: Path) -> None:
+    run = json.loads((whole / RUN).read_text(encoding="utf-8"))
+    assert [m["level"] for m in run["models"]] == ["F32", "Q8_0", "Q4_0"]
+    assert all(m["base"] == run["models"][0]["base"] for m in run["models"])
+    counts = Counter((x["model"], x["task"], x["method"], x["permutation"]) for x in lines(whole / ITEMS))
+    assert set(counts.values()) == {12}
+    # text shows no choices, so their order is nothing to it
+    assert len(counts) == 3 * 2 * (2 + 1 + 2)
+    for t in run["tasks"]:
+        assert t["n_items"] == t["n_asked"] + sum(t["excluded"].values())
+    assert Counter(x["status"] for x in lines(whole / ITEMS)).keys() <= {"scored", "unparsed"}
+
+
+def test_measures_and_noise(whole: Path) -> None:
+    measures = lines(whole / MEASURES)
+    assert len(measures) == 3
+    for m in measures:
+        assert m["prompt_tps"] > 0
+        assert m["generation_tps"] > 0
+        assert m["peak_rss_bytes"] > m["kv_bytes"] > 0
+        assert len(m["question_seconds"]) == 12
+        if sys.platform == "linux":
+            assert m["peak_anonymous_bytes"] + m["peak_file_bytes"] >= m["peak_rss_bytes"] > 0
+    noise = lines(whole / NOISE)
+    assert len(noise) == 3 * 2 * 2
+    assert all(n["n"] == 16 or n["method"] == "text" for n in noise)
+
+
+def test_killed_and_resumed_it_is_the_same_to_the_byte(levels: Path, task: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    for _ in range(3):
+        child = subprocess.Popen(
+            command(levels, task, out, "--rounds", "0", *ALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = (out / ITEMS).stat().st_size if (out / ITEMS).exists() else 0
+        while child.poll() is None:
+            if (out / ITEMS).exists() and (out / ITEMS).stat().st_size > before:
+                os.kill(child.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+                break
+            time.sleep(0.01)
+        child.wait()
+    assert (out / ITEMS).read_bytes() != (whole / ITEMS).read_bytes()
+    done = subprocess.run(
+        command(levels, task, out, "--rounds", "0", *ALL, "--json"), capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["resumed"] is True
+    assert (out / ITEMS).read_bytes() == (whole / ITEMS).read_bytes()
+    assert (out / NOISE).read_bytes() == (whole / NOISE).read_bytes()
+    assert (out / QUESTIONS).read_bytes() == (whole / QUESTIONS).read_bytes()
+
+
+def test_cut_anywhere_it_is_the_same(levels: Path, task: Path, whole: Path, tmp_path: Path) -> None:
+    raw = (whole / ITEMS).read_bytes()
+    shutil.copytree(whole, tmp_path / "cut")
+    for part in (1, len(raw) // 3 + 7, len(raw) - 2):
+        (tmp_path / "cut" / ITEMS).write_bytes(raw[:part])
+        methods = ["letter", "text", "generate"]
+        jmedlite.bench(
+            [levels], tasks=[str(task)], out=tmp_path / "cut", rounds=1, threads=1, methods=tuple(methods),
+            max_tokens=4, permutations=2,
+        )  # fmt: skip
+        assert (tmp_path / "cut" / ITEMS).read_bytes() == raw
+
+
+def test_a_finished_run_is_left_as_it_is(levels: Path, task: Path, whole: Path) -> None:
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+    done = subprocess.run(command(levels, task, whole, "--rounds", "1", *ALL), capture_output=True, check=False)
+    assert done.returncode == 0
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
+
+
+def test_another_seed_is_another_run(levels: Path, task: Path, whole: Path) -> None:
+    done = subprocess.run(
+        command(levels, task, whole, "--rounds", "1", "--seed", "5", *ALL),
+        capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode == 65
+    assert "settings.seed was 0, is 5" in done.stderr
+    assert done.stderr.count("\n") == 1 + done.stderr.count("checking the files")
+
+
+def test_limit_is_the_same_sample_for_all_and_stratified(levels: Path, task: Path, tmp_path: Path) -> None:
+    done = jmedlite.bench([levels], tasks=[str(task)], out=tmp_path, rounds=0, threads=1, limit=6, languages=("en",))
+    assert done.n_results == 18
+    asked = [x["id"] for x in lines(tmp_path / ITEMS)]
+    assert asked[:6] == asked[6:12] == asked[12:]
+    groups = {q["id"]: q["group"] for q in lines(tmp_path / QUESTIONS)}
+    assert set(Counter(groups[i] for i in asked[:6]).values()) == {2}
+    run = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
+    assert run["tasks"][0]["excluded"] == {"not in the sample of --limit 6": 6}
+
+
+def test_examples_are_never_scored(levels: Path, task: Path, tmp_path: Path) -> None:
+    jmedlite.bench([levels], tasks=[str(task)], out=tmp_path, rounds=0, threads=1, shots=2, languages=("en",))
+    run = json.loads((tmp_path / RUN).read_text(encoding="utf-8"))
+    shots = run["asks"][0]["shots"]
+    assert len(shots) == 2
+    assert not set(shots) & {x["id"] for x in lines(tmp_path / ITEMS)}
+    assert run["tasks"][0]["excluded"] == {"used as an example": 2}
+
+
+def test_dry_run_asks_nothing(levels: Path, task: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(levels, task, tmp_path / "x", "--dry-run"), capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0
+    assert "Which organ is number 0?\nA. heart" in done.stdout
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_model_is_refused_by_its_manifest(levels: Path, task: Path, tmp_path: Path) -> None:
+    shutil.copytree(levels, tmp_path / "gguf")
+    (path,) = (tmp_path / "gguf").glob("*Q8_0.gguf")
+    raw = bytearray(path.read_bytes())
+    raw[-100] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="manifest"):
+        jmedlite.bench([path], tasks=[str(task)], out=tmp_path / "out", rounds=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_faults_before_anything_is_written(levels: Path, task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputMissing):
+        jmedlite.bench([tmp_path / "no.gguf"], tasks=[str(task)], out=out)
+    with pytest.raises(UsageError, match="--task"):
+        jmedlite.bench([levels], tasks=[], out=out)
+    with pytest.raises(UsageError, match="--method guess"):
+        jmedlite.bench([levels], tasks=[str(task)], out=out, methods=("guess",))
+    with pytest.raises(UsageError, match="two models are called"):
+        jmedlite.bench([levels, levels], tasks=[str(task)], out=out)
+    with pytest.raises(UsageError, match="two tasks are called"):
+        jmedlite.bench([levels], tasks=[str(task), str(task)], out=out)
+    (tmp_path / "bad.jsonl").write_text('{"id": "1", "question": "?", "choices": ["a", "b"], "answer": "c"}\n')
+    with pytest.raises(DataError, match="line 1"):
+        jmedlite.bench([levels], tasks=[str(tmp_path / "bad.jsonl")], out=out)
+    assert not out.exists()
+
+
+def test_distance_on_a_text(levels: Path, task: Path, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("The heart pumps the blood. 心臓は血液を送り出す。\n" * 60, encoding="utf-8")
+    more = (
+        "--rounds",
+        "0",
+        "--limit",
+        "2",
+        "--lang",
+        "en",
+        "--text",
+        str(text),
+        "--text-ctx",
+        "64",
+        "--text-chunks",
+        "3",
+    )
+    for _ in range(2):  # the second time finds everything there
+        done = subprocess.run(
+            command(levels, task, tmp_path / "run", *more), capture_output=True, encoding="utf-8", check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = lines(tmp_path / "run" / DISTANCE)
+        assert len(found) == 3
+    assert found[0]["reference"] is None
+    assert {x["reference"] for x in found[1:]} == {found[0]["model"]}
+    assert 0 < found[1]["kl_mean"] < found[2]["kl_mean"]
+    assert not list((tmp_path / "run").glob("*.scratch"))
+    text.write_text("Something else. " * 200)
+    with pytest.raises(DataError, match="another text"):
+        jmedlite.bench(
+            [levels], tasks=[str(task)], out=tmp_path / "run", rounds=0, threads=1, limit=2, languages=("en",),
+            text=text, text_ctx=64,
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="--reference nobody"):
+        jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "other", text=text, reference="nobody")
+
+
+def test_an_early_stop_is_for_reason_and_resumes(levels: Path, tmp_path: Path) -> None:
+    """A level that answers as the reference does is decided on long before all is asked; killed, it ends the same."""
+    task = write_task(tmp_path / "many.jsonl", 300)
+    more = {"languages": ("en",), "rounds": 0, "threads": 1, "stop_when_decided": True, "margin": 10.0}
+    files = [next(levels.glob(f"*{level}.gguf")) for level in ("Q8_0", "F32")]
+    jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "run", **more)
+    found = lines(tmp_path / "run" / ITEMS)
+    assert len(found) == 600
+    statuses = Counter((x["model"], x["status"]) for x in found)
+    reference, level = (next(m for m in {x["model"] for x in found} if name in m) for name in ("F32", "Q8_0"))
+    assert found[0]["model"] == reference  # the others are compared with it as they go
+    assert statuses[reference, "scored"] == 300
+    assert 0 < statuses[level, "not asked"] < 300
+    assert [x["id"] for x in found[:300]] != sorted((x["id"] for x in found[:300]), key=lambda i: int(i[2:]))
+    raw = (tmp_path / "run" / ITEMS).read_bytes()
+    for part in (len(raw) * 2 // 3, len(raw) - 9):
+        (tmp_path / "run" / ITEMS).write_bytes(raw[:part])
+        jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "run", **more)
+        assert (tmp_path / "run" / ITEMS).read_bytes() == raw
+    document = jmedlite.report([tmp_path / "run"]).document
+    assert "not asked" not in json.dumps(document["models"])
+    with pytest.raises(UsageError, match="--permutations"):
+        jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "x", **{**more, "permutations": 2})
+    with pytest.raises(UsageError, match="one task"):
+        jmedlite.bench(files, tasks=[str(task)], out=tmp_path / "x", **{**more, "languages": ()})

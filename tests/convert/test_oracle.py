@@ -1,0 +1,308 @@
+"""Against transformers and PEFT in float32, on tiny models: merged weights, next-token logits, tokens.
+
+Run with `pytest -m oracle`, after `pip install torch` and `pip install -e ".[test,oracle]"`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jmedlite
+from jmedlite.convert.families.row_order import RowOrder
+from tests.convert.test_pipeline import read
+from tests.support import builders
+
+pytestmark = pytest.mark.oracle
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "list": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 16},
+    "regex": {"target_modules": r".*layers\.1\..*(k_proj|up_proj)", "r": 4},
+    "all-linear": {"target_modules": "all-linear", "r": 2},
+    "rslora": {"target_modules": LINEAR, "r": 8, "lora_alpha": 16, "use_rslora": True},
+    "rank pattern": {
+        "target_modules": LINEAR, "r": 4, "rank_pattern": {"down_proj": 2, r"layers\.0\.self_attn\.q_proj": 6},
+    },
+    "alpha pattern": {"target_modules": LINEAR, "r": 4, "alpha_pattern": {"o_proj": 3, r"layers\.1\.mlp\..*": 20}},
+    "both patterns, rslora": {
+        "target_modules": LINEAR, "r": 4, "use_rslora": True, "rank_pattern": {"q_proj": 3},
+        "alpha_pattern": {"q_proj": 7},
+    },
+    "fan_in_fan_out": {"target_modules": ["q_proj", "down_proj"], "r": 4, "fan_in_fan_out": True},
+    "some layers": {"target_modules": ["q_proj"], "r": 4, "layers_to_transform": [1]},
+    "excluded": {"target_modules": LINEAR, "r": 4, "exclude_modules": ["down_proj"]},
+    "the head": {"target_modules": ["lm_head", "q_proj"], "r": 4},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "llama", "mistral"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param) / "base"
+    builders.checkpoint(folder, request.param, dtype="F32")
+    return request.param, folder
+
+
+def load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merge_equals_peft(base: tuple[str, Path], tmp_path: Path, variant: str) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    family, folder = base
+    torch.manual_seed(0)
+    options = {"task_type": "CAUSAL_LM", **VARIANTS[variant]}
+    wrapped = get_peft_model(load(folder), LoraConfig(init_lora_weights=False, **options))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(load(folder), tmp_path / "adapter").merge_and_unload().state_dict()
+    (path,) = jmedlite.quantize(folder, lora=[str(tmp_path / "adapter")], types=["F32"], out=tmp_path, name="merged")
+    (plain,) = jmedlite.quantize(folder, types=["F32"], out=tmp_path, name="plain")
+    found, before = read(path), read(plain)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down"}  # fmt: skip
+    changed = 0
+    for key, value in merged.items():
+        expected = value.numpy()
+        if key == "lm_head.weight":
+            ours = "output.weight"
+        elif ".layers." in key and key.removesuffix(".weight").split(".", 3)[3] in names:
+            _, _, i, module = key.removesuffix(".weight").split(".", 3)
+            ours = f"blk.{i}.{names[module]}.weight"
+            if family in ("llama", "mistral") and module in ("self_attn.q_proj", "self_attn.k_proj"):
+                expected = RowOrder(builders.HEAD_DIM, interleave=True).reorder(expected)
+        else:
+            continue
+        changed += not np.array_equal(found[ours], before[ours])
+        # both round a sum of r products and one addition in float32, in an order of their own
+        scale = np.abs(found[ours] - before[ours]).max() + np.abs(before[ours]).max()
+        np.testing.assert_allclose(
+            found[ours], expected, rtol=0, atol=4 * np.finfo(np.float32).eps * scale, err_msg=key
+        )
+    assert changed == sum(".lora_A." in k for k in wrapped.state_dict())
+
+
+TRAINED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    # name: (families, options of the adapter; "base" changes the base's configuration)
+    "all-linear, rslora": (tuple(builders.FAMILIES), {"target_modules": "all-linear", "r": 4, "use_rslora": True}),
+    "dora": (tuple(builders.FAMILIES), {"target_modules": "all-linear", "r": 4, "use_dora": True}),
+    "lora_bias": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "lora_bias": True}),
+    "bias all": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "all"}),
+    "bias lora_only": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "lora_only"}),
+    "saved tables": (("llama", "gpt_neox"), {"target_modules": "all-linear", "modules_to_save": "TABLES"}),
+    "saved norms": (("llama", "gemma2"), {"target_modules": "all-linear", "modules_to_save": ["input_layernorm"]}),
+    "embedding": (("qwen2", "gpt_neox", "phi3"), {"target_modules": "TABLES", "r": 4}),
+    "embedding alone, tied": (("llama", "gemma3_text"), {"target_modules": ["embed_tokens"], "base": "tied"}),
+    "head alone, tied": (("qwen2", "phi3"), {"target_modules": ["lm_head"], "base": "tied"}),
+    "both, tied": (("qwen2",), {"target_modules": ["lm_head", "embed_tokens"], "base": "tied"}),
+    "saved embedding, tied": (
+        ("qwen2",), {"target_modules": "all-linear", "modules_to_save": ["embed_tokens"], "base": "tied"},
+    ),
+    "saved head, tied": (("qwen2",), {"target_modules": "all-linear", "modules_to_save": ["lm_head"], "base": "tied"}),
+    "saved, kept tied": (
+        ("qwen2", "gemma2"),
+        {
+            "target_modules": "all-linear", "modules_to_save": ["embed_tokens"], "base": "tied",
+            "ensure_weight_tying": True,
+        },
+    ),
+    "embedding, kept tied": (
+        ("qwen2", "gemma2"),
+        {"target_modules": ["embed_tokens", "o_proj"], "base": "tied", "ensure_weight_tying": True},
+    ),
+}  # fmt: skip
+
+
+def named(option: Any, family: str) -> Any:
+    """Module names that differ between families."""
+    neox = family == "gpt_neox"
+    return {
+        "TABLES": ["embed_in", "lm_head"] if neox else ["embed_tokens", "lm_head"],
+        "BIASED": ["query_key_value", "dense", "dense_h_to_4h"] if neox else ["q_proj", "k_proj", "v_proj"],
+    }.get(str(option), option)
+
+
+@pytest.mark.parametrize(("variant", "family"), [(v, f) for v, (families, _) in TRAINED.items() for f in families])
+def test_logits_with_an_adapter_equal_peft(tmp_path: Path, variant: str, family: str) -> None:
+    """Against the adapter as it was trained, not merged: PEFT's own merge changes both of two tied tables."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    options = {key: named(value, family) for key, value in TRAINED[variant][1].items()}
+    changes = {"tie_word_embeddings": True} if options.pop("base", "") == "tied" else {}
+    builders.checkpoint(tmp_path / "m", family, dtype="F32", **changes)
+    torch.manual_seed(0)
+    model = get_peft_model(load(tmp_path / "m"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:  # as after some training: nothing is still what the base has
+                p.mul_(1 + 0.05 * torch.randn_like(p)) if "magnitude" in name else p.add_(0.02 * torch.randn_like(p))
+    model.save_pretrained(tmp_path / "a")
+    (path,) = jmedlite.quantize(tmp_path / "m", lora=[str(tmp_path / "a")], types=["F32"], out=tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 256, 24).tolist()
+    same_gelu(model)
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0].numpy()
+        with model.disable_adapter():
+            plain = model(torch.tensor([tokens])).logits[0].numpy()
+    assert np.abs(expected - plain).max() > 0.05
+    np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=1e-3)
+
+
+def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
+    """Logits (n_tokens, n_vocab) of llama.cpp with a float32 cache, by its C interface alone."""
+    from llama_cpp import llama_cpp
+
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx, params.type_k, params.type_v, params.flash_attn_type = 64, 0, 0, 0
+    context = llama_cpp.llama_init_from_model(model, params)
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, t in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = t, i, 1, 1
+        batch.seq_id[i][0] = 0
+    assert llama_cpp.llama_decode(context, batch) == 0
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    found = np.stack(
+        [
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, i), (n_vocab,)).copy()
+            for i in range(len(tokens))
+        ]
+    )
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
+    return found
+
+
+def uses_gelu(model: Any) -> bool:
+    return bool(model.config.model_type.startswith(("gemma", "gpt_neox")))
+
+
+def GgmlGelu() -> Any:
+    """GELU as ggml's CPU code computes it (ggml_vec_gelu_f32): the tanh formula on half floats, rounded to one."""
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+            return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, table))
+
+    return Module()
+
+
+def same_gelu(model: Any) -> None:
+    """Give a transformers model of a GELU family llama.cpp's own approximation."""
+    if uses_gelu(model):
+        for layer in model.modules():
+            for name in ("act", "act_fn"):
+                if hasattr(layer, name):
+                    setattr(layer, name, GgmlGelu())
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+LONGROPE = {
+    "type": "longrope", "short_factor": [1 + 0.1 * i for i in range(32)],
+    "long_factor": [2.0 + 0.1 * i for i in range(32)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3", {"head_dim": None}),  # 128
+        ("qwen3", {"head_dim": 64, "tie_word_embeddings": True}),
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "num_key_value_heads": 4}),
+        ("llama", {"head_dim": 32}),
+        ("llama", {"rope_scaling": LLAMA3_ROPE}),
+        ("mistral", {"sliding_window": None}),
+        ("gpt_neox", {}),
+        ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0, "tie_word_embeddings": True}),
+        ("gemma2", {}),
+        ("gemma3_text", {}),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "tie_word_embeddings": False}),
+        ("phi3", {"sliding_window": None}),
+        ("phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
+        ("phi3", {"rope_scaling": LONGROPE, "max_position_embeddings": 512, "original_max_position_embeddings": 32}),
+    ],
+)
+def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    import torch
+
+    builders.checkpoint(tmp_path / "m", family, dtype="F32", **changes)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 256, 48).tolist()
+    model, found = load(tmp_path / "m"), llama_logits(path, tokens)
+    for gelu in (False, True) if uses_gelu(model) else (False,):
+        if gelu:
+            same_gelu(model)
+        with torch.no_grad():
+            expected = model(torch.tensor([tokens])).logits[0].numpy()
+        assert expected.std() > 0.1
+        # llama.cpp looks GELU up in a table of half floats: 2⁻¹¹ of the value, once a layer. With the same table the
+        # usual bound holds.
+        bound = 5e-3 if uses_gelu(model) and not gelu else 1e-3
+        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
+    """MedGemma's kind: a Gemma 3 under a prefix, with a vision tower that is left out."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    builders.checkpoint(tmp_path / "m", "gemma3_text", dtype="F32")
+    text = json.loads((tmp_path / "m" / "config.json").read_text())
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    model = model.float().eval()
+    model.save_pretrained(tmp_path / "v")
+    saved = load_file(tmp_path / "v" / "model.safetensors")
+    renamed = {}
+    for name, tensor in saved.items():
+        known = next((p for p in ("language_model.model.", "model.language_model.") if name.startswith(p)), "")
+        renamed[prefix + name.removeprefix(known) if known else name] = tensor
+    assert any(n.startswith(prefix) for n in renamed)
+    save_file(renamed, tmp_path / "v" / "model.safetensors", {"format": "pt"})
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "v" / file).write_bytes((tmp_path / "m" / file).read_bytes())
+    (path,) = jmedlite.quantize(tmp_path / "v", types=["F32"], out=tmp_path)
+    assert len(read(path)) == sum(n.startswith(prefix) for n in renamed)
+    tokens = np.random.default_rng(0).integers(0, 256, 40).tolist()
+    for layer in model.modules():
+        if hasattr(layer, "act_fn"):
+            layer.act_fn = GgmlGelu()
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0].numpy()
+    found = llama_logits(path, tokens)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_every_family_is_here() -> None:
+    """The table in docs/families.md promises it."""
+    tested = {family for mark in test_logits_equal_transformers.pytestmark for family, _ in mark.args[1]}
+    assert tested == set(builders.FAMILIES)

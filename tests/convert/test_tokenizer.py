@@ -1,0 +1,279 @@
+"""The vocabulary in the GGUF, tokenized by llama.cpp, against the tokenizers and sentencepiece libraries."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jmedlite
+from jmedlite.base.errors import DataError
+from jmedlite.base.gguf import read_header
+from jmedlite.convert.metadata.tokenizer import read_vocabulary
+from tests.support import builders
+
+SAMPLES = [
+    "高血圧の第一選択薬は何ですか。", "Hello, world! hello hello  hello\n\n\nthe the", "ｶﾀｶﾅ ＡＢＣ　全角１２３",
+    "😀👩‍⚕️🇯🇵", "    indented\n\tcode(x) { return x**2; }", "a" * 300, " " * 70, "I'll they'RE we'd 12345 3.14",
+    "", " ", "\n", "<|im_start|>system", "<|im_end", "<s></s>", "が か゛ が", "\u3000\u3000問１",
+    "HbA1c 7.2%、LDL-C 160 mg/dL",
+]  # fmt: skip
+
+
+def lines(n: int) -> list[str]:
+    """Samples and seeded mixtures of them."""
+    rng = random.Random(0)
+    found = list(SAMPLES)
+    pool = "".join(SAMPLES)
+    while len(found) < n:
+        found.append("".join(rng.choice(pool) for _ in range(rng.randrange(1, 60))))
+    return found
+
+
+def tokenize_all(path: Path, texts: list[str], parse_special: bool) -> list[list[int]]:
+    with jmedlite.Runner(path) as runner:
+        return [runner.tokenize(t, parse_special=parse_special) for t in texts]
+
+
+def neox_tokenizer() -> dict[str, Any]:
+    """GPT-NeoX's kind: words cut by the byte-level step itself, NFC, and runs of spaces as added tokens."""
+    described = builders.byte_level_tokenizer()
+    n = builders.n_tokens(described)
+    spaces = [
+        {"id": n + i, "content": " " * k, "special": False, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": True} for i, k in enumerate(range(12, 1, -1))
+    ]  # fmt: skip
+    return described | {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "added_tokens": described["added_tokens"] + spaces,
+    }
+
+
+@pytest.mark.parametrize("family", list(builders.FAMILIES))
+def test_byte_level_tokens_equal_tokenizers(tmp_path: Path, family: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    described = neox_tokenizer() if family == "gpt_neox" else builders.byte_level_tokenizer()
+    builders.checkpoint(tmp_path / "m", family, vocab_size=builders.n_tokens(described))
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
+    texts = lines(400)
+    ours = tokenize_all(path, texts, parse_special=True)
+    assert ours == [reference.encode(t, add_special_tokens=False).ids for t in texts]
+    # typed control tokens stay text
+    reference.encode_special_tokens = True
+    ours = tokenize_all(path, texts, parse_special=False)
+    assert ours == [reference.encode(t, add_special_tokens=False).ids for t in texts]
+
+
+def train(**changes: Any) -> bytes:
+    """A small SentencePiece model; without changes BPE with byte fallback, as Llama 2's."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    out = io.BytesIO()
+    options = {
+        "vocab_size": 420, "model_type": "bpe", "byte_fallback": True, "character_coverage": 0.98,
+        "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "num_threads": 1, "minloglevel": 2,
+    }  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([t for t in SAMPLES if t.strip()] * 20), model_writer=out, **options | changes
+    )
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def spm_model() -> bytes:
+    return train()
+
+
+def spm_checkpoint(folder: Path, model: bytes, family: str = "llama") -> Any:
+    """A checkpoint with that tokenizer; returns sentencepiece's processor."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    builders.checkpoint(folder, family, vocab_size=processor.vocab_size())
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(model)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True})
+    )
+    config = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    return processor
+
+
+GEMMA = {"add_dummy_prefix": False, "user_defined_symbols": ["▁▁", "▁▁▁▁", "<b>", "\t\t"], "vocab_size": 440}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {}), ("mistral", {}), ("phi3", {}), ("gemma2", GEMMA), ("gemma3_text", GEMMA)],
+)
+def test_sentencepiece_tokens_equal_sentencepiece(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    processor = spm_checkpoint(tmp_path / "m", train(**changes), family)
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    meta = read_header(path).metadata
+    assert meta["tokenizer.ggml.model"] == "llama"
+    assert meta["tokenizer.ggml.bos_token_id"] == 1
+    texts = [t for t in lines(400) if "\n" not in t and t.strip(" \t")]
+    assert tokenize_all(path, texts, False) == [processor.encode(t) for t in texts]
+
+
+def byte_fallback_json(processor: Any) -> dict[str, Any]:
+    """The same vocabulary as a tokenizer.json of Llama's kind: merges in the order of their scores."""
+    vocab = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
+    merges = [
+        (processor.get_score(i), piece[:k], piece[k:])
+        for piece, i in vocab.items()
+        for k in range(1, len(piece))
+        if not processor.is_byte(i) and i > 2 and piece[:k] in vocab and piece[k:] in vocab
+    ]
+    merges.sort(key=lambda m: -m[0])
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": t, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False} for i, t in enumerate(("<unk>", "<s>", "</s>"))
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": None,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
+                  "ignore_merges": False, "vocab": vocab, "merges": [[a, b] for _, a, b in merges]},
+    }  # fmt: skip
+
+
+def test_byte_fallback_tokenizer_json(tmp_path: Path, spm_model: bytes) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    processor = spm_checkpoint(tmp_path / "m", spm_model)
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(json.dumps(byte_fallback_json(processor)), encoding="utf-8")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    assert read_header(path).metadata["tokenizer.ggml.add_bos_token"] is True
+    reference = tokenizers.Tokenizer.from_file(str(file))
+    texts = [t for t in lines(300) if t.strip() and "<" not in t]
+    assert tokenize_all(path, texts, False) == [reference.encode(t, add_special_tokens=False).ids for t in texts]
+
+
+UNIGRAM = {"model_type": "unigram", "hard_vocab_limit": False, "vocab_size": 400}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"byte_fallback": False},
+        {"byte_fallback": False, "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        {"byte_fallback": False, "add_dummy_prefix": False, "normalization_rule_name": "nmt_nfkc"},
+    ],
+)
+def test_unigram_tokens_equal_sentencepiece(tmp_path: Path, changes: dict[str, Any]) -> None:
+    processor = spm_checkpoint(tmp_path / "m", train(**UNIGRAM | changes), "gpt_neox")
+    (tmp_path / "m" / "tokenizer.model").rename(tmp_path / "m" / "spiece.model")  # rinna's name for it
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    meta = read_header(path).metadata
+    assert meta["tokenizer.ggml.model"] == "t5"
+    assert meta["tokenizer.ggml.unknown_token_id"] == processor.unk_id()
+    texts = [t for t in lines(400) if t.strip()]
+    same = 0
+    for text, ours in zip(texts, tokenize_all(path, texts, False), strict=True):
+        expected = processor.encode(text)
+        same += ours == expected
+        # "aaaaa" has several cuts of the same likelihood; sums in float32 and float64 choose differently
+        assert sorted(ours) == sorted(expected), text
+        assert "".join(map(processor.id_to_piece, ours)) == "".join(map(processor.id_to_piece, expected))
+    assert same >= len(texts) - 20
+
+
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+def test_unigram_spells_unknown_characters_as_bytes(tmp_path: Path, rule: str) -> None:
+    """rinna's kind: llama.cpp would give one unknown token, the runner spells them."""
+    model = train(**UNIGRAM, add_dummy_prefix=False, normalization_rule_name=rule)
+    processor = spm_checkpoint(tmp_path / "m", model, "gpt_neox")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    rng = random.Random(1)
+    rare = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) + rng.choice("高血圧a ") for _ in range(9)) for _ in range(50)]
+    texts = [t for t in lines(400) if t.strip() and "<" not in t] + ["鬱血性心不全 𠮷野家 ㌔ ㍿", "ǅ①ﬁ", *rare]
+    found = tokenize_all(path, texts, False)
+    assert processor.unk_id() not in {i for tokens in found for i in tokens}
+    assert sum(processor.is_byte(i) for tokens in found for i in tokens) > 500
+    different = [(t, x, y) for t, x, y in zip(texts, found, map(processor.encode, texts), strict=True) if x != y]
+    # "aaaaa" has several cuts of the same likelihood
+    assert all(sorted(x) == sorted(y) for _, x, y in different), different[:3]
+    assert len(different) < 20
+
+
+def test_unigram_with_bytes_and_a_prefix_is_refused(tmp_path: Path) -> None:
+    spm_checkpoint(tmp_path / "m", train(**UNIGRAM))
+    with pytest.raises(DataError, match="adds or removes spaces"):
+        read_vocabulary(tmp_path / "m", 1000)
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_other_sentencepiece_models_are_refused(tmp_path: Path, kind: str) -> None:
+    spm_checkpoint(tmp_path / "m", train(model_type=kind, hard_vocab_limit=False, byte_fallback=False))
+    with pytest.raises(DataError, match="words or characters"):
+        read_vocabulary(tmp_path / "m", 1000)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ignore_merges", "name"),
+    [
+        ([{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}], False, "gpt-2"),
+        (
+            [{"type": "Digits", "individual_digits": True},
+             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}], False, "smollm",
+        ),
+        (
+            [{"type": "Split", "behavior": "Isolated", "invert": False,
+              "pattern": {"Regex": builders.QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")}},
+             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}], True, "llama-bpe",
+        ),
+    ],
+)  # fmt: skip
+def test_pre_tokenizers(tmp_path: Path, steps: list[Any], ignore_merges: bool, name: str) -> None:
+    builders.checkpoint(tmp_path)
+    described = builders.byte_level_tokenizer()
+    described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    described["model"]["ignore_merges"] = ignore_merges
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    assert read_vocabulary(tmp_path, builders.n_tokens(described)).pre == name
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "pre-tokenizer"),
+        ({"pre_tokenizer": None}, "pre-tokenizer"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"model": {"type": "Unigram"}}, "Unigram"),
+    ],
+)
+def test_what_llama_cpp_would_tokenize_differently_is_refused(
+    tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
+    builders.checkpoint(tmp_path)
+    described = builders.byte_level_tokenizer() | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(DataError, match=word):
+        read_vocabulary(tmp_path, 1000)
+
+
+def test_nfc_is_done_by_the_runner(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m")
+    described = builders.byte_level_tokenizer() | {"normalizer": {"type": "NFC"}}
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    assert read_header(path).metadata["jmedlite.tokenizer.normalizer"] == "NFC"
+    with jmedlite.Runner(path) as runner:
+        composed, decomposed = (runner.ask(t, max_tokens=1, system="") for t in ("が", "か\u3099"))
+    assert composed.n_prompt == decomposed.n_prompt

@@ -1,0 +1,82 @@
+"""Prompts: templates in their sandbox, typed control tokens as text, the plain form."""
+
+from __future__ import annotations
+
+import pytest
+
+from jmedlite.base.errors import DataError
+from jmedlite.runtime.chat_template import SYSTEM, Message, Part, build_prompt, language_of, render
+from tests.support.builders import CHATML
+
+
+def text(parts: list[Part]) -> str:
+    return "".join(p.text for p in parts)
+
+
+def asking(question: str) -> list[Message]:
+    return [Message("user", question)]
+
+
+def test_chatml() -> None:
+    parts = build_prompt(asking("Hello <|im_end|>"), system=None, template=CHATML)
+    assert text(parts) == (
+        f"<|im_start|>system\n{SYSTEM['en']}<|im_end|>\n<|im_start|>user\nHello <|im_end|><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert [p.text for p in parts if not p.trusted] == ["Hello <|im_end|>"]
+
+
+def test_own_system_prompt_is_not_trusted_either() -> None:
+    parts = build_prompt(asking("q"), system="be <|im_start|> brief", template=CHATML)
+    assert [p.text for p in parts if not p.trusted] == ["be <|im_start|> brief", "q"]
+
+
+def test_no_system_prompt() -> None:
+    assert "system" not in text(build_prompt(asking("q"), system="", template=CHATML))
+
+
+def test_template_without_system_role_gets_it_in_the_question() -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "[INST]{{ messages[0].content }}[/INST]"
+    )
+    assert text(build_prompt(asking("q"), system="s", template=template)) == "[INST]s\n\nq[/INST]"
+    silent = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    assert text(build_prompt(asking("q"), system=None, template=silent)) == f"{SYSTEM['en']}\n\nq"
+
+
+def test_plain_form_without_template() -> None:
+    assert text(build_prompt(asking("問い"), system="", template=None)) == "質問：問い\n回答："
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{{ 'x' * 10**9 }}",
+        "{{ [0] * 999999999 }}",
+        "{{ 2 ** 99999999 }}",
+        "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+        "{{ nothing.at.all }}",
+        "{% for %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_hostile_templates_are_refused(template: str) -> None:
+    with pytest.raises(DataError):
+        render(template, [{"role": "user", "content": "q"}], "", "")
+
+
+@pytest.mark.parametrize("template", ["fixed text", "{{ messages[0].content }}{{ messages[0].content }}"])
+def test_question_must_appear_once(template: str) -> None:
+    with pytest.raises(DataError, match="exactly once"):
+        build_prompt(asking("q"), system="", template=template)
+
+
+@pytest.mark.parametrize(
+    ("question", "language"), [("胃潰瘍とは", "ja"), ("カルテ", "ja"), ("What?", "en"), ("é", "en")]
+)
+def test_language(question: str, language: str) -> None:
+    assert language_of(question) == language

@@ -1,0 +1,186 @@
+"""From file and machine to a loaded model: refusals, --force, the plan's line, doctor's table, damaged files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import jmedlite
+from jmedlite.base.errors import CannotCreate, DataError
+from jmedlite.base.gguf import read_header
+from jmedlite.base.outputs import sha256_file
+from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine
+from jmedlite.runtime.hardware import devices
+from jmedlite.runtime.loading import LoadedModel, read_whole_header
+from jmedlite.runtime.offload import MARGIN, Gpu, Machine
+from jmedlite.runtime.sampling import Sampling
+from jmedlite.runtime.worker import Engine
+from tests.support import builders
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 660 MB left, which a tiny model needs little of."""
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(660_000_000))
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_what_does_not_fit_is_refused_or_forced(endless_gguf: Path) -> None:
+    events: list[str] = []
+    load = {"path": str(endless_gguf), "ctx": 65536}
+    with pytest.raises(
+        CannotCreate, match=r"needs 0\.2 GB of RAM .* 0\.7 GB are free; what fits: --ctx \d+ "
+    ) as caught:
+        LoadedModel(load, lambda event, **fields: events.append(event))
+    assert caught.value.exit_code == 73
+    assert not events
+    LoadedModel(load | {"force": True}, lambda event, **fields: events.append(event))
+    assert events == ["plan"]
+
+
+@pytest.mark.parametrize("n_gpu_layers", [0, 1, 2, 3])
+def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.MonkeyPatch, n_gpu_layers: int) -> None:
+    """The processor stands for two GPUs: how devices and split reach llama.cpp, and that answers stay the same."""
+    expected = answer(endless_gguf)
+    cpu = next(d for d in devices() if d["kind"] == "CPU")
+    gpus = tuple(Gpu(f"G{i}", MARGIN + 12_000_000) for i in range(2))
+    monkeypatch.setattr("jmedlite.runtime.loading.devices", lambda: [cpu | {"kind": "GPU"}] * 2)
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(8_000_000_000, gpus))
+    load = {"path": str(endless_gguf), "threads": 1, "gpu_layers": n_gpu_layers, "ctx": 512, "force": True}
+    engine = Engine(load, lambda event, **fields: None)
+    assert engine.loaded.plan.n_gpu_layers == sum(engine.loaded.plan.split) == n_gpu_layers
+    pieces: list[str] = []
+    request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}
+    engine.ask(request, lambda event, **fields: pieces.append(fields.get("text", "")))
+    assert "".join(pieces).strip() == expected
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_the_context_is_as_long_as_fits(endless_gguf: Path) -> None:
+    model = LoadedModel({"path": str(endless_gguf)}, lambda event, **fields: None)
+    assert model.plan.fits
+    assert 4096 < model.plan.n_ctx < 65536
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    n_layer, cells = 64, 16_000_000  # a cache of 32 KiB per token: half a terabyte
+    if psutil.virtual_memory().total > n_layer * 512 * cells:
+        pytest.skip("more memory here than a context can ask for")
+    builders.checkpoint(tmp_path / "m", num_hidden_layers=n_layer, intermediate_size=256)
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    command = [sys.executable, "-m", "jmedlite", "ask", "-m", str(path), "--ctx", str(cells), "q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 73
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("jmedlite: m-Q8_0.gguf with a context of 16,000,000 tokens needs ")
+    assert "--force" in line
+
+
+def test_levels_are_those_that_quantize_writes(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m")
+    levels = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
+    files = jmedlite.quantize(tmp_path / "m", types=levels, out=tmp_path)
+    found = level_shapes(read_header(files[1]))
+    for level, file in zip(levels, files, strict=True):
+        assert found[level] == shape_on_this_machine(read_header(file))
+
+
+def test_doctor_shows_what_fits(tiny_gguf: Path) -> None:
+    command = [sys.executable, "-m", "jmedlite", "doctor", str(tiny_gguf)]
+    fit = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)["fit"]
+    assert fit["plan"]["fits"]
+    assert fit["plan"]["n_ctx"] == 512
+    assert fit["levels"]["Q4_K_M"]["size_bytes"] < fit["levels"]["BF16"]["size_bytes"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in ("m-F32.gguf", "512 tokens", "Q4_K_M", "on the processor; context up to 512 tokens (f16)"):
+        assert words in shown
+
+
+# ---------------------------------------------------------------------------------------------- damaged files
+
+
+def flip(path: Path) -> None:
+    blob = bytearray(path.read_bytes())
+    blob[read_header(path).data_offset + 1234] ^= 4
+    path.write_bytes(blob)
+
+
+def answer(path: Path, **options: Any) -> str:
+    with jmedlite.Runner(path, threads=1, **options) as runner:
+        return runner.ask("q", max_tokens=2).text
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_flipped_bytes_are_found_by_the_manifest(tmp_path: Path, cache: bool) -> None:
+    builders.checkpoint(tmp_path / "m")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    assert answer(path, cache=cache)
+    flip(path)
+    for _ in range(2):  # nothing is remembered of it
+        with pytest.raises(DataError, match=r"m-Q8_0\.gguf: is not what its manifest says"):
+            answer(path, cache=cache)
+    with jmedlite.Runner(path, threads=1, cache=cache) as runner, pytest.raises(DataError, match="manifest"):
+        runner.loglikelihood("a", "b")
+
+
+def test_a_file_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builders.checkpoint(tmp_path / "m")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    load = {"path": str(path), "cache": str(tmp_path / "cache")}
+    read: list[Path] = []
+
+    def counted(file: Path) -> str:
+        read.append(file)
+        return sha256_file(file)
+
+    monkeypatch.setattr("jmedlite.convert.manifest.sha256_file", counted)
+    for _ in range(2):
+        LoadedModel(load, lambda event, **fields: None).integrity.check()
+    assert read == [path]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    path.touch()
+    LoadedModel(load, lambda event, **fields: None).integrity.check()
+    assert read == [path] * 2
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b'{"format": 2, "files": []}']
+)
+def test_a_file_that_is_no_manifest_says_nothing(tiny_gguf: Path, tmp_path: Path, manifest: bytes | None) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny_gguf.read_bytes())
+    if manifest is not None:
+        path.with_suffix(".json").write_bytes(manifest)
+    assert answer(path)
+
+
+def test_a_model_of_several_files(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m")
+    (whole,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    (first,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path / "s", split_max_size="1MB")
+    files, header = read_whole_header(first)
+    assert len(files) > 1
+    assert shape_on_this_machine(header) == shape_on_this_machine(read_header(whole))
+    assert answer(first) == answer(files[-1]) == answer(whole)  # whichever is named
+    flip(files[-1])
+    with pytest.raises(DataError, match=files[-1].name):
+        answer(first)
+
+
+def test_what_was_checked_says_nothing_about_another_file_of_the_same_name(tmp_path: Path) -> None:
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        builders.checkpoint(tmp_path / str(n) / "m", seed=n)
+        jmedlite.quantize(tmp_path / str(n) / "m", bits=[8], out=tmp_path / str(n))
+    one, two = (tmp_path / str(n) / "m-Q8_0.gguf" for n in (1, 2))
+    assert answer(one)
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(DataError, match="manifest"):
+        answer(one)
