@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError, NativeError
+from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.vocabulary import common_prefix
@@ -61,26 +60,23 @@ class Engine:
         cells = len(self.head) + max((sum(self.requests[i].n_cells for i in p) for p in self.packs), default=1)
         self.n_ctx = -(-cells // CELL) * CELL
         self._scratch = np.empty(self.n_vocab, np.float32)
-        self._context = loaded.make_context(
-            self.n_ctx,
-            PACK,
-            n_threads,
-            NO_ROOM,
-            n_seq_max=N_SEQUENCES + 1,
+        self._context = Context(
+            loaded,
+            n_ctx=self.n_ctx,
+            n_batch=PACK,
+            n_threads=n_threads,
+            advice=NO_ROOM,
+            n_sequences=N_SEQUENCES + 1,
             n_outputs_max=N_OUTPUTS,
             kv_unified=True,  # a shared prefix is then a mark on its cells, not a copy
         )
-        self._memory = self.llama.llama_get_memory(self._context)
-        self._batch = self.llama.llama_batch_init(PACK, 0, N_SEQUENCES + 1)
+        self._memory = self._context.memory
         self._used = 0  # sequences that hold the head
         self._evaluate_head()
 
     def close(self) -> None:
         """Free the context."""
-        if self._context:
-            self.llama.llama_batch_free(self._batch)
-            self.llama.llama_free(self._context)
-        self._context = None
+        self._context.close()
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -90,16 +86,8 @@ class Engine:
             self._decode([Row(t, at - len(self.head) + i, (0,), 0) for i, t in enumerate(part)])
 
     def _decode(self, part: Sequence[Row]) -> None:
-        batch = self._batch
-        batch.n_tokens = len(part)
-        for i, row in enumerate(part):
-            batch.token[i], batch.pos[i], batch.logits[i] = row.token, len(self.head) + row.position, row.is_output
-            batch.n_seq_id[i] = len(row.sequences)
-            for k, sequence in enumerate(row.sequences):
-                batch.seq_id[i][k] = sequence
-        status = self.llama.llama_decode(self._context, batch)
-        if status != 0:
-            raise NativeError(f"llama.cpp could not evaluate a question (status {status}: {self.loaded.reason()})")
+        n_head = len(self.head)
+        self._context.decode(BatchRow(r.token, n_head + r.position, r.sequences, r.is_output) for r in part)
 
     def _begin(self, pack: Sequence[Request]) -> None:
         """Every sequence of the pack begins with the head, and nothing else is in memory."""
@@ -113,24 +101,14 @@ class Engine:
         for sequence in range(1, sum(r.n_sequences for r in pack) + 1):
             self.llama.llama_memory_seq_rm(self._memory, sequence, len(self.head), -1)
 
-    def _logits(self, index: int) -> NDArray[np.float32]:
-        """Logits (n_vocab,) after the batch's row `index`; the next evaluation overwrites them."""
-        return np.ctypeslib.as_array(self.llama.llama_get_logits_ith(self._context, index), (self.n_vocab,))
-
     def _log_probabilities(self, index: int, tokens: Sequence[int]) -> list[float]:
         """ln p of `tokens` after the batch's row `index`."""
-        logits = self._logits(index)
-        top = logits.max()
-        if not (math.isfinite(top) and math.isfinite(logits.min())):  # a NaN makes both of them NaN
-            raise DataError(
-                f"{self.loaded.path.name}: the model's output is not finite, so the file is damaged; make or copy it "
-                "again"
-            )
+        logits, top = self._context.finite_logits(index)
         shifted = self._scratch
-        np.subtract(logits, top, out=shifted)
+        np.subtract(logits, np.float32(top), out=shifted)
         np.exp(shifted, out=shifted)
         log_sum = math.log(float(shifted.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
-        return [float(logits[t]) - float(top) - log_sum for t in tokens]
+        return [float(logits[t]) - top - log_sum for t in tokens]
 
     # ------------------------------------------------------------------------------------------------ scoring
 
@@ -184,8 +162,7 @@ class Engine:
         return [Generated(tuple(t), s) for t, s in zip(texts, stops, strict=True)]
 
     def _choose(self, index: int) -> int:
-        self._log_probabilities(index, ())  # refuses what is not finite
-        return int(self._logits(index).argmax())
+        return int(self._context.finite_logits(index)[0].argmax())
 
     def _text(self, tokens: Sequence[int]) -> bytes:
         return b"".join(map(self.loaded.vocabulary.piece, tokens))

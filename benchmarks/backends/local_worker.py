@@ -9,13 +9,14 @@ text may name control tokens. With `chat`, the body is what the person says, and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from jmedlite.base.errors import UsageError
 from jmedlite.runtime.chat_template import Message, Part
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.protocol import Emit, Requests, serve
+from jmedlite.runtime.protocol import Emit, serve
 from jmedlite.runtime.worker import bounded_prompt
 
 from .local_engine import Engine, shared_head, split
@@ -144,20 +145,18 @@ class Worker:
         return found
 
 
-def answer(requests: Requests, emit: Emit) -> None:
-    """Work on one request after the other."""
-    worker: Worker | None = None
-    for request in requests:
-        if request["op"] == "load":
-            worker = Worker(request, emit)
-            emit("loaded", load_seconds=worker.loaded.load_seconds, n_gpu_layers=worker.loaded.plan.n_gpu_layers)
-        elif worker is None:
-            raise UsageError("nothing is loaded")
-        elif request["op"] == "prepare":
-            worker.prepare(request)
-        else:
-            worker.run(*request["packs"])
+def load(request: dict[str, Any], emit: Emit, _: threading.Event) -> Worker:
+    """Load a model; the `loaded` event says how."""
+    worker = Worker(request, emit)
+    emit("loaded", load_seconds=worker.loaded.load_seconds, n_gpu_layers=worker.loaded.plan.n_gpu_layers)
+    return worker
 
 
 if __name__ == "__main__":
-    serve(answer)
+    serve(
+        load,
+        {
+            "prepare": lambda worker, request, emit: worker.prepare(request),
+            "run": lambda worker, request, emit: worker.run(*request["packs"]),
+        },
+    )

@@ -22,7 +22,7 @@ from jmedlite.runtime.hardware import devices
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import kv_bytes
 from jmedlite.runtime.process import Child
-from jmedlite.runtime.protocol import Emit, Requests, serve
+from jmedlite.runtime.protocol import Emit, serve
 
 N_QUESTIONS = 12  # asked one by one
 N_GENERATED = 64
@@ -141,9 +141,9 @@ def measure(path: Path, loading: Loading, wanted: Wanted) -> dict[str, Any]:
     return {k: v for k, v in event.items() if k != "event"}
 
 
-def answer(requests: Requests, emit: Emit) -> None:
+def answer(request: dict[str, Any], emit: Emit, _: threading.Event) -> None:
     """Measure what the one request names."""
-    emit("measured", **measure_here(next(requests)))
+    emit("measured", **measure_here(request))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,12 +20,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError, IoFault, NativeError, UsageError
+from jmedlite.base.errors import DataError, IoFault
 from jmedlite.base.outputs import fault
 from jmedlite.benchmarks.backends.local_engine import NO_ROOM
 from jmedlite.runtime.chat_template import Part
+from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.protocol import Emit, Requests, serve
+from jmedlite.runtime.protocol import Emit, serve
 
 from .divergence import Spaces, record
 
@@ -112,81 +114,73 @@ class Reading:
         kept = None
         if keep or compare:
             kept = Kept(Path(str(keep or compare)), self.n_vocab, writing=bool(keep))
-        context = self.loaded.make_context(self.n_ctx, N_ROWS, self.n_threads, NO_ROOM, n_outputs_max=N_ROWS)
-        batch = self.llama.llama_batch_init(N_ROWS, 0, 1)
+        context = Context(
+            self.loaded,
+            n_ctx=self.n_ctx,
+            n_batch=N_ROWS,
+            n_threads=self.n_threads,
+            advice=NO_ROOM,
+            n_outputs_max=N_ROWS,
+        )
         try:
             for i in range(n_chunks):
                 tokens = self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
                 first = [tokens[0] if self.bos is None else self.bos]
-                self.emit("chunk", **self._chunk(context, batch, first + tokens[1:], kept, bool(compare)))
+                self.emit("chunk", **self._chunk(context, first + tokens[1:], kept, bool(compare)))
         finally:
-            self.llama.llama_batch_free(batch)
-            self.llama.llama_free(context)
+            context.close()
             if kept:
                 kept.close()
         self.emit("done")
 
     def _chunk(
-        self, context: Any, batch: Any, tokens: Sequence[int], kept: Kept | None, comparing: bool
+        self, context: Context, tokens: Sequence[int], kept: Kept | None, comparing: bool
     ) -> dict[str, list[Any]]:
         """`nll` (nats) of every scored position of a chunk and, comparing, `kl` (nats) and `same` (top token)."""
-        self.llama.llama_memory_clear(self.llama.llama_get_memory(context), True)
+        context.clear()
         nll: list[float] = []
         found: list[tuple[float, float, bool]] = []
         for start in range(0, len(tokens), N_ROWS):
             where = range(start, min(start + N_ROWS, len(tokens)))
-            logits = self._decode(context, batch, tokens, where)
+            logits = self._decode(context, tokens, where)
             follow = [tokens[at + 1] for at in where if at in scored(self.n_ctx)]
             if not follow:
                 continue
             if not kept:
-                nll += self._each("nll", logits, follow)
+                nll += context.named(self.spaces.each, "nll", logits, follow)
             elif comparing:
                 rows = kept.read(len(follow))
-                found += self._each("compare", logits, follow, [rows] * len(follow), range(len(follow)))
+                found += context.named(
+                    self.spaces.each, "compare", logits, follow, [rows] * len(follow), range(len(follow))
+                )
             else:
                 rows = kept.new(len(follow))
-                nll += self._each("keep", logits, follow, [rows] * len(follow), range(len(follow)))
+                nll += context.named(self.spaces.each, "keep", logits, follow, [rows] * len(follow), range(len(follow)))
                 kept.write(rows)
         if not comparing:
             return {"nll": nll}
         return {key: [x[i] for x in found] for i, key in enumerate(("nll", "kl", "same"))}
 
-    def _each(self, method: str, *columns: Any) -> list[Any]:
-        try:
-            return self.spaces.each(method, *columns)
-        except DataError as e:
-            raise DataError(f"{self.loaded.path.name}: {e}") from None
-
-    def _decode(self, context: Any, batch: Any, tokens: Sequence[int], where: range) -> list[NDArray[np.float32]]:
+    def _decode(self, context: Context, tokens: Sequence[int], where: range) -> list[NDArray[np.float32]]:
         """Evaluate the tokens at `where`; logits (n_vocab,) at its scored positions, until the next evaluation."""
-        batch.n_tokens = len(where)
-        for k, at in enumerate(where):
-            batch.token[k], batch.pos[k] = tokens[at], at
-            batch.n_seq_id[k], batch.seq_id[k][0] = 1, 0
-            batch.logits[k] = at >= self.n_ctx // 2  # the last one, which nobody reads, as llama-perplexity does
-        status = self.llama.llama_decode(context, batch)
-        if status != 0:
-            raise NativeError(f"llama.cpp could not evaluate the text (status {status}: {self.loaded.reason()})")
-        return [
-            np.ctypeslib.as_array(self.llama.llama_get_logits_ith(context, k), (self.n_vocab,))
-            for k, at in enumerate(where)
-            if at in scored(self.n_ctx)
-        ]
+        # the last one's too, which nobody reads, as llama-perplexity does
+        context.decode(BatchRow(tokens[at], at, (0,), at >= self.n_ctx // 2) for at in where)
+        return [context.logits(k) for k, at in enumerate(where) if at in scored(self.n_ctx)]
 
 
-def answer(requests: Requests, emit: Emit) -> None:
-    """Work on one request after the other."""
-    reading: Reading | None = None
-    for request in requests:
-        if request["op"] == "load":
-            reading = Reading(request, emit)
-            emit("loaded", **reading.facts())
-        elif reading is None:
-            raise UsageError("nothing is loaded")
-        else:
-            reading.evaluate(request["chunks"], request["keep"], request["compare"])
+def load(request: dict[str, Any], emit: Emit, _: threading.Event) -> Reading:
+    """Load a model and tokenize the text; the `loaded` event says what they are."""
+    reading = Reading(request, emit)
+    emit("loaded", **reading.facts())
+    return reading
 
 
 if __name__ == "__main__":
-    serve(answer)
+    serve(
+        load,
+        {
+            "evaluate": lambda reading, request, emit: reading.evaluate(
+                request["chunks"], request["keep"], request["compare"]
+            )
+        },
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError
+from jmedlite.runtime.context import finite_max
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -42,10 +42,7 @@ class Space:
 
     def _normalize(self, logits: F32) -> float:
         """ln Σ exp(logits - max) (nats), and leaves `logits - max` in `_shifted`; DataError if they are not finite."""
-        top = logits.max()
-        if not (math.isfinite(top) and math.isfinite(logits.min())):  # a NaN makes both of them NaN
-            raise DataError("the model's output is not finite, so the file is damaged; make or copy it again")
-        np.subtract(logits, top, out=self._shifted)
+        np.subtract(logits, np.float32(finite_max(logits)), out=self._shifted)
         np.exp(self._shifted, out=self._exp)
         return math.log(float(self._exp.sum(dtype=np.float64)))
 

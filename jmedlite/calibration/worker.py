@@ -8,6 +8,7 @@ llama.cpp).
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from jmedlite.base.errors import DataError, NativeError
 from jmedlite.base.gguf import Header
 from jmedlite.base.imatrix import Squares, write_imatrix
 from jmedlite.runtime.chat_template import Part
+from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.protocol import Emit, Requests, serve
+from jmedlite.runtime.protocol import Emit, Request, serve
 
 from .graph import F32, GgmlTensor, check_layout, library, values
 
@@ -165,43 +167,40 @@ class Calibration:
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Evaluate every chunk with an empty cache; `tell` hears how many are done."""
-        llama = self.loaded.llama
-        callback = llama.ggml_backend_sched_eval_callback(self.collector)
-        context = self.loaded.make_context(
-            self.n_ctx, min(PIECE, self.n_ctx), self.n_threads, "try a smaller --ctx", cb_eval=callback
+        callback = self.loaded.llama.ggml_backend_sched_eval_callback(self.collector)
+        context = Context(
+            self.loaded,
+            n_ctx=self.n_ctx,
+            n_batch=min(PIECE, self.n_ctx),
+            n_threads=self.n_threads,
+            advice="try a smaller --ctx",
+            cb_eval=callback,
         )
-        batch = llama.llama_batch_init(PIECE, 0, 1)
         try:
             for i in range(self.n_chunks):
                 tokens = self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
                 if self.bos is not None:  # every chunk begins as a text does
                     tokens[0] = self.bos
-                llama.llama_memory_clear(llama.llama_get_memory(context), True)
+                context.clear()
                 bounds = pieces(self.n_ctx)
                 for start, end in itertools.pairwise(bounds):
-                    self._decode(context, batch, tokens, range(start, end))
+                    self._decode(context, tokens, range(start, end))
                 tell(i + 1)
         finally:
-            llama.llama_batch_free(batch)
-            llama.llama_free(context)
+            context.close()
 
-    def _decode(self, context: Any, batch: Any, tokens: Sequence[int], where: range) -> None:
-        batch.n_tokens = len(where)
-        for k, at in enumerate(where):
-            batch.token[k], batch.pos[k] = tokens[at], at
-            batch.n_seq_id[k], batch.seq_id[k][0] = 1, 0
-            batch.logits[k] = True  # or the last layer's rows are left out
-        status = self.loaded.llama.llama_decode(context, batch)
-        if self.collector.fault:
-            raise self.collector.fault
-        if status != 0:
-            raise NativeError(f"llama.cpp could not evaluate the calibration text (status {status})")
+    def _decode(self, context: Context, tokens: Sequence[int], where: range) -> None:
+        try:
+            # the logits of all, or the last layer's rows are left out
+            context.decode(BatchRow(tokens[at], at, (0,), True) for at in where)
+        finally:
+            if self.collector.fault:
+                raise self.collector.fault
 
 
-def calibrate(requests: Requests, emit: Emit) -> None:
-    """Answer one request: `chunk` events, then the file is written and `done` says what is in it."""
+def calibrate(request: Request, emit: Emit, _: threading.Event) -> None:
+    """Answer the one request: `chunk` events, then the file is written and `done` says what is in it."""
     started = time.monotonic()
-    request = next(requests)
     work = Calibration(request)
     emit("chunk", done=0, total=work.n_chunks, n_tokens=len(work.tokens))
     work.run(lambda done: emit("chunk", done=done, total=work.n_chunks, n_tokens=len(work.tokens)))

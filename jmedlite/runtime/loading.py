@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGMLQuantizationType
-
-from jmedlite.base.errors import CannotCreate, DataError, NativeError
+from jmedlite.base.errors import CannotCreate, DataError
 from jmedlite.base.gguf import Header, check_model, read_header, split_files
 from jmedlite.base.inputs import reading
 
@@ -73,25 +71,6 @@ class LoadedModel:
     def reason(self) -> str:
         """What llama.cpp complained of first: the lines after it only say what failed because of it."""
         return re.sub(r"^\w+: (error loading model: )?", "", self.errors[0]) if self.errors else "it gave no reason"
-
-    def make_context(self, n_ctx: int, n_batch: int, n_threads: int, advice: str, **settings: Any) -> Any:
-        """A context with a cache of the wanted type; `settings` are more of llama_context_params.
-
-        Raises NativeError where llama.cpp makes none; `advice` is what to do then.
-        """
-        kv_type = int(GGMLQuantizationType[self.request["kv_type"].upper()])
-        settings |= {
-            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch, "n_threads": n_threads,
-            "n_threads_batch": n_threads, "type_k": kv_type, "type_v": kv_type,
-            "flash_attn_type": FLASH_ATTENTION[self.request["flash_attn"]], "no_perf": True,
-        }  # fmt: skip
-        params = self.llama.llama_context_default_params()
-        for name, value in settings.items():
-            setattr(params, name, value)
-        context = self.llama.llama_init_from_model(self.model, params)
-        if not context:
-            raise NativeError(f"llama.cpp could not make a context of {n_ctx:,} tokens ({self.reason()}); {advice}")
-        return context
 
     @property
     def n_ctx_train(self) -> int:

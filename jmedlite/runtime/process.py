@@ -1,4 +1,4 @@
-"""A child process that holds llama.cpp for us: requests in, events out, one JSON object a line."""
+"""Child process, the parent's side: llama.cpp in a process of its own, requests in, events out (protocol.py)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, JmedliteError, NativeError
+from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, NativeError
 
 
 class Child:
-    """`python -m MODULE`, which writes events to standard output; use it as a context manager.
+    """`python -m MODULE`, which serves requests by `protocol.serve`; use it as a context manager.
 
     A fault inside llama.cpp ends the child, not this process: `events` then raises NativeError with its last words.
     `advice` is what to do where memory ran out.
@@ -34,39 +35,78 @@ class Child:
             # ggml starts a debugger on an abort unless told not to
             env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
         )
+        self._started_by_main_thread = threading.current_thread() is threading.main_thread()
+        self._last_id, self._last = 0, ""
+        self._busy = self._sending = self._stop_wanted = False
 
-    def events(self, request: dict[str, Any], last: str) -> Iterator[dict[str, Any]]:
-        """Send a request and yield its events up to the one called `last`; an error event is raised."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(OSError):  # where the child is gone, the end of its events says so
-            self.process.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
-            self.process.stdin.flush()
-        for line in self.process.stdout:
-            if not line.endswith(b"\n"):
-                break
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == "error":
-                raise BY_EXIT_CODE.get(event["code"], JmedliteError)(event["message"])
-            yield event
-            if event["event"] == last:
-                return
-        raise self._death()
+    def events(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any], None, None]:
+        """Send a request and yield its events up to the one called `last`; an error event is raised.
+
+        A request whose events nobody reads to their end is stopped.
+        """
+        while self._busy:  # what is left of a request that nobody read to its end
+            self._next()
+        self._last_id, self._last = self._last_id + 1, last
+        self._stop_wanted, self._sending = False, True
+        self._send({"op": "load", "main_thread": self._started_by_main_thread, **request, "id": self._last_id})
+        self._sending, self._busy = False, True
+        if self._stop_wanted:
+            self.stop()
+        try:
+            while self._busy:
+                event = self._next()
+                if event["event"] == "error":
+                    kind = ContextFull if event["kind"] == "ContextFull" else BY_EXIT_CODE.get(event["code"])
+                    raise (kind or JmedliteError)(event["message"])
+                yield event
+        finally:
+            self.stop()
 
     def ask(self, request: dict[str, Any], last: str) -> dict[str, Any]:
         """The last event of a request."""
         return list(self.events(request, last))[-1]
 
+    def stop(self) -> None:
+        """End the request that is being worked on early, where its operation can.
+
+        May be called in a signal handler, or in another thread than the one that reads the events.
+        """
+        self._stop_wanted = True
+        assert self.process.stdin is not None
+        if self._busy and not self._sending:
+            with contextlib.suppress(OSError, ValueError):  # not through the buffer: a signal may have come inside it
+                os.write(self.process.stdin.fileno(), b'{"op":"stop","id":%d}\n' % self._last_id)
+
+    def _next(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._death()
+        event: dict[str, Any] = json.loads(line)
+        self._busy = event["event"] not in ("error", self._last)
+        return event
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
+            self.process.stdin.flush()
+        except (OSError, ValueError):
+            raise self._death() from None
+
     def _death(self) -> NativeError:
         """Why the child is gone, in a sentence."""
+        self._busy = False
         status = self.process.wait()
         if status == -getattr(signal, "SIGKILL", 9):
             return NativeError(
                 f"the process that runs the model was killed, most likely because memory ran out; {self.advice}"
             )
-        self._stderr.seek(0)
-        lines = self._stderr.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
-        why = (lines or ["it gave no reason"])[-1].strip()
+        lines = []
+        if not self._stderr.closed:
+            self._stderr.seek(0)
+            lines = self._stderr.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+        why = lines[-1].strip() if lines else "it gave no reason"
         return NativeError(f"llama.cpp ended unexpectedly (status {status}: {why}); is the file damaged?")
 
     def close(self) -> None:
@@ -74,11 +114,10 @@ class Child:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                pipe.close()
-        self._stderr.close()
+        for stream in (self.process.stdin, self.process.stdout, self._stderr):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
 
     def __enter__(self) -> Child:
         return self

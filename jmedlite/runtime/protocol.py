@@ -1,20 +1,90 @@
-"""The child's side of `child`: a process that reads requests and writes events, one JSON object a line."""
+"""Child process, the child's side: requests in, events out, one JSON object a line, by a table of operations.
+
+A request is `{"op": …, "id": N, …}`, an event `{"event": …, …}`; `{"op": "stop", "id": N}` ends request N early where
+its operation looks at `stop`. Requests are read in a thread of their own, so that a stop is heard while one is worked
+on, and the process ends with its parent. The parent's side is process.py.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import os
+import queue
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from jmedlite.base.errors import JmedliteError
+from jmedlite.base.errors import Interrupted, JmedliteError
 
-Emit = Callable[..., None]
-Requests = Iterator[dict[str, Any]]
+T = TypeVar("T")
+Request = dict[str, Any]
+Emit = Callable[..., None]  # emit("token", text="…") writes one event
+
+
+class Stopped(Exception):
+    """The person wants no more of this answer."""
+
+
+def serve(
+    load: Callable[[Request, Emit, threading.Event], T],
+    operations: Mapping[str, Callable[[T, Request, Emit], None]] | None = None,
+) -> None:
+    """The life of a child: `load` takes the first request, and every later one goes to the operation that it names.
+
+    What `load` returns is handed to the operations. An expected fault becomes an `error` event; one of `load` also ends
+    the process, as the end of standard input does.
+    """
+    protect_process()
+    emit = open_events()
+    requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
+    with suppress(BrokenPipeError):
+        first = requests.get()
+        if first["main_thread"]:  # the kernel's signal follows the thread that started this process
+            die_with_parent()
+        with _Faults(emit) as loading:
+            held = load(first, emit, stop)
+        while not loading.failed:
+            request = requests.get()
+            with _Faults(emit):
+                (operations or {})[request["op"]](held, request, emit)
+
+
+class _Faults:
+    """Expected faults of the body become `error` events."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit, self.failed = emit, False
+
+    def __enter__(self) -> _Faults:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        fault = Interrupted("stopped") if isinstance(error, Stopped) else error
+        if not isinstance(fault, JmedliteError):
+            return False
+        self.failed = True
+        self.emit("error", code=fault.exit_code, kind=type(fault).__name__, message=str(fault))
+        return True
+
+
+def _listen(requests: queue.SimpleQueue[Request], stop: threading.Event) -> None:
+    """Read requests as they come; the parent's end is this process's."""
+    current = None
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        if request["op"] != "stop":
+            stop.clear()  # the parent sends no request before it has the last event of the one before
+            current = request["id"]
+            requests.put(request)
+        elif request["id"] == current:
+            stop.set()
+    os._exit(0)
 
 
 def open_events() -> Emit:
@@ -50,18 +120,3 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
-
-
-def serve(work: Callable[[Requests, Emit], None]) -> None:
-    """The life of a child: `work` takes requests as they come, until the parent closes standard input.
-
-    An expected fault ends it with an `error` event.
-    """
-    protect_process()
-    die_with_parent()
-    emit = open_events()
-    with suppress(BrokenPipeError):
-        try:
-            work(map(json.loads, sys.stdin.buffer), emit)
-        except JmedliteError as e:
-            emit("error", code=e.exit_code, message=str(e))

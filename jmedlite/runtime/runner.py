@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from jmedlite.base.errors import (
-    BY_EXIT_CODE,
-    ContextFull,
     DataError,
     InputMissing,
-    JmedliteError,
-    NativeError,
     UsageError,
 )
 from jmedlite.base.inputs import check_range
 
 from .answers import Answer, LogLikelihood
 from .hardware import physical_cores
+from .process import Child
 from .sampling import Sampling
 from .state_cache import cache_folder
 
 KV_TYPES = ("f16", "q8_0", "q4_0", "f32")
 FLASH_ATTENTION = ("auto", "on", "off")
+ADVICE = "use a narrower level, a smaller --ctx or --kv-type q8_0"
 
 
 class Runner:
@@ -77,7 +68,7 @@ class Runner:
         check_choice("--flash-attn", flash_attn, FLASH_ATTENTION)
         if flash_attn == "off" and kv_type in ("q8_0", "q4_0"):
             raise UsageError(f"--kv-type {kv_type}: needs flash attention; leave --flash-attn at auto")
-        self._load = {
+        load = {
             "op": "load",
             "path": str(path.resolve()),
             "gpu_layers": str(gpu_layers),
@@ -88,31 +79,16 @@ class Runner:
             "lora": [(str(Path(p).resolve()), w) for p, w in lora],
             "cache": str(cache_folder()) if cache else None,
             "force": force,
-            "main_thread": threading.current_thread() is threading.main_thread(),
         }
-        self._on_plan = on_plan
         self.timings: dict[str, float] = {}
-        self._start()
-
-    def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "jmedlite.runtime.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            # ggml starts a debugger on an abort unless told not to
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
-        )
-        self._last_id, self._last = 0, "loaded"
-        self._busy = self._sending = self._stop_wanted = False
+        self.child = Child("jmedlite.runtime.worker", ADVICE)
         try:
-            for event in self._events(self._load, last="loaded"):
+            for event in self.child.events(load, "loaded"):
                 facts = {k: v for k, v in event.items() if k != "event"}
                 if event["event"] == "plan":
                     self.plan: dict[str, Any] = facts
-                    if self._on_plan:
-                        self._on_plan(facts["sentence"])
+                    if on_plan:
+                        on_plan(facts["sentence"])
                 else:
                     self.facts: dict[str, Any] = facts
         except BaseException:
@@ -162,7 +138,7 @@ class Runner:
 
     def _stream(self, request: dict[str, Any]) -> Iterator[str | Answer]:
         text = ""
-        with contextlib.closing(self._events(request, last="end")) as events:
+        with contextlib.closing(self.child.events(request, "end")) as events:
             for event in events:
                 if event["event"] == "token":
                     piece = event["text"].lstrip() if not text else event["text"]
@@ -210,13 +186,13 @@ class Runner:
             "system": system,
             "language": language,
         }
-        (event,) = self._events(request, last="scores")
+        event = self.child.ask(request, "scores")
         return [LogLikelihood(tuple(s["tokens"]), s["greedy"]) for s in event["scores"]]
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids as llama.cpp gives them, without BOS; `parse_special` lets text name control tokens."""
         request = {"op": "tokenize", "text": text, "parse_special": parse_special}
-        (event,) = self._events(request, last="tokens")
+        event = self.child.ask(request, "tokens")
         ids: list[int] = event["ids"]
         return ids
 
@@ -224,89 +200,26 @@ class Runner:
 
     def keep_state(self, name: str) -> bool:
         """Keep all that is evaluated now, the questions' share too, on disk under `name`; False without a cache."""
-        (event,) = self._events({"op": "save", "name": name}, last="saved")
+        event = self.child.ask({"op": "save", "name": name}, "saved")
         return bool(event["done"])
 
     def resume_state(self, name: str) -> int:
         """Bring back what was kept under `name`; returns its number of tokens, 0 where there is nothing."""
-        (event,) = self._events({"op": "resume", "name": name}, last="resumed")
+        event = self.child.ask({"op": "resume", "name": name}, "resumed")
         return int(event["n_tokens"])
 
     # ------------------------------------------------------------------------------------------------ process
-
-    def _events(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any], None, None]:
-        """Send a request, yield its events up to `last`; one that nobody reads to its end is stopped."""
-        while self._busy:  # what is left of an answer that nobody read to its end
-            self._next()
-        self._last_id, self._last = self._last_id + 1, last
-        self._stop_wanted, self._sending = False, True
-        self._send({**request, "id": self._last_id})
-        self._sending, self._busy = False, True
-        if self._stop_wanted:
-            self.stop()
-        try:
-            while self._busy:
-                event = self._next()
-                if event["event"] == "error":
-                    kind = ContextFull if event["kind"] == "ContextFull" else BY_EXIT_CODE.get(event["code"])
-                    raise (kind or JmedliteError)(event["message"])
-                yield event
-        finally:
-            self.stop()
 
     def stop(self) -> None:
         """End the answer that is being given, which then ends with the reason "stopped".
 
         May be called in a signal handler, or in another thread than the one that reads the answer.
         """
-        self._stop_wanted = True
-        assert self._child.stdin is not None
-        if self._busy and not self._sending:
-            with contextlib.suppress(OSError, ValueError):  # not through the buffer: a signal may have come inside it
-                os.write(self._child.stdin.fileno(), b'{"op":"stop","id":%d}\n' % self._last_id)
-
-    def _next(self) -> dict[str, Any]:
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._death()
-        event: dict[str, Any] = json.loads(line)
-        self._busy = event["event"] not in ("error", self._last)
-        return event
-
-    def _send(self, request: dict[str, Any]) -> None:
-        assert self._child.stdin is not None
-        try:
-            self._child.stdin.write(json.dumps(request, ensure_ascii=False).encode("utf-8") + b"\n")
-            self._child.stdin.flush()
-        except (OSError, ValueError):
-            raise self._death() from None
-
-    def _death(self) -> JmedliteError:
-        """Why the child is gone, in a sentence."""
-        self._busy = False
-        code = self._child.wait()
-        if code == -getattr(signal, "SIGKILL", 9):
-            return NativeError(
-                "the model's process was killed, most likely because memory ran out; use a narrower level, a smaller "
-                "--ctx or --kv-type q8_0"
-            )
-        lines = []
-        if not self._stderr.closed:
-            self._stderr.seek(0)
-            lines = self._stderr.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
-        why = lines[-1].strip() if lines else "it gave no reason"
-        return NativeError(f"llama.cpp ended unexpectedly (status {code}: {why}); is the file damaged?")
+        self.child.stop()
 
     def close(self) -> None:
         """End the child and free the model."""
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout, self._stderr):
-            if stream:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self.child.close()
 
     def __enter__(self) -> Runner:
         return self

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 
 from jmedlite.base.errors import NativeError
 from jmedlite.base.native import capture_log, libllama, type_names
 
-from .protocol import Emit, Requests, serve
+from .protocol import Emit, Request, serve
 
 _LINE = re.compile(
     r"\[ *\d+/ *\d+\] (?P<name>\S+) +- \[[^\]]*\], type = +(?P<old>\S+), "
@@ -56,14 +57,13 @@ def probe(path: str, ftype: int, imatrix: list[str]) -> dict[str, int]:
     return parse_types("".join(lines))
 
 
-def answer(requests: Requests, emit: Emit) -> None:
-    """Work on one request after the other."""
-    for request in requests:
-        try:
-            found = {ftype: probe(request["path"], ftype, request["imatrix"]) for ftype in request["ftypes"]}
-        except ValueError as e:
-            raise NativeError(f"llama.cpp refused the model: {e}") from None
-        emit("types", types=found)
+def answer(request: Request, emit: Emit, _: threading.Event) -> None:
+    """The types of every file type asked for, as one `types` event."""
+    try:
+        found = {ftype: probe(request["path"], ftype, request["imatrix"]) for ftype in request["ftypes"]}
+    except ValueError as e:
+        raise NativeError(f"llama.cpp refused the model: {e}") from None
+    emit("types", types=found)
 
 
 if __name__ == "__main__":

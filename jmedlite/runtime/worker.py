@@ -1,34 +1,28 @@
-"""The child process that holds llama.cpp: reads requests, writes events, one JSON object a line.
+"""Asking, the child's side: the operations of `ask`, `chat` and `Runner` on one loaded model.
 
 Runs as `python -m jmedlite.runtime.worker`. First request: what to load; then questions. A question is never written
-anywhere but into the model's context. Expected faults become an `error` event; a native abort ends only this process.
-Each request has a growing `id`; `{"op": "stop", "id": N}` ends request N early.
+anywhere but into the model's context. A native abort ends only this process.
 """
 
 from __future__ import annotations
 
 import codecs
 import importlib.metadata
-import json
 import os
-import queue
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGMLQuantizationType
-
-from jmedlite.base.errors import ContextFull, DataError, Interrupted, JmedliteError, UsageError
+from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
 
 from .chat_template import Message, Part, build_prompt
-from .evaluation import Evaluator, Settings, Stopped
+from .evaluation import Evaluator, Settings
 from .hardware import cpu_features
 from .loading import LoadedModel
-from .protocol import Emit, die_with_parent, open_events, protect_process
+from .protocol import Emit, Request, Stopped, serve
 from .sampling import Sampling, make_chain
 from .state_cache import fingerprint
 from .vocabulary import common_prefix
@@ -94,18 +88,14 @@ def engine_build() -> dict[str, Any]:
 class Engine:
     """A loaded model that answers; `request` is the load request (`loading`), with `threads` besides."""
 
-    def __init__(self, request: dict[str, Any], emit: Emit, stop: threading.Event | None = None) -> None:
+    def __init__(self, request: Request, emit: Emit, stop: threading.Event | None = None) -> None:
         self.loaded = loaded = LoadedModel(request, emit)
         self.llama, self.vocabulary, self.stop = loaded.llama, loaded.vocabulary, stop or threading.Event()
         wanted = loaded.request
         settings = Settings(
-            name=loaded.path.name,
             n_ctx=loaded.plan.n_ctx,
             full=bool(wanted.get("ctx")),
-            kv_type=int(GGMLQuantizationType[wanted["kv_type"].upper()]),
-            flash_attn=wanted["flash_attn"],
             n_threads=int(wanted["threads"]),
-            adapters=loaded.adapters,
             facts={
                 "model": loaded.mark,
                 "lora": [(fingerprint([Path(p)]), scale) for p, scale in wanted["lora"]],
@@ -114,11 +104,11 @@ class Engine:
                 "offload": [loaded.plan.n_gpu_layers, *loaded.plan.split],
             },
         )
-        self.evaluator = Evaluator(loaded.llama, loaded.model, settings, loaded.cache, loaded.reason, self.stop)
+        self.evaluator = Evaluator(loaded, settings, self.stop)
 
     # ------------------------------------------------------------------------------------------------ prompts
 
-    def _parts(self, request: dict[str, Any], emit: Emit) -> list[Part]:
+    def _parts(self, request: Request, emit: Emit) -> list[Part]:
         return bounded_prompt(
             emit,
             [Message(**m) for m in request["messages"]],
@@ -144,7 +134,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------ answers
 
-    def ask(self, request: dict[str, Any], emit: Emit) -> None:
+    def ask(self, request: Request, emit: Emit) -> None:
         """Answer a conversation as `token` events and an `end` event."""
         started = time.monotonic()
         self.loaded.errors.clear()
@@ -210,7 +200,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------ scoring
 
-    def loglikelihoods(self, request: dict[str, Any], emit: Emit) -> None:
+    def loglikelihoods(self, request: Request, emit: Emit) -> None:
         """ln p of each continuation's tokens after a context, as one `scores` event."""
         vocabulary, evaluator = self.vocabulary, self.evaluator
         prefix: list[int] = []
@@ -243,6 +233,20 @@ class Engine:
             scores.append({"tokens": [p for p, _ in found], "greedy": all(top for _, top in found)})
         emit("scores", scores=scores)
 
+    # -------------------------------------------------------------------------------------------------- others
+
+    def tokenize(self, request: Request, emit: Emit) -> None:
+        """Token ids of a text."""
+        emit("tokens", ids=self.vocabulary.tokenize(request["text"], request["parse_special"]))
+
+    def save(self, request: Request, emit: Emit) -> None:
+        """Keep what is evaluated on disk."""
+        emit("saved", done=self.evaluator.save_conversation(request["name"]))
+
+    def resume(self, request: Request, emit: Emit) -> None:
+        """Bring back what was kept."""
+        emit("resumed", n_tokens=self.evaluator.load_conversation(request["name"]))
+
     def facts(self) -> dict[str, Any]:
         """What the parent shows of the loaded model."""
         loaded = self.loaded
@@ -261,60 +265,20 @@ class Engine:
         }
 
 
-def listen(requests: queue.SimpleQueue[dict[str, Any]], stop: threading.Event) -> None:
-    """Read requests as they come, so that a stop is heard while one is worked on; the parent's end is this one's."""
-    current = None
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        if request["op"] != "stop":
-            stop.clear()  # the parent sends no request before it has the last event of the one before
-            current = request["id"]
-            requests.put(request)
-        elif request["id"] == current:
-            stop.set()
-    os._exit(0)
+def load(request: Request, emit: Emit, stop: threading.Event) -> Engine:
+    """Load a model; the `loaded` event says what it is."""
+    engine = Engine(request, emit, stop)
+    emit("loaded", **engine.facts())
+    return engine
 
 
-def serve(requests: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, emit: Emit) -> None:
-    """Work on one request after the other, until one to load fails."""
-    engine: Engine | None = None
-    while True:
-        request = requests.get()
-        try:
-            if request["op"] == "load":
-                if request["main_thread"]:  # the kernel's signal follows the thread that started this process
-                    die_with_parent()
-                engine = Engine(request, emit, stop)
-                emit("loaded", **engine.facts())
-            elif engine is None:
-                raise UsageError("nothing is loaded")
-            elif request["op"] == "tokenize":
-                emit("tokens", ids=engine.vocabulary.tokenize(request["text"], request["parse_special"]))
-            elif request["op"] == "loglikelihoods":
-                engine.loglikelihoods(request, emit)
-            elif request["op"] == "save":
-                emit("saved", done=engine.evaluator.save_conversation(request["name"]))
-            elif request["op"] == "resume":
-                emit("resumed", n_tokens=engine.evaluator.load_conversation(request["name"]))
-            else:
-                engine.ask(request, emit)
-        except Stopped:
-            emit("error", code=Interrupted.exit_code, kind=Interrupted.__name__, message="stopped")
-        except JmedliteError as e:
-            emit("error", code=e.exit_code, kind=type(e).__name__, message=str(e))
-            if engine is None:
-                return
-
-
-def main() -> None:
-    protect_process()
-    emit = open_events()
-    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    stop = threading.Event()
-    threading.Thread(target=listen, args=(requests, stop), daemon=True).start()
-    serve(requests, stop, emit)
-
+OPERATIONS: dict[str, Callable[[Engine, Request, Emit], None]] = {
+    "ask": Engine.ask,
+    "loglikelihoods": Engine.loglikelihoods,
+    "tokenize": Engine.tokenize,
+    "save": Engine.save,
+    "resume": Engine.resume,
+}
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
+    serve(load, OPERATIONS)

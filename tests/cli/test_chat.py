@@ -86,7 +86,7 @@ def test_stopping_keeps_the_model_and_what_was_said(endless_gguf: Path) -> None:
         pieces = conversation.send("hello")
         said = next(pieces)
         assert isinstance(said, str)
-        child = endless._child.pid
+        child = endless.child.process.pid
         endless.stop()
         rest = list(pieces)
         assert isinstance(rest[-1], Answer)
@@ -94,7 +94,7 @@ def test_stopping_keeps_the_model_and_what_was_said(endless_gguf: Path) -> None:
         assert 0 < rest[-1].n_generated < 60_000
         assert conversation.turns[1] == ("assistant", rest[-1].text)
         assert endless.ask("hello", max_tokens=4).n_generated == 4
-        assert endless._child.pid == child  # not loaded anew
+        assert endless.child.process.pid == child  # not loaded anew
 
 
 def test_save_and_go_on(endless_gguf: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_file_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read.append(file)
         return sha256_file(file)
 
-    monkeypatch.setattr("jmedlite.convert.manifest.sha256_file", counted)
+    monkeypatch.setattr("jmedlite.base.manifest.sha256_file", counted)
     for _ in range(2):
         LoadedModel(load, lambda event, **fields: None).integrity.check()
     assert read == [path]

@@ -208,7 +208,7 @@ def test_timings_of_the_last_answer(tiny_gguf: Path) -> None:
 def test_a_killed_parent_leaves_no_model_behind(tiny_gguf: Path) -> None:
     code = (
         "import jmedlite, sys, time; r = jmedlite.Runner(sys.argv[1], threads=1);"
-        "print(r._child.pid, flush=True); time.sleep(60)"
+        "print(r.child.process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tiny_gguf)], stdout=subprocess.PIPE)
     assert parent.stdout is not None
