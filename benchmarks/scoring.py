@@ -1,4 +1,4 @@
-"""From what the model gave to a result: which choices it took, whether they are right, and by how much."""
+"""Scores: letters and texts by likelihood; exact match, Gestalt score and Gestalt accuracy of what was generated."""
 
 from __future__ import annotations
 

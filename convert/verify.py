@@ -1,4 +1,4 @@
-"""Is this GGUF that base plus those adapters? Everything is computed again and compared, tensor by tensor.
+"""Verifying: is this GGUF that base plus those adapters? Everything is computed again and compared, tensor by tensor.
 
 Nothing is written. On the same build of llama.cpp a good file is equal to the byte; another build, processor or BLAS
 may round differently, which `Verdict.distance` measures.

@@ -9,28 +9,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Runner", "__version__", "bench", "compute_imatrix", "inspect", "quantize", "report", "verify"]
+__all__ = [
+    "Answer",
+    "Conversation",
+    "Runner",
+    "Sampling",
+    "__version__",
+    "bench",
+    "errors",
+    "imatrix",
+    "inspect",
+    "quantize",
+    "report",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from jmedlite.api.bench import bench
     from jmedlite.api.quantize import quantize
     from jmedlite.api.verify import inspect, verify
+    from jmedlite.base import errors
     from jmedlite.benchmarks.report.report import report
-    from jmedlite.calibration.compute import compute_imatrix
+    from jmedlite.calibration.compute import compute_imatrix as imatrix
+    from jmedlite.runtime.answers import Answer
+    from jmedlite.runtime.conversation import Conversation
     from jmedlite.runtime.runner import Runner
+    from jmedlite.runtime.sampling import Sampling
 
 _HOMES = {
-    "Runner": "jmedlite.runtime.runner",
-    "bench": "jmedlite.api.bench",
-    "compute_imatrix": "jmedlite.calibration.compute",
-    "inspect": "jmedlite.api.verify",
-    "quantize": "jmedlite.api.quantize",
-    "report": "jmedlite.benchmarks.report.report",
-    "verify": "jmedlite.api.verify",
+    "Answer": ("jmedlite.runtime.answers", "Answer"),
+    "Conversation": ("jmedlite.runtime.conversation", "Conversation"),
+    "Runner": ("jmedlite.runtime.runner", "Runner"),
+    "Sampling": ("jmedlite.runtime.sampling", "Sampling"),
+    "bench": ("jmedlite.api.bench", "bench"),
+    "imatrix": ("jmedlite.calibration.compute", "compute_imatrix"),
+    "inspect": ("jmedlite.api.verify", "inspect"),
+    "quantize": ("jmedlite.api.quantize", "quantize"),
+    "report": ("jmedlite.benchmarks.report.report", "report"),
+    "verify": ("jmedlite.api.verify", "verify"),
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("jmedlite.base.errors")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'jmedlite' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import jmedlite
+from jmedlite.runtime import type_probe
 from tests.support import builders
 
 
@@ -19,6 +21,27 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("JMEDLITE_STATE", str(folder))
         patch.setenv("JMEDLITE_CACHE", str(folder / "cache"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_types() -> Iterator[None]:
+    """llama.cpp is asked once per header and file type in this process: every question is a child process of 0.5 s.
+
+    Whatever a test runs as a command still asks for real.
+    """
+    asked: dict[tuple[bytes, int, tuple[str, ...], int], dict[str, int]] = {}
+    ask = type_probe._ask
+
+    def remembering(header: bytes, data_bytes: int, ftypes: list[int], imatrix: list[str]) -> dict[str, dict[str, int]]:
+        head = (hashlib.sha256(header).digest(), data_bytes, tuple(imatrix))
+        if missing := [f for f in ftypes if (*head, f) not in asked]:
+            found = ask(header, data_bytes, missing, imatrix)
+            asked.update({(*head, f): found[str(f)] for f in missing})
+        return {str(f): asked[*head, f] for f in ftypes}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type_probe, "_ask", remembering)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jmedlite
 from jmedlite.convert.families.families import FAMILIES
 from tests.support import builders
 
@@ -33,3 +35,23 @@ def test_the_python_example_runs(endless_gguf: Path) -> None:
     assert done.stdout.startswith("on the processor; context 512 tokens (f16); RAM")
     assert re.search(r"^(yes|no)$", done.stdout, re.MULTILINE)
     assert "'first_token_seconds':" in done.stdout
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_cli_docs", DOCS.parent / "tools" / "make_cli_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == made.page(), "run tools/make_cli_docs.py"
+
+
+def test_every_document_has_a_place_in_the_list() -> None:
+    listed = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8")))
+    assert listed == {p.name for p in DOCS.glob("*.md")} - {"README.md"}
+
+
+def test_the_front_door() -> None:
+    promised = set(re.findall(r"jmedlite\.(\w+)", (DOCS / "python.md").read_text(encoding="utf-8")))
+    assert promised <= set(dir(jmedlite))
+    assert all(getattr(jmedlite, name) is not None for name in dir(jmedlite))

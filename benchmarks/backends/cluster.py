@@ -1,4 +1,4 @@
-"""`--cluster`: one model on many machines, as shards of packs that Dask's workers answer (`clusterworker`)."""
+"""Cluster (`--cluster`): one model on many machines, as shards of packs for Dask's workers (cluster_worker.py)."""
 
 from __future__ import annotations
 

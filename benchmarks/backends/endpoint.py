@@ -1,4 +1,4 @@
-"""`--endpoint`: a model behind an OpenAI-compatible server, scored by the log-probabilities that it returns."""
+"""Endpoint (`--endpoint`): a model behind an OpenAI-compatible server, scored by the log-probabilities it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests through llama.cpp: the head once, each stem once, each choice once, and only the logits that are read."""
+"""Local engine: requests through llama.cpp, heads, stems and choices once each, and only the logits that are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests share a batch: a function of their order and lengths alone, so that the same run gives the same bits.
+"""Packing: which requests share a batch, by their order and lengths alone, so that the same run gives the same bits.
 
 How tokens are grouped changes the last digits of their scores, since the kernels sum in another order. So requests are
 packed once, in the order of the run; a pack is evaluated from the same state of the context whatever came before it,

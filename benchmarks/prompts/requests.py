@@ -1,4 +1,4 @@
-"""From items to prompts: what a run asks, in which order, and what is scored of each answer."""
+"""Requests: from items to prompts, what a run asks, in which order, and what is scored of each answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a question becomes a prompt: the project's own templates, and files in the forms of the papers' harnesses.
+"""Prompt templates: the project's own, and files in the forms of the papers' harnesses.
 
 A template is text with places in braces: `{question}` (or `{{instruction}}`), `{options}` (a line "A. …" each),
 `{choices}` (or `{{input}}`: the choices, joined with commas), `{context}` and `{n}` (the number of right answers). The

@@ -1,4 +1,4 @@
-"""Reading a run folder (docs/runs.md): checked, typed, immutable. A run that was killed reads as far as it got."""
+"""Run folder, read (docs/runs.md): checked, typed, immutable. A run that was killed reads as far as it got."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs: memory, load time and speed, in a fresh process (`python -m jmedlite.benchmarks.run.costs`).
+"""Costs of a model: memory, load time and speed, in a fresh process (`python -m jmedlite.benchmarks.run.costs`).
 
 Peaks are of the process that runs the model. Times are of a warmed-up model; questions are asked one at a time, as a
 person would, with everything but the question evaluated before.

@@ -1,4 +1,4 @@
-"""The folder of a run while it is written: what it is about, once, and results, appended; format: docs/runs.md."""
+"""Run folder, written: what a run is about, once, and results, appended; format: docs/runs.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--task T[=PATH]` to data sets: a known task's files, local or from the Hub, or any other file."""
+"""Loading tasks (`--task T[=PATH]`): a known task's files, local or from the Hub, or any other file."""
 
 from __future__ import annotations
 

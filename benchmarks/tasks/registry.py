@@ -1,4 +1,4 @@
-"""The known tasks: where each is published, at which commit, under which licence, in which files."""
+"""Task registry: the known tasks, where each is published, at which commit, under which licence, in which files."""
 
 from __future__ import annotations
 

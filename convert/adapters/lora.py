@@ -1,6 +1,6 @@
-"""What an adapter does to one weight: a low-rank update, in whatever layout it is stored, and its arithmetic.
+"""LoRA arithmetic: an adapter's low-rank update of one weight, in whatever layout it is stored.
 
-Reading PEFT folders is peft.py's, reading GGUF adapters gguflora.py's.
+Reading PEFT folders is peft.py's, reading GGUF adapters gguf_lora.py's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A PEFT adapter folder, bound to a base model: every tensor and every setting understood, or refused by name."""
+"""PEFT adapter folder, bound to a base model: every tensor and every setting understood, or refused by name."""
 
 from __future__ import annotations
 

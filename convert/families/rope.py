@@ -1,4 +1,4 @@
-"""Rotary settings: config.json's several ways of saying them, and the frequency factors llama.cpp wants as tensors."""
+"""Rotary embedding (RoPE): config.json's several ways of saying it, and frequency factors as llama.cpp's tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of rows: where llama.cpp keeps the rows of a matrix in another order than the checkpoint does."""
+"""Row order: where llama.cpp keeps the rows of a matrix in another order than the checkpoint does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key-value section of a GGUF: architecture keys from config.json, general.* from the model card, vocabulary.
+"""GGUF keys, the key-value section: architecture keys from config.json, general.* from the model card, vocabulary.
 
 Key names and the card's reading are gguf-py's (`GGUFWriter`, `Metadata`, `SpecialVocab`), so that they are the same as
 in the files of llama.cpp's own converter. Which values may differ from those, and why: docs/metadata.md.

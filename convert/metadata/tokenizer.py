@@ -1,4 +1,4 @@
-"""The vocabulary of a checkpoint, as llama.cpp reads it from GGUF: tokens, types, scores, merges, pre-tokenizer.
+"""Tokenizer: a checkpoint's vocabulary as GGUF has it: tokens, types, scores, merges, pre-tokenizer.
 
 Three kinds: byte-level BPE (`tokenizer.json`), SentencePiece-style BPE (`tokenizer.model`, or a `tokenizer.json` with
 byte fallback) and SentencePiece unigram (`tokenizer.model` or `spiece.model`). What llama.cpp could not reproduce, with

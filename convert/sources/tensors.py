@@ -1,4 +1,4 @@
-"""One stored tensor: where its bytes are, in which number format, of which shape; and the reading of them."""
+"""Stored tensor: where its bytes are, in which number format, of which shape; and the reading of them."""
 
 from __future__ import annotations
 

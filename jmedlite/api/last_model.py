@@ -1,4 +1,4 @@
-"""The little that jmedlite remembers between runs: which model this user quantized last."""
+"""Last model: what jmedlite remembers between runs, which model this user quantized last."""
 
 from __future__ import annotations
 

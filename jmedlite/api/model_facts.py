@@ -1,4 +1,4 @@
-"""The GGUF files that a command names, and what a run keeps of each: sizes, hash, level, licence, origins."""
+"""Model facts: the GGUF files that a command names, and what a run keeps of each: sizes, hash, licence, origins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part in a run: GGUF files here, the same files on a cluster's workers, or models behind a server."""
+"""Participants of a run: GGUF files here, the same files on a cluster's workers, or models behind a server."""
 
 from __future__ import annotations
 

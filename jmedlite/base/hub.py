@@ -1,4 +1,4 @@
-"""A model's or data set's name to files on this machine: a folder as it is, or a Hub id through the Hub's cache."""
+"""Hub: a model's or data set's name to files here: a folder as it is, or a Hub id through the Hub's cache."""
 
 from __future__ import annotations
 

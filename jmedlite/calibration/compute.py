@@ -1,4 +1,4 @@
-"""Compute an importance matrix: calibration text, checked, to a child process that runs the model over it.
+"""Importance matrix, computed: calibration text, checked, to a child process that runs the model over it.
 
 The model's file is mapped into memory; what comes on top is llama.cpp's own: about 1.2 MB for each token evaluated at
 once and 150,000 entries of the vocabulary (128 tokens: 160 MB), the cache of one chunk, and 8 bytes per column summed.
@@ -51,7 +51,7 @@ def compute_imatrix(
 ) -> Computed:
     """Run a GGUF over calibration text and write the mean squares of what enters its matrix products.
 
-        >>> jmedlite.compute_imatrix("qwen-BF16.gguf", texts=["notes.txt"])  # doctest: +SKIP
+        >>> jmedlite.imatrix("qwen-BF16.gguf", texts=["notes.txt"])  # doctest: +SKIP
 
     Without `texts` the medical text that comes with jmedlite is used, in `language` ("ja", "en" or "both"). The text is
     cut into chunks of `ctx` tokens, each evaluated on its own; what is left over is not used. The file is written to

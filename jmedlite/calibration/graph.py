@@ -1,4 +1,4 @@
-"""The tensors of llama.cpp's computation graph, read through ctypes; the layout is checked against the loaded library.
+"""Computation graph: the tensors of llama.cpp's, read through ctypes; the layout is checked against the loaded library.
 
 `ggml_tensor` (ggml.h) is not a stable ABI. Before anything relies on `GgmlTensor`, `check_layout` builds tensors with
 the library's own functions and compares what it wrote with what is read back.

@@ -1,4 +1,4 @@
-"""Does a text contain items of a benchmark? Hashes of stretches of the items are rolled over the text.
+"""Overlap: does a text contain items of a benchmark? Hashes of stretches of the items are rolled over the text.
 
 A matrix calibrated on a benchmark's questions would make the model look better on exactly that benchmark. Texts are
 compared in a normal form (NFKC, casefold, only letters, marks and digits), so that layout and punctuation don't matter.

@@ -1,4 +1,4 @@
-"""The child process that runs a model over calibration text and sums the squares that enter its matrix products.
+"""Importance matrix, the child's side: a model over calibration text, the squares that enter its products summed.
 
 `python -m jmedlite.calibration.worker` reads one request on standard input and prints events, one JSON object a line.
 Only this process ends where llama.cpp aborts. The sums are those of llama-imatrix (tools/imatrix/imatrix.cpp of

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .ask import FlashAttn, Force, GpuLayers, KvType, Threads
-from .inspect import Json
+from .options import FlashAttn, Force, GpuLayers, Json, KvType, Threads
 
 if TYPE_CHECKING:
     from jmedlite.api.bench import Bench
@@ -81,11 +80,11 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, memory and latency of every model on the same questions; resumes what was interrupted."""
-    from jmedlite.api.bench import Options, plan_bench
-
-    if list_tasks:
+    if list_tasks:  # before anything heavy is imported
         _show_tasks(as_json)
         return
+    from jmedlite.api.bench import Options, plan_bench
+
     options = Options(
         methods=tuple(method or ("letter",)),
         languages=tuple(language or ()),

@@ -10,7 +10,7 @@ import typer
 
 from . import console
 from .bench import StagedProgress
-from .inspect import Json
+from .options import Json
 
 if TYPE_CHECKING:
     from jmedlite.api.demo import Demo

@@ -1,4 +1,4 @@
-"""The commands that read run folders: `report` and `recommend`. They need no model and no network."""
+"""`report`: which level to use and how sure that is, from run folders alone."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .options import Folders, Json, Latency, Margin, Ram, Reference, ReportLanguage, Vram
 
 if TYPE_CHECKING:
     from jmedlite.benchmarks.report.report import Report
-
-Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders that `jmedlite bench` wrote.")]
-Reference = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="What the levels are compared with; default: BF16, or the widest.")
-]
-Margin = Annotated[float, typer.Option(help="The largest loss, in points, that would not matter.")]
-Ram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory that may be used, such as 8GB.")]
-Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="GPU memory that may be used, such as 6GB.")]
-Latency = Annotated[
-    float | None, typer.Option("--max-latency", metavar="SECONDS", help="95 % of questions must be answered within.")
-]
-Language = Annotated[str, typer.Option("--lang", help="en or ja.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 def report(
@@ -33,7 +21,7 @@ def report(
     ram: Ram = None,
     vram: Vram = None,
     max_latency: Latency = None,
-    lang: Language = "en",
+    lang: ReportLanguage = "en",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="F.html", help="Default: report.html in the (first) folder.")
     ] = None,
@@ -50,7 +38,7 @@ def report(
     page = out or folders[0] / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {page}: expected a name that ends in .html; the other forms are written beside it")
-    found = _read(folders, reference, margin, ram, vram, max_latency)
+    found = read_folders(folders, reference, margin, ram, vram, max_latency)
     written = found.write(page, lang)
     if model_card is not None:
         check_target(model_card, overwrite=True)
@@ -64,7 +52,7 @@ def report(
             "warnings": document["warnings"],
         })  # fmt: skip
     else:
-        _tell(found, lang)
+        tell_verdicts(found, lang)
         for path in written:
             console.note(f"wrote {path}")
     if show:
@@ -73,31 +61,10 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
-def recommend(
-    folders: Folders,
-    reference: Reference = None,
-    margin: Margin = 2.0,
-    ram: Ram = None,
-    vram: Vram = None,
-    max_latency: Latency = None,
-    lang: Language = "en",
-    as_json: Json = False,
-) -> None:
-    """Name the one level to use, and why."""
-    from jmedlite.benchmarks.report.labels import page_text
-    from jmedlite.benchmarks.report.report import recommendation
-
-    page_text(lang)  # refuses other languages
-    found = _read(folders, reference, margin, ram, vram, max_latency)
-    if as_json:
-        console.document(recommendation(found))
-    else:
-        _tell(found, lang)
-
-
-def _read(
+def read_folders(
     folders: list[Path], reference: str | None, margin: float, ram: str | None, vram: str | None, latency: float | None
 ) -> Report:
+    """The report of run folders under the options that both commands have."""
     from jmedlite.api.quantize import as_bytes
     from jmedlite.benchmarks.report.report import report as make
 
@@ -111,7 +78,8 @@ def _read(
     )
 
 
-def _tell(found: Report, lang: str) -> None:
+def tell_verdicts(found: Report, lang: str) -> None:
+    """Its warnings and verdicts on the terminal."""
     for warning in found.document["warnings"]:
         console.warn(warning[lang])
     for reason in found.reasons(lang):

@@ -1,4 +1,4 @@
-"""What a model gives back: answers and scores, and how they are told to people."""
+"""Answers: what a model gives back, text and scores, and how they are told to people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a question to a prompt: the system prompts, and the model's own chat template, rendered safely.
+"""Chat template: from a question to a prompt, by the model's own template, rendered safely; and the system prompts.
 
 A chat template is a program that came with the model file, so it runs sandboxed. What a person typed is never part of
 the template's input: a marker stands for it, and the text takes the marker's place after rendering. So the parts of the

@@ -1,4 +1,4 @@
-"""A conversation with a model: its turns, what is dropped when the context is full, and saving it where one asks to."""
+"""Conversation: the turns with a model, what is dropped when the context is full, and saving it where one asks to."""
 
 from __future__ import annotations
 

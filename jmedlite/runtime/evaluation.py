@@ -1,4 +1,4 @@
-"""Tokens through the model: one llama.cpp context, what it holds, and how little of a prompt must be evaluated anew.
+"""Evaluation: tokens through a model, what its context holds, and how little of a prompt must be evaluated anew.
 
 The same request gives the same logits, whatever came before it and whatever was cached: rounding depends on how tokens
 are grouped into batches, so a prefix that may come from a cache is always evaluated as batches of its own.

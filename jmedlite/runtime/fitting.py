@@ -1,4 +1,4 @@
-"""From a GGUF file and this machine to the numbers that a plan is made of."""
+"""Fitting: from a GGUF file and this machine to the numbers that a plan is made of."""
 
 from __future__ import annotations
 

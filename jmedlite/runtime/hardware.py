@@ -1,4 +1,4 @@
-"""What this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build."""
+"""Hardware: what this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build."""
 
 from __future__ import annotations
 

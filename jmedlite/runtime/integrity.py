@@ -1,4 +1,4 @@
-"""Whether a model's files are still those that its manifest describes; looked at once per change."""
+"""Integrity: whether a model's files are still those that its manifest describes; looked at once per change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF model into memory: looked at first, placed by a plan, and checked against its manifest meanwhile."""
+"""Loading: a GGUF model into memory, looked at first, placed by a plan, and checked against its manifest meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fits this machine: the largest offload and the largest context for a model, from numbers alone.
+"""Offload plan: what fits this machine, the largest offload and the largest context for a model, from numbers alone.
 
 Every function here is pure: sizes in, a plan out. The sizes come from the model's own header, the free memory from ggml
 and the system (`hardware`), and the formulas from how llama.cpp lays out its buffers:

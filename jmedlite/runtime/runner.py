@@ -1,4 +1,4 @@
-"""Ask a GGUF model from Python: the engine in a child process, its answers as they come."""
+"""Runner: a GGUF model asked from Python, in a child process, its answers as they come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the options, checked, and llama.cpp's sampler chain for them."""
+"""Sampling: how the next token is chosen, the options, checked, and llama.cpp's sampler chain for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluated prompt prefixes on disk, so that the second question starts where the first one's did.
+"""State cache: evaluated prompt prefixes on disk, so that the second question starts where the first one's did.
 
 An entry holds llama.cpp's own sequence state of a prefix that does not depend on the question. It is found by a hash
 of everything the state depends on, and checked against a hash of its own before llama.cpp sees it: a cut or altered

@@ -30,14 +30,7 @@ def probe_types(
     """
     placed, data_bytes = gguf.layout(tensors)
     header = gguf.pack_header([gguf.pack_metadata(metadata)], len(metadata), placed)
-    with tempfile.TemporaryDirectory(prefix="jmedlite-") as folder:
-        path = Path(folder) / "header.gguf"
-        with path.open("wb") as out:
-            out.write(header)
-            out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
-        request = {"path": str(path), "ftypes": list(ftypes), "imatrix": list(imatrix)}
-        with Child("jmedlite.runtime.type_probe_worker", ADVICE) as child:
-            answer = child.ask(request, "types")["types"]
+    answer = _ask(header, data_bytes, list(ftypes), list(imatrix))
     found: dict[int, dict[str, GGMLQuantizationType]] = {}
     for ftype in ftypes:
         types = {name: GGMLQuantizationType(t) for name, t in answer[str(ftype)].items()}
@@ -48,3 +41,16 @@ def probe_types(
             )
         found[ftype] = types
     return found
+
+
+def _ask(header: bytes, data_bytes: int, ftypes: list[int], imatrix: list[str]) -> dict[str, dict[str, int]]:
+    """{file type: {tensor name: type id}} from a child of its own."""
+    with tempfile.TemporaryDirectory(prefix="jmedlite-") as folder:
+        path = Path(folder) / "header.gguf"
+        with path.open("wb") as out:
+            out.write(header)
+            out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
+        request = {"path": str(path), "ftypes": ftypes, "imatrix": imatrix}
+        with Child("jmedlite.runtime.type_probe_worker", ADVICE) as child:
+            types: dict[str, dict[str, int]] = child.ask(request, "types")["types"]
+    return types

@@ -1,4 +1,4 @@
-"""A loaded model's tokens: text to ids and back, with control tokens only where the text is trusted."""
+"""Vocabulary: a loaded model's tokens, text to ids and back, with control tokens only where the text is trusted."""
 
 from __future__ import annotations
 

@@ -346,7 +346,7 @@ def test_importance_is_applied_as_llama_cpp_does(tmp_path: Path, level: str) -> 
 
     builders.checkpoint(tmp_path / "m", "llama")
     (source,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path)
-    matrix = jmedlite.compute_imatrix(source, chunks=2, ctx=128).imatrix
+    matrix = jmedlite.imatrix(source, chunks=2, ctx=128).imatrix
     (path,) = jmedlite.quantize(tmp_path / "m", types=[level], imatrix=matrix.path, out=tmp_path / "out")
     names = list(matrix.weights)
     entries = (llama_cpp.llama_model_imatrix_data * (len(names) + 1))()
@@ -369,7 +369,7 @@ def test_importance_that_does_not_fit(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "wide", "llama", intermediate_size=768)
     builders.checkpoint(tmp_path / "deep", "llama", num_hidden_layers=3)
     (source,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path)
-    matrix = jmedlite.compute_imatrix(source, chunks=2, ctx=128).imatrix
+    matrix = jmedlite.imatrix(source, chunks=2, ctx=128).imatrix
     with pytest.raises(DataError, match="made for another model"):
         jmedlite.quantize(tmp_path / "wide", bits=[4], imatrix=matrix.path, out=tmp_path / "out")
     with pytest.raises(DataError, match=r"has no values for blk\.2\..*, which IQ2_XXS stores as IQ2_XXS"):
@@ -384,7 +384,7 @@ def test_verify_with_importance(tmp_path: Path) -> None:
 
     builders.checkpoint(tmp_path / "m", "llama")
     (source,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path)
-    matrix = jmedlite.compute_imatrix(source, chunks=2, ctx=128).imatrix
+    matrix = jmedlite.imatrix(source, chunks=2, ctx=128).imatrix
     (path,) = jmedlite.quantize(tmp_path / "m", bits=[3], imatrix=matrix.path, out=tmp_path / "out")
     assert verify(path, base=tmp_path / "m", imatrix=matrix.path).holds
     with pytest.raises(DataError, match=f"{matrix.path.name}; give it with --imatrix"):

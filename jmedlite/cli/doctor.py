@@ -1,0 +1,95 @@
+"""`doctor`: this machine as llama.cpp sees it, and what fits on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .open_model import find_gguf
+from .options import Json, KvType
+
+
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="GGUF file: what of it fits this machine.")] = None,
+    kv_type: KvType = "f16",
+    as_json: Json = False,
+) -> None:
+    """Show this machine as llama.cpp sees it, and which level and context of a model fit it."""
+    from jmedlite.runtime.hardware import describe_machine
+
+    fit = _fit(find_gguf(model), kv_type) if model else None
+    facts = describe_machine()
+    if as_json:
+        console.document(facts if fit is None else {**facts, "fit": fit})
+        return
+    gpus = [f"{g['name']}: {g['description']}, {console.size(g['free_bytes'])} free" for g in facts["gpus"]]
+    built = "yes" if facts["gpu_offload_built_in"] else "no (a CPU build of llama-cpp-python)"
+    rows = [
+        ["jmedlite", f"{facts['jmedlite']} (Python {facts['python']}, {facts['system']})"],
+        ["llama-cpp-python", facts["llama_cpp_python"]],
+        ["processor", f"{facts['cpu']}, {facts['physical_cores']} cores ({facts['logical_cores']} threads)"],
+        ["CPU features", ", ".join(facts["cpu_features"]) or "none reported"],
+        ["memory", f"{console.size(facts['ram_bytes'])}, {console.size(facts['ram_available_bytes'])} available"],
+        ["GPU offload", built],
+        ["GPUs", "; ".join(gpus) or "none seen"],
+    ]
+    console.table([("this machine", "left"), ("", "left")], rows)
+    if fit is not None:
+        console.out("")
+        _show_fit(fit)
+
+
+def _fit(path: Path, kv_type: str) -> dict[str, Any]:
+    """The plan for a model, and every level × context: what `doctor MODEL` shows."""
+    from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine, this_machine
+    from jmedlite.runtime.loading import read_whole_header
+    from jmedlite.runtime.offload import Wish, make_plan, row_of_plans
+    from jmedlite.runtime.runner import KV_TYPES, check_choice
+
+    check_choice("--kv-type", kv_type, KV_TYPES)
+    _, header = read_whole_header(path)
+    machine, wish = this_machine(), Wish(kv_type=kv_type)
+    shapes = {"this file": shape_on_this_machine(header), **level_shapes(header)}
+    levels = {
+        name: {"size_bytes": shape.data_bytes, "contexts": [p.figures() for p in row_of_plans(shape, machine, wish)]}
+        for name, shape in shapes.items()
+    }
+    plan = make_plan(shapes["this file"], machine, wish)
+    return {"file": path.name, "plan": plan.figures(), "sentence": plan.sentence(grows=True), "levels": levels}
+
+
+def _show_fit(fit: dict[str, Any]) -> None:
+    console.table(
+        [
+            (fit["file"], "left"),
+            *((name, "right") for name in ("weights", "cache", "buffers, processes", "needed", "free")),
+        ],
+        [
+            [
+                p["place"],
+                *(console.size(n) for n in (p["weights"], p["kv"], p["compute"] + p["other"], p["total"], p["free"])),
+            ]
+            for p in fit["plan"]["places"]
+        ],
+    )
+    console.out(f"{'' if fit['plan']['fits'] else 'does NOT fit: '}{fit['sentence']}\n")
+    contexts = [plan["n_ctx"] for plan in fit["levels"]["this file"]["contexts"]]
+    console.table(
+        [("level", "left"), ("size", "right"), *((f"{n:,} tokens", "right") for n in contexts)],
+        [
+            [name, console.size(level["size_bytes"]), *(_cell(plan) for plan in level["contexts"])]
+            for name, level in fit["levels"].items()
+        ],
+    )
+
+
+def _cell(plan: dict[str, Any]) -> str:
+    """The memory that a level takes at a context, with the layers on GPUs where there are any."""
+    if not plan["fits"]:
+        return "—"
+    total = console.size(sum(place["total"] for place in plan["places"]))
+    layers = f" ({plan['n_gpu_layers']}/{plan['n_layers'] + 1} GPU)" if len(plan["places"]) > 1 else ""
+    return total + layers

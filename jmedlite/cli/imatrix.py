@@ -1,0 +1,62 @@
+"""`imatrix`: which inputs of each weight matter most, computed by running a model over text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .open_model import find_gguf
+from .options import Json
+
+
+def imatrix(
+    model: Annotated[str | None, typer.Argument(help="GGUF file; default: the last one made.")] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Calibration text; repeatable. Default: jmedlite's own medical text.")
+    ] = None,
+    language: Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")] = "both",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.imatrix.gguf beside it.")] = None,
+    ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 512,
+    chunks: Annotated[int | None, typer.Option(help="Use only this many chunks.")] = None,
+    gpu_layers: Annotated[str, typer.Option(help="auto, all or a number.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")] = None,
+    process_output: Annotated[bool, typer.Option("--process-output", help="Also for output.weight.")] = False,
+    exclude_task: Annotated[
+        list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute an importance matrix: which inputs of each weight matter most, by running the model over text."""
+    from jmedlite.calibration.compute import compute_imatrix
+
+    path = find_gguf(model)
+    with console.progress("calibrating") as progress:
+        done = compute_imatrix(
+            path,
+            texts=text or [],
+            language=language,
+            out=out,
+            ctx=ctx,
+            chunks=chunks,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            process_output=process_output,
+            exclude_tasks=exclude_task or [],
+            overwrite=overwrite,
+            progress=progress,
+        )
+    made = done.imatrix
+    if done.missing:
+        console.warn(f"{len(done.missing)} weights saw no token, such as {done.missing[0]}; they are not in the file")
+    if as_json:
+        facts = {"file": str(made.path), "sha256": made.sha256, "datasets": made.datasets, "entries": len(made.weights)}
+        sizes = {"chunks": made.chunks, "chunk_size": made.chunk_size, "n_tokens": done.n_tokens}
+        console.document({**facts, **sizes, "missing": done.missing, "seconds": round(done.seconds, 2)})
+        return
+    console.out(f"{made.path}  {len(made.weights)} weights, {made.chunks} chunks of {made.chunk_size} tokens")
+    console.note(f"done in {done.seconds:.0f} s ({done.n_tokens / max(1e-9, done.seconds):.0f} tokens/s)")
+    console.note(f"next: jmedlite quantize MODEL --imatrix {made.path}")
