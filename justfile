@@ -15,7 +15,7 @@ test *arguments:
 check:
     ruff check .
     ruff format --check .
-    mypy jmedlite convert benchmarks
+    cd docs && mypy --config-file ../pyproject.toml -p jmedlite
     cd docs && lint-imports --no-cache ../pyproject.toml
 
 format:
