@@ -21,9 +21,9 @@ import jmedlite
 from jmedlite.api.quantize import export_adapters
 from jmedlite.base.gguf import read_header
 from jmedlite.convert.sources.checkpoint import Checkpoint
-from tests.convert.test_pipeline import raw, read
-from tests.convert.test_tokenizer import lines
 from tests.support import builders
+from tests.support.ggufs import raw, read
+from tests.support.texts import lines
 
 pytestmark = pytest.mark.realmodel
 FOLDER = Path(os.environ.get("JMEDLITE_REAL_MODELS", "."))

@@ -22,8 +22,9 @@ from jmedlite.calibration import graph
 from jmedlite.calibration import worker as calibrate
 from jmedlite.calibration.compute import LANGUAGES, compute_imatrix, shipped_text
 from jmedlite.runtime.runner import Runner
-from tests.cli.test_faults import check, run
 from tests.support import builders
+from tests.support.commands import check, run
+from tests.support.ggufs import write_experts
 
 TEXT = "the hello world of medicine: 胃の痛みと発熱。\n" * 12
 Changes = Callable[[dict[str, Any]], Any]
@@ -39,43 +40,6 @@ def text(tmp_path: Path) -> Path:
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
     """By the independent reader."""
     return {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
-
-
-def write_experts(path: Path, n_experts: int = 4, n_used: int = 2) -> None:
-    """A tiny model with experts and a BOS before every text, by gguf-py."""
-    tokenizer = builders.byte_level_tokenizer()
-    vocab = [*tokenizer["model"]["vocab"], *builders.SPECIALS]
-    base = builders.weights(builders.config("llama", len(vocab)))
-    rng = np.random.default_rng(3)
-    w = gguf.GGUFWriter(path, "llama")
-    for add, value in (
-        (w.add_context_length, 512), (w.add_embedding_length, builders.HIDDEN), (w.add_block_count, builders.LAYERS),
-        (w.add_feed_forward_length, builders.FFN), (w.add_head_count, builders.HEADS),
-        (w.add_head_count_kv, builders.KV_HEADS), (w.add_layer_norm_rms_eps, 1e-6), (w.add_expert_count, n_experts),
-        (w.add_expert_used_count, n_used), (w.add_tokenizer_model, "gpt2"), (w.add_tokenizer_pre, "qwen2"),
-        (w.add_token_list, vocab), (w.add_token_types, [1] * (len(vocab) - 3) + [3] * 3),
-        (w.add_token_merges, [" ".join(m) for m in builders.MERGES]), (w.add_bos_token_id, len(vocab) - 3),
-        (w.add_eos_token_id, len(vocab) - 1), (w.add_add_bos_token, True),
-    ):  # fmt: skip
-        add(value)
-    w.add_tensor("token_embd.weight", base["model.embed_tokens.weight"])
-    w.add_tensor("output_norm.weight", base["model.norm.weight"])
-    w.add_tensor("output.weight", base["lm_head.weight"])
-    names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
-    for i in range(builders.LAYERS):
-        for theirs, ours in names.items():
-            w.add_tensor(f"blk.{i}.{ours}.weight", base[f"model.layers.{i}.{theirs}.weight"])
-        w.add_tensor(f"blk.{i}.ffn_gate_inp.weight", rng.standard_normal((n_experts, builders.HIDDEN), np.float32))
-        wide, narrow = (n_experts, builders.FFN, builders.HIDDEN), (n_experts, builders.HIDDEN, builders.FFN)
-        for name, shape in (("gate", wide), ("up", wide), ("down", narrow)):
-            w.add_tensor(f"blk.{i}.ffn_{name}_exps.weight", rng.standard_normal(shape, np.float32) * np.float32(0.05))
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
 
 
 # -------------------------------------------------------------------------------------------------- the sums

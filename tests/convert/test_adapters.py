@@ -16,9 +16,8 @@ from jmedlite.api.quantize import export_adapters
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.convert.families.row_order import RowOrder
-from tests.convert.test_pipeline import raw, read
-from tests.convert.test_sources import llama_quantize
 from tests.support import builders
+from tests.support.ggufs import llama_quantize, raw, read
 
 Q0 = "model.layers.0.self_attn.q_proj"
 

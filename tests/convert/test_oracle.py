@@ -14,8 +14,8 @@ import pytest
 
 import jmedlite
 from jmedlite.convert.families.row_order import RowOrder
-from tests.convert.test_pipeline import read
 from tests.support import builders
+from tests.support.ggufs import read
 
 pytestmark = pytest.mark.oracle
 

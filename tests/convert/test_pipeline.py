@@ -17,21 +17,9 @@ from jmedlite.base.gguf import read_header
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import LEVELS, parse_levels
 from tests.support import builders
+from tests.support.ggufs import raw, read
 
 K_LEVELS = [level for level in LEVELS if level not in ("F32", "F16", "BF16")]
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by name in float32, shape row-major, by gguf-py."""
-    found = {}
-    for t in gguf.GGUFReader(path).tensors:
-        shape = tuple(int(n) for n in reversed(t.shape))
-        found[t.name] = gguf.dequantize(t.data, t.tensor_type).reshape(shape).astype(np.float32)
-    return found
-
-
-def raw(path: Path) -> dict[str, tuple[str, bytes]]:
-    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
 
 
 def llama_quantize(source: Path, target: Path, level: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -15,42 +14,17 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError, InputMissing, JmedliteError, UsageError
 from jmedlite.base.gguf import read_header
-from jmedlite.convert.levels.recipes import parse_levels
-from tests.convert.test_pipeline import raw, read
 from tests.support import builders
-from tests.support.torch_files import write_torch_file
+from tests.support.ggufs import llama_quantize, raw, read
+from tests.support.torch_files import as_bin, write_torch_file
 
 FAMILIES = ["qwen2", "llama", "gpt_neox", "gemma2", "phi3"]
-
-
-def as_bin(folder: Path, tensors: builders.Arrays, shards: int = 1) -> None:
-    """Replace a checkpoint's safetensors by .bin files with the same weights."""
-    for file in folder.glob("model*.safetensors*"):
-        file.unlink()
-    if shards == 1:
-        write_torch_file(folder / "pytorch_model.bin", tensors)
-        return
-    where = {name: f"pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin" for i, name in enumerate(tensors)}
-    for file in sorted(set(where.values())):
-        write_torch_file(folder / file, {n: tensors[n] for n, f in where.items() if f == file})
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
 
 
 def values(path: Path) -> dict[str, Any]:
     """Metadata as gguf-py reads it, without the file's own record of how it was made."""
     fields = gguf.GGUFReader(path).fields
     return {k: f.contents() for k, f in fields.items() if not k.startswith(("jmedlite.made.", "GGUF."))}
-
-
-def llama_quantize(source: Path, target: Path, level: str, **settings: Any) -> None:
-    """llama.cpp's own quantizer, from the library that is installed."""
-    from llama_cpp import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = parse_levels([], [level], has_imatrix=True)[0].ftype
-    for name, value in settings.items():
-        setattr(params, name, value)
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
 
 
 # -------------------------------------------------------------------------------------------------------------- .bin

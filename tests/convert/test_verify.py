@@ -287,7 +287,7 @@ def test_manifest_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 def test_relative_error_is_the_definition(tmp_path: Path) -> None:
-    from tests.convert.test_pipeline import read
+    from tests.support.ggufs import read
 
     base = builders.checkpoint(tmp_path / "m", "qwen2")
     exact, stored = jmedlite.quantize(tmp_path / "m", types=["F32", "Q3_K_M"], out=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import struct
@@ -146,3 +147,16 @@ def write_torch_file(path: Path, tensors: builders.Arrays, dtype: str = "BF16") 
             storages.append(np.ascontiguousarray(encode[dtype](x)).tobytes())
         entries[tensor_name] = tensor(x.shape, KINDS[dtype], keys[id(x)])
     return write_pickled(path, state_dict(entries), *storages)
+
+
+def as_bin(folder: Path, tensors: builders.Arrays, shards: int = 1) -> None:
+    """Replace a checkpoint's safetensors by .bin files with the same weights."""
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    if shards == 1:
+        write_torch_file(folder / "pytorch_model.bin", tensors)
+        return
+    where = {name: f"pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin" for i, name in enumerate(tensors)}
+    for file in sorted(set(where.values())):
+        write_torch_file(folder / file, {n: tensors[n] for n, f in where.items() if f == file})
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))

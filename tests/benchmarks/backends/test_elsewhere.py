@@ -10,8 +10,8 @@ import jmedlite
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks.report.read import read_run
 from jmedlite.benchmarks.run.folder import ITEMS, MEASURES, NOISE
-from tests.benchmarks.run.test_run import write_task
 from tests.support.openai_servers import llama_server, serving
+from tests.support.tasks import write_task
 
 
 def test_a_cluster_gives_the_same_bytes(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from jmedlite.benchmarks.run.distance import SCRATCH, measure_distance
 from jmedlite.benchmarks.run.distance_worker import N_ROWS, Kept, scored
 from jmedlite.benchmarks.run.divergence import STEPS, Space, record, summarize_distance
 from jmedlite.calibration.compute import shipped_text
-from tests.calibration.test_imatrix import write_experts
 from tests.support import builders
+from tests.support.ggufs import write_experts
 
 TEXT = "the hello world of medicine: 胃の痛みと発熱。\n" * 12
 LOADING = Loading(1, gpu_layers="0", flash_attn="on")
