@@ -19,10 +19,10 @@ from jmedlite.base.native import F32
 from jmedlite.base.outputs import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter
-from jmedlite.convert.adapters.peft import Base, PeftAdapter
+from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import Level, choose_types
-from jmedlite.convert.sources.base import Model, Spec
+from jmedlite.convert.sources.base import Base, Model, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
 from jmedlite.convert.sources.tensors import Files, StoredTensor

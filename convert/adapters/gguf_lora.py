@@ -19,20 +19,12 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8, quantize
 from jmedlite.base.outputs import OutputFile
 from jmedlite.convert.families.row_order import RowOrder
-from jmedlite.convert.sources.tensors import Files, StoredTensor
+from jmedlite.convert.sources.tensors import Files, StoredTensor, stored_tensors
 
 from .lora import Adapter, Factor, Update, load_update
 
 ALPHA, KIND = "adapter.lora.alpha", "adapter.type"
 EMBEDDING = "token_embd.weight"
-
-
-def stored_tensors(path: Path, header: gguf.Header) -> dict[str, StoredTensor]:
-    """The tensors of a GGUF file by name, shapes row-major."""
-    return {
-        t.name: StoredTensor(t.name, path, t.type.name, t.shape[::-1], header.data_offset + t.offset)
-        for t in header.tensors
-    }
 
 
 class GgufAdapter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy as np
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
+from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.checkpoint import read_weights
-from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, Files, StoredTensor
+from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
 from .lora import Factor, Update
 
@@ -39,36 +39,6 @@ _KNOWN = {
 }  # fmt: skip
 # Initialisations under which PEFT rewrites the base weights on loading, so that base + B·A is not the model.
 _REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model an adapter is for, under Hugging Face's names; where the head is tied, it stands there as well.
-
-    `spellings` are (prefix, prefix) pairs: what some release of transformers calls a module, and what the checkpoint
-    does.
-    """
-
-    name: str | None
-    tensors: Mapping[str, StoredTensor]
-    embedding: str
-    head: str
-    tied: bool
-    files: Files
-    spellings: tuple[tuple[str, str], ...] = ()
-
-    def spell(self, name: str) -> str:
-        """A tensor's or module's name as the checkpoint spells it."""
-        for theirs, ours in self.spellings:
-            if name.startswith(theirs) and not name.startswith(ours):
-                return ours + name.removeprefix(theirs)
-        return name
-
-    def respell(self, name: str) -> list[str]:
-        """Every name that a module of the checkpoint goes by."""
-        full = f"{name}."
-        others = (theirs + full.removeprefix(ours) for theirs, ours in self.spellings if full.startswith(ours))
-        return [name, *(other.removesuffix(".") for other in others)]
 
 
 class PeftAdapter:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from jmedlite.base.gguf import Entries
 from jmedlite.base.native import F32
-from jmedlite.convert.adapters.peft import Base
 from jmedlite.convert.families.row_order import RowOrder
 
-from .tensors import StoredTensor
+from .tensors import Files, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,36 @@ class Spec:
     plus: float = 0.0
     in_order: bool = False
     constant: F32 | None = None
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter is for, under Hugging Face's names; where the head is tied, it stands there as well.
+
+    `spellings` are (prefix, prefix) pairs: what some release of transformers calls a module, and what the checkpoint
+    does.
+    """
+
+    name: str | None
+    tensors: Mapping[str, StoredTensor]
+    embedding: str
+    head: str
+    tied: bool
+    files: Files
+    spellings: tuple[tuple[str, str], ...] = ()
+
+    def spell(self, name: str) -> str:
+        """A tensor's or module's name as the checkpoint spells it."""
+        for theirs, ours in self.spellings:
+            if name.startswith(theirs) and not name.startswith(ours):
+                return ours + name.removeprefix(theirs)
+        return name
+
+    def respell(self, name: str) -> list[str]:
+        """Every name that a module of the checkpoint goes by."""
+        full = f"{name}."
+        others = (theirs + full.removeprefix(ours) for theirs, ours in self.spellings if full.startswith(ours))
+        return [name, *(other.removesuffix(".") for other in others)]
 
 
 class Model(Protocol):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Entries
-from jmedlite.convert.adapters.peft import Base
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     NOT_TEXT,
@@ -25,7 +24,7 @@ from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rop
 from jmedlite.convert.metadata.keys import build_metadata
 from jmedlite.convert.metadata.tokenizer import read_vocabulary
 
-from .base import Spec
+from .base import Base, Spec
 from .checkpoint import Checkpoint
 from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 

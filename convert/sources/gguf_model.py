@@ -8,13 +8,11 @@ from typing import Any
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
-from jmedlite.convert.adapters.gguf_lora import stored_tensors
-from jmedlite.convert.adapters.peft import Base
 from jmedlite.convert.families.families import FAMILIES, Rule, dimensions, expected_rules, row_order
 from jmedlite.convert.metadata.keys import copy_metadata
 
-from .base import Spec
-from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor
+from .base import Base, Spec
+from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, stored_tensors
 
 
 def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:

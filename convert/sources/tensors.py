@@ -88,3 +88,11 @@ class Files:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+def stored_tensors(path: Path, header: gguf.Header) -> dict[str, StoredTensor]:
+    """The tensors of a GGUF file by name, shapes row-major."""
+    return {
+        t.name: StoredTensor(t.name, path, t.type.name, t.shape[::-1], header.data_offset + t.offset)
+        for t in header.tensors
+    }
