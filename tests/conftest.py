@@ -13,6 +13,11 @@ from jmedlite.runtime import type_probe
 from tests.support import builders
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo first: it takes longest, and a process that begins with it shares it with no other."""
+    items.sort(key=lambda item: "demo" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or writes the user's own state or cache, in this process or in one it starts."""

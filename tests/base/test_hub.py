@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 
 from jmedlite.base.hub import parse_id
 from tests.support import builders
+from tests.support.hub import hub_environment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "owner/tiny-model"
@@ -128,15 +128,10 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 def run(tmp_path: Path, hub: FakeHub, model: str = REPO, **env: str) -> subprocess.CompletedProcess[str]:
-    settings = {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **env,
-    }  # fmt: skip
-    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
     out = str(tmp_path / "out")
     return subprocess.run(
         [sys.executable, "-m", "jmedlite", "quantize", model, "--bits", "8", "--out", out, "--overwrite"],
-        env=kept | settings, capture_output=True, text=True, timeout=120, check=False,
+        env=hub_environment(hub.url, tmp_path, **env), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.offline import ISOLATE, allowed, watched
 
 # arguments after `python -m jmedlite`
 COMMANDS = {
@@ -16,26 +18,12 @@ COMMANDS = {
     "chat": ["chat", "-m", "{model}", "--max-tokens", "4"],
     "bench": ["bench", "{model}", "--task", "{task}", "--out", "{out}", "--rounds", "1", "--threads", "1"],
 }
-DEMO = ["demo", "--out", "{out}"]
-# Python's own view: every name looked up and every socket connected, bound or sent through, in the children too
-AUDIT = """
-import sys
-def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto"):
-        sys.stderr.write(f"NETWORK {event} {arguments[1:]}\\n")
-sys.addaudithook(watch)
-"""
 CONNECT = "import socket; s = socket.socket(); s.settimeout(1); s.connect_ex(('127.0.0.1', 9))"
 
 
-def allowed(*command: str) -> bool:
-    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "sitecustomize.py").write_text(AUDIT)
     return subprocess.run(
-        ["env", f"PYTHONPATH={tmp_path}", "PYTHONUTF8=1", *command],
+        command, env=os.environ | watched(tmp_path),
         input="hello\n", capture_output=True, encoding="utf-8", timeout=300, check=False,
     )  # fmt: skip
 
@@ -43,18 +31,17 @@ def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 def python(name: str, model: Path, tmp_path: Path) -> list[str]:
     task, out = tmp_path / "task.jsonl", tmp_path / "run"
     task.write_text('{"question": "Which organ pumps blood?", "choices": ["heart", "liver"], "answer": [0]}\n')
-    arguments = COMMANDS.get(name, DEMO)
+    arguments = COMMANDS[name]
     return [sys.executable, "-m", "jmedlite", *(a.format(model=model, task=task, out=out) for a in arguments)]
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "demo"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
-    """A namespace of its own, in which not even the loopback is up."""
-    isolate = ["unshare", "--user", "--map-root-user", "--net"]
-    if not allowed(*isolate, "true"):
+    """A namespace of its own, in which not even the loopback is up; for the demo, see tests/demo/test_demo.py."""
+    if not allowed(*ISOLATE, "true"):
         pytest.skip("this system allows no network namespaces")
-    assert "NETWORK" in run(*isolate, sys.executable, "-c", CONNECT, tmp_path=tmp_path).stderr  # the watch works
-    done = run(*isolate, *python(name, tiny_gguf, tmp_path), tmp_path=tmp_path)
+    assert "NETWORK" in run(*ISOLATE, sys.executable, "-c", CONNECT, tmp_path=tmp_path).stderr  # the watch works
+    done = run(*ISOLATE, *python(name, tiny_gguf, tmp_path), tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "NETWORK" not in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from jmedlite.runtime.offload import MARGIN, Gpu, Machine
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.worker import Engine
 from tests.support import builders
+from tests.support.commands import run_text
 
 
 @pytest.fixture
@@ -75,8 +74,7 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
         pytest.skip("more memory here than a context can ask for")
     builders.checkpoint(tmp_path / "m", num_hidden_layers=n_layer, intermediate_size=256)
     (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
-    command = [sys.executable, "-m", "jmedlite", "ask", "-m", str(path), "--ctx", str(cells), "q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_text("ask", "-m", str(path), "--ctx", str(cells), "q")
     assert done.returncode == 73
     (line,) = done.stderr.splitlines()
     assert line.startswith("jmedlite: m-Q8_0.gguf with a context of 16,000,000 tokens needs ")
@@ -93,12 +91,11 @@ def test_levels_are_those_that_quantize_writes(tmp_path: Path) -> None:
 
 
 def test_doctor_shows_what_fits(tiny_gguf: Path) -> None:
-    command = [sys.executable, "-m", "jmedlite", "doctor", str(tiny_gguf)]
-    fit = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)["fit"]
+    fit = json.loads(run_text("doctor", str(tiny_gguf), "--json").stdout)["fit"]
     assert fit["plan"]["fits"]
     assert fit["plan"]["n_ctx"] == 512
     assert fit["levels"]["Q4_K_M"]["size_bytes"] < fit["levels"]["BF16"]["size_bytes"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown = run_text("doctor", str(tiny_gguf)).stdout
     for words in ("m-F32.gguf", "512 tokens", "Q4_K_M", "on the processor; context up to 512 tokens (f16)"):
         assert words in shown
 

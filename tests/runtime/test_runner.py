@@ -23,6 +23,7 @@ from jmedlite.runtime.runner import Answer
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.worker import Engine
 from tests.support import builders
+from tests.support.commands import run_text
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +257,10 @@ def test_ask_prints_the_answer_and_the_notice_once(model: Path, tmp_path: Path) 
         assert done.stdout.rstrip() == runner.ask("高血圧とは。", max_tokens=8).text
 
 
+def ask_here(model: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return run_text("ask", "-m", str(model), "--max-tokens", "8", *arguments, stdin=stdin)
+
+
 def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
     (tmp_path / "g.gbnf").write_text('root ::= "yes" | "no"', encoding="utf-8")
     (tmp_path / "s.json").write_text('{"enum": ["yes", "no"]}')
@@ -273,22 +278,62 @@ def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
         "--repeat-penalty",
         "1",
     )
-    plain = ask(model, tmp_path, "q").stdout
-    assert ask(model, tmp_path, "q", *strict, "--no-stream", "--threads", "1", "--flash-attn", "on").stdout == plain
-    done = ask(model, tmp_path, "q", "--grammar", str(tmp_path / "g.gbnf"), "--timings", "--ctx", "256")
+    plain = ask_here(model, "q").stdout
+    assert (
+        run_text(
+            "ask",
+            "-m",
+            str(model),
+            "--max-tokens",
+            "8",
+            "q",
+            *strict,
+            "--no-stream",
+            "--threads",
+            "1",
+            "--flash-attn",
+            "on",
+        ).stdout
+        == plain
+    )
+    done = run_text(
+        "ask",
+        "-m",
+        str(model),
+        "--max-tokens",
+        "8",
+        "q",
+        "--grammar",
+        str(tmp_path / "g.gbnf"),
+        "--timings",
+        "--ctx",
+        "256",
+    )
     assert done.stdout.strip() in ("yes", "no")
     for words in ("context 256 tokens (f16)", "load ", "first token after", "from the cache"):
         assert words in done.stderr
-    done = ask(model, tmp_path, "q", "--json-schema", str(tmp_path / "s.json"), "--kv-type", "q8_0", "--no-cache")
+    done = run_text(
+        "ask",
+        "-m",
+        str(model),
+        "--max-tokens",
+        "8",
+        "q",
+        "--json-schema",
+        str(tmp_path / "s.json"),
+        "--kv-type",
+        "q8_0",
+        "--no-cache",
+    )
     assert json.loads(done.stdout) in ("yes", "no")
     assert "(q8_0)" in done.stderr
-    missing = ask(model, tmp_path, "q", "--grammar", str(tmp_path / "none"))
+    missing = ask_here(model, "q", "--grammar", str(tmp_path / "none"))
     assert (missing.returncode, missing.stdout) == (66, "")
 
 
 @pytest.mark.parametrize("dash", [(), ("-",)])
-def test_question_on_standard_input_as_json(model: Path, tmp_path: Path, dash: tuple[str, ...]) -> None:
-    done = ask(model, tmp_path, "--json", *dash, input="What is fever?\n")
+def test_question_on_standard_input_as_json(model: Path, dash: tuple[str, ...]) -> None:
+    done = ask_here(model, "--json", *dash, stdin="What is fever?\n")
     found = json.loads(done.stdout)
     assert found["n_generated"] == 8
     assert found["stop"] == "length"
@@ -303,29 +348,23 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_default_model_is_the_last_one_made(tmp_path: Path) -> None:
+def test_default_model_is_the_last_one_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMEDLITE_STATE", str(tmp_path / "state"))
     builders.checkpoint(tmp_path / "m")
-    env = os.environ | {"JMEDLITE_STATE": str(tmp_path / "state")}
-    make = [sys.executable, "-m", "jmedlite", "quantize", str(tmp_path / "m"), "-b", "8", "-o", str(tmp_path), "--json"]
-    made = subprocess.run(make, env=env, capture_output=True, text=True, check=True)
+    made = run_text("quantize", str(tmp_path / "m"), "-b", "8", "-o", str(tmp_path), "--json")
     file = json.loads(made.stdout)["levels"][0]
     assert Path(file["file"]).stat().st_size == file["size_bytes"]
-    done = subprocess.run(
-        [sys.executable, "-m", "jmedlite", "ask", "hello", "--max-tokens", "2", "--json"],
-        env=env, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_text("ask", "hello", "--max-tokens", "2", "--json")
     assert json.loads(done.stdout)["model"]["file"] == "m-Q8_0.gguf"
 
 
-def test_dry_run_writes_nothing_and_knows_the_sizes(tmp_path: Path) -> None:
+def test_dry_run_writes_nothing_and_knows_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMEDLITE_STATE", str(tmp_path / "state"))
     builders.checkpoint(tmp_path / "m", "llama")
-    command = [sys.executable, "-m", "jmedlite", "quantize", str(tmp_path / "m"), "-b", "4", "-b", "2", "--json"]
-    planned = subprocess.run(
-        [*command, "--dry-run", "-o", str(tmp_path / "o")], capture_output=True, text=True, check=True
-    )
+    command = ["quantize", str(tmp_path / "m"), "-b", "4", "-b", "2", "--json", "-o", str(tmp_path / "o")]
+    planned = run_text(*command, "--dry-run")
     assert not (tmp_path / "o").exists()
-    env = os.environ | {"JMEDLITE_STATE": str(tmp_path / "state")}
-    made = subprocess.run([*command, "-o", str(tmp_path / "o")], env=env, capture_output=True, text=True, check=True)
+    made = run_text(*command)
     sizes = [[level["size_bytes"] for level in json.loads(d.stdout)["levels"]] for d in (planned, made)]
     assert (
         sizes[0]

@@ -24,6 +24,7 @@ from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks.report import labels, plots
 from jmedlite.benchmarks.report.report import Report, recommendation, report
 from tests.support import runs as run_builder
+from tests.support.commands import run_text
 
 JS = "<script>alert(1)</script>"
 
@@ -530,14 +531,9 @@ def test_model_card(found: Report) -> None:
 # -------------------------------------------------------------------------------------------------------- the commands
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-X", "utf8", "-m", "jmedlite", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
-
-
 def test_commands(small: Path, tmp_path: Path) -> None:
     page = tmp_path / "out" / "r.html"
-    done = run("report", str(small), "--ram", "8GB", "--lang", "ja", "--out", str(page),
+    done = run_text("report", str(small), "--ram", "8GB", "--lang", "ja", "--out", str(page),
                "--model-card", str(tmp_path / "out" / "README.md"), "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
@@ -545,9 +541,9 @@ def test_commands(small: Path, tmp_path: Path) -> None:
     assert '<html lang="ja">' in page.read_text(encoding="utf-8")
     assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["format"] == "jmedlite.report"
     assert not list((tmp_path / "out").glob(".*"))
-    done = run("recommend", str(small), "--json")
+    done = run_text("recommend", str(small), "--json")
     assert json.loads(done.stdout) == json.loads(json.dumps(recommendation(report([small]))))
-    done = run("recommend", str(small), "--margin", "30")
+    done = run_text("recommend", str(small), "--margin", "30")
     assert done.stdout.startswith("Q4_K_M: no meaningful loss against BF16 at a margin of 30 points")
 
 
@@ -562,16 +558,16 @@ def test_commands(small: Path, tmp_path: Path) -> None:
     ],
 )
 def test_command_usage(small: Path, arguments: list[str], code: int, words: str) -> None:
-    done = run("report", str(small), *arguments)
+    done = run_text("report", str(small), *arguments)
     assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_command_without_a_run(tmp_path: Path) -> None:
-    done = run("report", str(tmp_path / "none"))
+    done = run_text("report", str(tmp_path / "none"))
     assert done.returncode == 66 and "no such folder" in done.stderr
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
-    done = run("recommend", str(tmp_path))
+    done = run_text("recommend", str(tmp_path))
     assert done.returncode == 65 and "jmedlite.run" in done.stderr
 
 

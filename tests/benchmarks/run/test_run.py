@@ -19,6 +19,7 @@ import jmedlite
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.benchmarks.run.folder import DISTANCE, ITEMS, MEASURES, NOISE, QUESTIONS, RUN
 from tests.support import builders
+from tests.support.commands import COMMAND, run_text
 from tests.support.tasks import write_task
 
 
@@ -36,7 +37,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(levels: Path, task: Path, out: Path, *more: str) -> list[str]:
-    base = [sys.executable, "-m", "jmedlite", "bench", str(levels), "--task", str(task), "--out", str(out)]
+    base = ["bench", str(levels), "--task", str(task), "--out", str(out)]
     return [*base, "--threads", "1", *more]
 
 
@@ -47,9 +48,7 @@ ALL = ("--method", "letter", "--method", "text", "--method", "generate", "--max-
 def whole(levels: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One unbroken run of everything."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run(
-        command(levels, task, out, "--rounds", "1", *ALL), capture_output=True, encoding="utf-8", check=False
-    )
+    done = run_text(*command(levels, task, out, "--rounds", "1", *ALL))
     assert done.returncode == 0, done.stderr
     assert "F32" in done.stdout
     assert "For research only" in done.stderr
@@ -92,7 +91,9 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(levels: Path, task: Path,
     out = tmp_path / "killed"
     for _ in range(3):
         child = subprocess.Popen(
-            command(levels, task, out, "--rounds", "0", *ALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*COMMAND, *command(levels, task, out, "--rounds", "0", *ALL)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         before = (out / ITEMS).stat().st_size if (out / ITEMS).exists() else 0
         while child.poll() is None:
@@ -102,9 +103,7 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(levels: Path, task: Path,
             time.sleep(0.01)
         child.wait()
     assert (out / ITEMS).read_bytes() != (whole / ITEMS).read_bytes()
-    done = subprocess.run(
-        command(levels, task, out, "--rounds", "0", *ALL, "--json"), capture_output=True, encoding="utf-8", check=False
-    )
+    done = run_text(*command(levels, task, out, "--rounds", "0", *ALL, "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed"] is True
     assert (out / ITEMS).read_bytes() == (whole / ITEMS).read_bytes()
@@ -127,16 +126,13 @@ def test_cut_anywhere_it_is_the_same(levels: Path, task: Path, whole: Path, tmp_
 
 def test_a_finished_run_is_left_as_it_is(levels: Path, task: Path, whole: Path) -> None:
     before = {p.name: p.read_bytes() for p in whole.iterdir()}
-    done = subprocess.run(command(levels, task, whole, "--rounds", "1", *ALL), capture_output=True, check=False)
+    done = run_text(*command(levels, task, whole, "--rounds", "1", *ALL))
     assert done.returncode == 0
     assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
 
 
 def test_another_seed_is_another_run(levels: Path, task: Path, whole: Path) -> None:
-    done = subprocess.run(
-        command(levels, task, whole, "--rounds", "1", "--seed", "5", *ALL),
-        capture_output=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+    done = run_text(*command(levels, task, whole, "--rounds", "1", "--seed", "5", *ALL))
     assert done.returncode == 65
     assert "settings.seed was 0, is 5" in done.stderr
     assert done.stderr.count("\n") == 1 + done.stderr.count("checking the files")
@@ -163,9 +159,7 @@ def test_examples_are_never_scored(levels: Path, task: Path, tmp_path: Path) -> 
 
 
 def test_dry_run_asks_nothing(levels: Path, task: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(levels, task, tmp_path / "x", "--dry-run"), capture_output=True, encoding="utf-8", check=False
-    )
+    done = run_text(*command(levels, task, tmp_path / "x", "--dry-run"))
     assert done.returncode == 0
     assert "Which organ is number 0?\nA. heart" in done.stdout
     assert not (tmp_path / "x").exists()
@@ -218,9 +212,7 @@ def test_distance_on_a_text(levels: Path, task: Path, tmp_path: Path) -> None:
         "3",
     )
     for _ in range(2):  # the second time finds everything there
-        done = subprocess.run(
-            command(levels, task, tmp_path / "run", *more), capture_output=True, encoding="utf-8", check=False
-        )
+        done = run_text(*command(levels, task, tmp_path / "run", *more))
         assert done.returncode == 0, done.stderr
         found = lines(tmp_path / "run" / DISTANCE)
         assert len(found) == 3

@@ -27,6 +27,7 @@ from jmedlite.benchmarks.tasks.formats import MEDICAL_SUBJECTS
 from jmedlite.benchmarks.tasks.items import Dataset, Item
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.registry import TASKS, list_tasks
+from tests.support.hub import hub_environment
 
 DOCS = Path(__file__).parents[3] / "docs"
 GOOD = {"id": "q1", "question": "How many legs has a spider?", "choices": ["six", "eight", "ten"], "answer": ["b"]}
@@ -674,14 +675,10 @@ try:
 except JmedliteError as e:
     print(json.dumps({{"code": e.exit_code, "text": str(e)}}))
 """
-    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
-    settings = {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **env,
-    }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code], env=kept | settings, capture_output=True, text=True, timeout=120, check=True
-    )
+        [sys.executable, "-c", code], env=hub_environment(hub.url, tmp_path, **env),
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
     found = json.loads(done.stdout)
     if isinstance(found, dict):
         assert "\n" not in found["text"]
