@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from gguf.constants import GGMLQuantizationType
 
 import jmedlite
-from jmedlite.runtime import type_probe
+from jmedlite.base.gguf import Entries, Tensor
+from jmedlite.runtime.type_probe import probe_types
 from tests.support import builders
+
+NO_MATTER = ("general.", "jmedlite.made.", "quantize.imatrix.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,23 +35,36 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def remembered_types() -> Iterator[None]:
-    """llama.cpp is asked once per header and file type in this process: every question is a child process of 0.5 s.
+def remembered_types(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """llama.cpp is asked once per model and file type: every question is a child process of half a second.
 
-    Whatever a test runs as a command still asks for real.
+    A model is its tensors and its metadata but for names and origins. Whatever runs in a process of its own, and
+    tests/runtime/test_type_probe.py, asks for real.
     """
-    asked: dict[tuple[bytes, int, tuple[str, ...], int], dict[str, int]] = {}
-    ask = type_probe._ask
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all processes remember together
+    memory = folder / "types"
+    memory.mkdir(exist_ok=True)
 
-    def remembering(header: bytes, data_bytes: int, ftypes: list[int], imatrix: list[str]) -> dict[str, dict[str, int]]:
-        head = (hashlib.sha256(header).digest(), data_bytes, tuple(imatrix))
-        if missing := [f for f in ftypes if (*head, f) not in asked]:
-            found = ask(header, data_bytes, missing, imatrix)
-            asked.update({(*head, f): found[str(f)] for f in missing})
-        return {str(f): asked[*head, f] for f in ftypes}
+    def remembering(
+        ftypes: Sequence[int], metadata: Entries, tensors: Sequence[Tensor], imatrix: Sequence[str] = ()
+    ) -> dict[int, dict[str, GGMLQuantizationType]]:
+        kept = {k: v for k, v in metadata.items() if k == "general.architecture" or not k.startswith(NO_MATTER)}
+        named = [(t.name, t.shape, int(t.type)) for t in tensors]
+        head = hashlib.sha256(repr((sorted(kept.items()), named, list(imatrix))).encode()).hexdigest()
+        files = {ftype: memory / f"{head}-{ftype}" for ftype in ftypes}
+        if missing := [ftype for ftype, file in files.items() if not file.exists()]:
+            for ftype, types in probe_types(missing, metadata, tensors, imatrix).items():
+                part = files[ftype].with_suffix(f".{os.getpid()}")
+                part.write_text(json.dumps({name: int(type_) for name, type_ in types.items()}))
+                part.replace(files[ftype])
+        read = {ftype: json.loads(file.read_text()) for ftype, file in files.items()}
+        return {f: {name: GGMLQuantizationType(t) for name, t in types.items()} for f, types in read.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type_probe, "_ask", remembering)
+        for asker in ("jmedlite.convert.levels.recipes.probe_types", "jmedlite.runtime.type_probe.probe_types"):
+            patch.setattr(asker, remembering)
         yield
 
 

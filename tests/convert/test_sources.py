@@ -30,8 +30,8 @@ def values(path: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- .bin
 
 
-@pytest.mark.parametrize("family", list(builders.FAMILIES))
-@pytest.mark.parametrize("shards", [1, 3])
+# reading .bin files knows nothing of families
+@pytest.mark.parametrize(("family", "shards"), [("qwen2", 1), ("llama", 3), ("gpt_neox", 3), ("gemma3_text", 1)])
 def test_bin_gives_the_same_file_as_safetensors(tmp_path: Path, family: str, shards: int) -> None:
     tensors = builders.checkpoint(tmp_path / "m", family)
     (one,) = jmedlite.quantize(tmp_path / "m", bits=[4], out=tmp_path / "1")
@@ -82,8 +82,10 @@ def test_pickle_that_wants_more_than_tensors(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- GGUF
 
 
-@pytest.mark.parametrize("level", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("family", FAMILIES)
+# every family at one level, and every level for one family
+@pytest.mark.parametrize(
+    ("family", "level"), [*((family, "BF16") for family in FAMILIES), (FAMILIES[0], "F32"), (FAMILIES[0], "F16")]
+)
 def test_gguf_input_is_quantized_as_llama_cpp_does(tmp_path: Path, family: str, level: str) -> None:
     builders.checkpoint(tmp_path / "m", family)
     (source,) = jmedlite.quantize(tmp_path / "m", types=[level], out=tmp_path)
