@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
+from jmedlite.benchmarks.records import SCORED, TOO_LONG, UNPARSED, Outcome, Picked
 from jmedlite.benchmarks.tasks.items import Item
 
 DIGITS = 6  # decimals of a score: more than the kernels agree on, and the same text on every machine
@@ -24,35 +26,40 @@ def pick(scores: Sequence[float], order: Sequence[int], n: int) -> tuple[list[in
     return ranked[:n], None if margin is None else round(margin, DIGITS)
 
 
-def result(method: str, item: Item, order: Sequence[int], answer: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a line of `items.jsonl` that follow from the worker's `answer` (docs/runs.md)."""
-    fields: dict[str, Any] = {"status": "scored", "n_prompt": answer["n_prompt"]}
+def score(method: str, item: Item, order: Sequence[int], answer: dict[str, Any]) -> Outcome:
+    """What comes of a worker's `answer` to an item whose choices stood in `order` (docs/runs.md, items.jsonl)."""
+    n_prompt = answer["n_prompt"]
     if "scores" not in answer and "response" not in answer:
-        return {**fields, "status": "too long", "scores": None, "picks": None, "correct": None, "margin": None}
+        return no_outcome(TOO_LONG, n_prompt)
     if method == "generate":
-        return {**fields, **_generated(item, order, answer["response"], answer["stop"])}
-    if answer.get("bounded"):
-        fields["bounded"] = True
-    by_place = answer["scores"]
-    scores = _own_numbering(by_place, order)
-    fields |= {"scores": scores, **_judged(item, scores, order)}
+        return _generated(item, order, n_prompt, answer["response"], answer["stop"])
+    scores = _own_numbering(answer["scores"], order)
+    found = Outcome(
+        status=SCORED,
+        n_prompt=n_prompt,
+        bounded=True if answer.get("bounded") else None,
+        scores=scores,
+        **vars(_picked(item, scores, order)),
+    )
     if method == "letter":
-        return {**fields, "mass": round(math.fsum(math.exp(s) for s in scores), DIGITS)}
-    n_tokens = [answer["n_tokens"][place] for place, _ in sorted(enumerate(order), key=lambda pair: pair[1])]
+        return replace(found, mass=round(math.fsum(math.exp(s) for s in scores), DIGITS))
+    n_tokens = tuple(answer["n_tokens"][order.index(choice)] for choice in range(len(order)))
     means = [s / n for s, n in zip(scores, n_tokens, strict=True)]
-    return {**fields, "n_tokens": n_tokens, "per_token": _judged(item, means, order)}
+    return replace(found, n_tokens=n_tokens, per_token=_picked(item, means, order))
 
 
-def _own_numbering(by_place: Sequence[float], order: Sequence[int]) -> list[float]:
-    scores = [0.0] * len(order)
-    for place, choice in enumerate(order):
-        scores[choice] = round(by_place[place], DIGITS)
-    return scores
+def no_outcome(status: str, n_prompt: int | None = None) -> Outcome:
+    """Of a question that the model did not answer."""
+    return Outcome(status=status, n_prompt=n_prompt, scores=None, picks=None, correct=None, margin=None)
 
 
-def _judged(item: Item, scores: Sequence[float], order: Sequence[int]) -> dict[str, Any]:
+def _own_numbering(by_place: Sequence[float], order: Sequence[int]) -> tuple[float, ...]:
+    return tuple(round(by_place[order.index(choice)], DIGITS) for choice in range(len(order)))
+
+
+def _picked(item: Item, scores: Sequence[float], order: Sequence[int]) -> Picked:
     picks, margin = pick(scores, order, len(item.answers))
-    return {"picks": picks, "correct": set(picks) == set(item.answers), "margin": margin}
+    return Picked(picks=tuple(picks), correct=set(picks) == set(item.answers), margin=margin)
 
 
 def ratio(a: str, b: str) -> float:
@@ -65,7 +72,7 @@ def similarity(choice: str, response: str) -> float:
     return (ratio(choice, response) + ratio(response, choice)) / 2
 
 
-def _generated(item: Item, order: Sequence[int], response: str, stop: str) -> dict[str, Any]:
+def _generated(item: Item, order: Sequence[int], n_prompt: int | None, response: str, stop: str) -> Outcome:
     """The papers' three scores: exact match, Gestalt score, and Gestalt accuracy as `correct`.
 
     The papers join several right answers with commas and remove "." from the response before anything is compared.
@@ -73,18 +80,19 @@ def _generated(item: Item, order: Sequence[int], response: str, stop: str) -> di
     """
     clean = response.replace(".", "").strip()
     answer = ",".join(item.choices[i] for i in sorted(item.answers))
-    scores = [round(similarity(c, clean), DIGITS) for c in item.choices]
+    scores = tuple(round(similarity(c, clean), DIGITS) for c in item.choices)
     named = max(scores) >= NAMED or any(c.replace(".", "") in clean for c in item.choices)
-    return {
-        "status": "scored" if named else "unparsed",
-        "scores": scores,
-        **_judged(item, scores, order),
-        "response": response,
-        "stop": stop,
-        "exact": _bare(response) == _bare(answer),
-        "gestalt": round(ratio(clean, answer.replace(".", "").strip()), DIGITS),
-        "parsed": named,
-    }
+    return Outcome(
+        status=SCORED if named else UNPARSED,
+        n_prompt=n_prompt,
+        scores=scores,
+        **vars(_picked(item, scores, order)),
+        response=response,
+        stop=stop,
+        exact=_bare(response) == _bare(answer),
+        gestalt=round(ratio(clean, answer.replace(".", "").strip()), DIGITS),
+        parsed=named,
+    )
 
 
 def _bare(text: str) -> str:

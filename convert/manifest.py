@@ -9,8 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.manifest import FORMAT
+from jmedlite.base.imatrix import Imatrix
+from jmedlite.base.manifest import (
+    FORMAT,
+    AdapterEntry,
+    BaseEntry,
+    FileEntry,
+    ImatrixEntry,
+    Manifest,
+    OptionsEntry,
+    TensorEntry,
+)
 from jmedlite.base.outputs import write_text
+from jmedlite.base.records import from_json, to_json
 
 from .pipeline import Written
 from .planning import Plan, PlannedLevel
@@ -30,38 +41,39 @@ def build_manifest(
     base_files: dict[str, str],
     adapter_files: Mapping[Path, str],
     options: dict[str, Any],
-) -> dict[str, Any]:
+) -> Manifest:
     """What is known about one finished level; `source` says where the base came from, `options` what was asked for.
 
     `base_files` are SHA-256 by name, `adapter_files` by path. No local path stands in the manifest.
     """
     types = {t.name: t.type.name for t in level.tensors}
-    return {
-        "format": FORMAT,
-        "file": written.path.name,
-        "level": written.level,
-        "files": [{"name": f.path.name, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in written.files],
-        "size_bytes": written.size_bytes,
-        "bits_per_weight": round(written.bits_per_weight, 4),
-        "n_weights": plan.n_weights,
-        "architecture": plan.architecture,
-        "license": plan.license,
-        "base": {**source, "files": base_files},
-        "adapters": [
-            {"name": a.name, "weight": a.weight, "files": {f.name: adapter_files[f] for f in a.files}, **a.describe()}
+    return Manifest(
+        format=FORMAT,
+        file=written.path.name,
+        level=written.level,
+        files=tuple(FileEntry(name=f.path.name, sha256=f.sha256, size_bytes=f.size_bytes) for f in written.files),
+        size_bytes=written.size_bytes,
+        bits_per_weight=round(written.bits_per_weight, 4),
+        n_weights=plan.n_weights,
+        architecture=plan.architecture,
+        license=plan.license,
+        base=BaseEntry(**source, files=base_files),
+        adapters=tuple(
+            AdapterEntry(
+                name=a.name, weight=a.weight, files={f.name: adapter_files[f] for f in a.files}, **a.describe()
+            )
             for a in plan.adapters
-        ],
-        "imatrix": plan.imatrix
-        and {
-            "name": plan.imatrix.path.name,
-            "sha256": plan.imatrix.sha256,
-            "datasets": [Path(d).name for d in plan.imatrix.datasets],
-            "chunks": plan.imatrix.chunks,
-        },
-        "options": options,
-        "versions": versions(),
-        "tensors": {name: {"type": types[name], "rel_rmse": _round(e)} for name, e in written.rel_rmse.items()},
-    }
+        ),
+        imatrix=_imatrix(plan.imatrix) if plan.imatrix else None,
+        options=from_json(options, OptionsEntry, "options"),
+        versions=versions(),
+        tensors={name: TensorEntry(type=types[name], rel_rmse=_round(e)) for name, e in written.rel_rmse.items()},
+    )
+
+
+def _imatrix(matrix: Imatrix) -> ImatrixEntry:
+    names = tuple(Path(d).name for d in matrix.datasets)
+    return ImatrixEntry(name=matrix.path.name, sha256=matrix.sha256, datasets=names, chunks=matrix.chunks)
 
 
 def _round(value: float) -> float:
@@ -78,5 +90,5 @@ def write_manifests(
 ) -> None:
     """Write the manifest of every level beside its file; arguments as for `build_manifest`."""
     for level, done in zip(plan.levels, written, strict=True):
-        document = build_manifest(plan, level, done, source, base_files, adapter_files, options)
-        write_text(level.manifest, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+        manifest = build_manifest(plan, level, done, source, base_files, adapter_files, options)
+        write_text(level.manifest, json.dumps(to_json(manifest), ensure_ascii=False, indent=1) + "\n")

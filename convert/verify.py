@@ -19,7 +19,6 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32, U8, widen
 from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
-from jmedlite.convert.sources.gguf_model import read_parts
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 from .pipeline import Block, Encoded, Progress, encode_blocks
@@ -126,6 +125,7 @@ def _decode(raw: U8, dtype: str, n: int) -> F32:
 
 def verify(
     path: Path,
+    parts: tuple[gguf.Header, Mapping[str, StoredTensor]],
     base: Path,
     *,
     adapters: Sequence[tuple[Path, float]] = (),
@@ -136,12 +136,12 @@ def verify(
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare the GGUF at `path` with what `base` and `adapters` give at its types.
+    """Compare the GGUF at `path` (`parts`: what `read_parts` gives) with what `base` and `adapters` give at its types.
 
     A tensor within `tolerance` (relative distance, see Verdict) passes. Raises DataError where the file was made with
     an importance matrix and none is given, and what reading the inputs raises.
     """
-    header, stored = read_parts(path)
+    header, stored = parts
     made_with = header.metadata.get("quantize.imatrix.file")
     if made_with and imatrix is None:
         raise DataError(f"{path.name}: was made with the importance matrix {made_with}; give it with --imatrix")

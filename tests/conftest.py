@@ -35,6 +35,17 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models by one thread, in this process and in commands: ggml's threads wait for each other by spinning."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("runtime.runner", "calibration.compute"):
+            patch.setattr(f"jmedlite.{module}.physical_cores", lambda: 1)
+        for command in ("ASK", "CHAT", "BENCH", "IMATRIX"):
+            patch.setenv(f"JMEDLITE_{command}_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def remembered_types(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """llama.cpp is asked once per model and file type: every question is a child process of half a second.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.process import Child
 
 ADVICE = "use a narrower level, --kv-type q8_0, or fewer --shots"
@@ -67,10 +68,10 @@ class Loading:
     """How a GGUF is loaded: part of a run's identity, since it changes the last digits."""
 
     threads: int
-    gpu_layers: str = "auto"
-    kv_type: str = "f16"
-    flash_attn: str = "auto"
-    force: bool = False
+    gpu_layers: str | int = LoadOptions.gpu_layers
+    kv_type: str = LoadOptions.kv_type
+    flash_attn: str = LoadOptions.flash_attn
+    force: bool = LoadOptions.force
 
     def request(self, path: Path) -> dict[str, Any]:
         """The worker's `load` request."""

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jmedlite.benchmarks.records import QuestionRecord
 from jmedlite.benchmarks.scoring import pick, similarity
 
 from .compare import by_item
 from .pool import Facts, Item, Unit, View
-from .read import Question
 
-Guess = Callable[[Question, Sequence[int]], set[int]]  # of a question, and the order in which its choices stood
+Guess = Callable[[QuestionRecord, Sequence[int]], set[int]]  # of a question, and the order in which its choices stood
 
 
 def baselines(view: View, orders: Mapping[Unit, Sequence[int]], facts: Mapping[Item, Facts]) -> dict[str, float | None]:
@@ -65,7 +65,7 @@ def _frequent(orders: Mapping[Unit, Sequence[int]], facts: Mapping[Item, Facts])
     }
 
 
-def _nearest(q: Question, order: Sequence[int], response: str) -> set[int]:
+def _nearest(q: QuestionRecord, order: Sequence[int], response: str) -> set[int]:
     return set(pick(_similarities(q.choices, response), order, len(q.answers))[0])
 
 

@@ -46,7 +46,7 @@ def _apart(laid: Pool) -> Iterable[Bilingual]:
 
 def _differences(runs: tuple[Run, ...]) -> Iterable[Bilingual]:
     for task in dict.fromkeys(t.name for run in runs for t in run.tasks):
-        files = {_text(sorted(f.get("sha256", "") for f in t.files)) for r in runs for t in r.tasks if t.name == task}
+        files = {_text(sorted(f.sha256 for f in t.files)) for r in runs for t in r.tasks if t.name == task}
         if len(files) > 1:
             yield say("w_data_differs", task=task)
     for key in dict.fromkeys((a.task, a.method) for run in runs for a in run.asks):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jmedlite.benchmarks import statistics
+from jmedlite.benchmarks.records import MeasureRecord
 
 from .compare import Json
-from .read import Measure
 
 _MEASURED = (
     "load_seconds", "prompt_tps", "generation_tps", "first_token_seconds", "peak_rss_bytes", "peak_anonymous_bytes",
@@ -17,7 +17,7 @@ _MEASURED = (
 )  # fmt: skip
 
 
-def measures(rounds: Sequence[Measure]) -> Json | None:
+def measures(rounds: Sequence[MeasureRecord]) -> Json | None:
     """Median and spread over rounds of all that was measured; None where nothing was, also for a single number."""
     if not rounds:
         return None

@@ -10,6 +10,7 @@ import numpy as np
 from jmedlite import __version__
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks import statistics
+from jmedlite.benchmarks.records import DistanceRecord, TaskRecord
 from jmedlite.runtime.chat_template import NOTICE
 
 from .baselines import baselines, orders_of
@@ -132,26 +133,81 @@ def _run(run: Run) -> Json:
 
 
 def _tasks(runs: Sequence[Run]) -> list[Json]:
-    return [{"run": i, **asdict(t), "files": list(t.files)} for i, run in enumerate(runs) for t in run.tasks]
+    return [_task(i, task) for i, run in enumerate(runs) for task in run.tasks]
+
+
+def _task(run: int, task: TaskRecord) -> Json:
+    return {
+        "run": run,
+        "name": task.name,
+        "task": task.task,
+        "lang": task.lang,
+        "title": task.title,
+        "n_items": task.n_items,
+        "n_asked": task.n_asked,
+        "excluded": task.excluded,
+        "source": task.source,
+        "revision": task.revision,
+        "license": task.license,
+        "files": [{"name": f.name, "sha256": f.sha256} for f in task.files],
+    }
 
 
 def _ask(run: Run, index: int) -> Json:
     ask = run.asks[index]
-    return {"run": run.folder.resolve().name, **asdict(ask), "shots": list(ask.shots)}
+    return {
+        "run": run.folder.resolve().name,
+        "task": ask.task,
+        "method": ask.method,
+        "template": {"name": ask.template.name, "sha256": ask.template.sha256, "text": ask.template.text},
+        "shots": list(ask.shots),
+        "n_requests": ask.n_requests,
+        "example": ask.example,
+    }
 
 
 def _model(laid: Pool, entrant: Entrant) -> Json:
-    distance = laid.distance(entrant)
-    facts = asdict(entrant.model)
+    distance, model = laid.distance(entrant), entrant.model
     return {
         "key": entrant.key,
         "label": entrant.label,
         "family": entrant.family,
         "runs": list(entrant.runs),
-        **facts,
-        "adapters": list(entrant.model.adapters),
+        "name": model.name,
+        "base": model.base,
+        "level": model.level,
+        "file": model.file,
+        "sha256": model.sha256,
+        "n_bytes": model.n_bytes,
+        "n_params": model.n_params,
+        "bits_per_weight": model.bits_per_weight,
+        "architecture": model.architecture,
+        "title": model.title,
+        "license": model.license,
+        "made_from": model.made_from,
+        "imatrix": model.imatrix,
+        "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
+        "endpoint": model.endpoint,
         "measures": measures(laid.measures(entrant)),
-        "distance": None if distance is None else {k: v for k, v in asdict(distance).items() if k != "model"},
+        "distance": distance and _distance(distance),
+    }
+
+
+def _distance(line: DistanceRecord) -> Json:
+    return {
+        "reference": line.reference,
+        "text_sha256": line.text_sha256,
+        "n_ctx": line.n_ctx,
+        "n_tokens": line.n_tokens,
+        "perplexity": line.perplexity,
+        "perplexity_error": line.perplexity_error,
+        "kl_mean": line.kl_mean,
+        "kl_error": line.kl_error,
+        "kl_median": line.kl_median,
+        "kl_quantiles": line.kl_quantiles,
+        "kl_max": line.kl_max,
+        "top_agreement": line.top_agreement,
+        "top_agreement_error": line.top_agreement_error,
     }
 
 

@@ -7,9 +7,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jmedlite.benchmarks.records import (
+    TOO_LONG,
+    AnswerRecord,
+    AskRecord,
+    DistanceRecord,
+    MeasureRecord,
+    ModelRecord,
+    NoiseRecord,
+    QuestionRecord,
+    TaskRecord,
+)
 from jmedlite.benchmarks.tasks.items import NOT_ASKED
 
-from .read import Answer, Ask, Distance, Measure, Model, Noise, Question, Run, Task
+from .read import Run
 
 
 @dataclass(frozen=True)
@@ -20,19 +31,19 @@ class View:
     method: str
     kind: str
 
-    def correct(self, answer: Answer) -> bool | None:
+    def correct(self, answer: AnswerRecord) -> bool | None:
         """Whether the answer counts as right here; None where this view has nothing to say of it."""
         if self.kind == "per_token":
             return answer.per_token.correct if answer.per_token else None
         return answer.exact if self.kind == "exact" else answer.correct
 
-    def picks(self, answer: Answer) -> tuple[int, ...]:
+    def picks(self, answer: AnswerRecord) -> tuple[int, ...]:
         """The choices taken, best first."""
         if self.kind == "per_token" and answer.per_token:
             return answer.per_token.picks
         return answer.picks or ()
 
-    def margin(self, answer: Answer) -> float | None:
+    def margin(self, answer: AnswerRecord) -> float | None:
         """By how many nats the decision fell (similarity, for `generate`); None where that is not known."""
         if self.kind == "per_token":
             return answer.per_token.margin if answer.per_token else None
@@ -62,8 +73,8 @@ class Item:
 class Facts:
     """What there is to know of an item; `cluster` is the question behind it, the same in every language."""
 
-    question: Question
-    task: Task
+    question: QuestionRecord
+    task: TaskRecord
     cluster: tuple[str, str]
 
 
@@ -77,12 +88,12 @@ class Entrant:
     key: str
     label: str
     family: str
-    model: Model
+    model: ModelRecord
     runs: tuple[int, ...]
 
 
 Unit = tuple[Item, int]  # an item under one order of its choices
-Sheet = Mapping[Unit, Answer]  # what one model answered
+Sheet = Mapping[Unit, AnswerRecord]  # what one model answered
 
 
 @dataclass(frozen=True)
@@ -96,15 +107,15 @@ class Pool:
     too_long: Mapping[str, Mapping[str, frozenset[Unit]]]
     asked: Mapping[str, Mapping[str, frozenset[Unit]]]
 
-    def measures(self, entrant: Entrant) -> list[Measure]:
+    def measures(self, entrant: Entrant) -> list[MeasureRecord]:
         return [m for i in entrant.runs for m in self.runs[i].measures if m.model == entrant.model.name]
 
-    def noise(self, entrant: Entrant, method: str) -> dict[str, Noise]:
+    def noise(self, entrant: Entrant, method: str) -> dict[str, NoiseRecord]:
         """By task."""
         lines = (n for i in entrant.runs for n in self.runs[i].noise)
         return {n.task: n for n in lines if n.model == entrant.model.name and n.method == method}
 
-    def distance(self, entrant: Entrant) -> Distance | None:
+    def distance(self, entrant: Entrant) -> DistanceRecord | None:
         lines = (d for i in entrant.runs for d in self.runs[i].distance if d.model == entrant.model.name)
         return next(lines, None)
 
@@ -139,7 +150,7 @@ def pool(runs: Sequence[Run]) -> Pool:
     """Lay runs side by side."""
     entrants = _entrants(runs)
     facts: dict[Item, Facts] = {}
-    sheets: dict[str, dict[str, dict[Unit, Answer]]] = defaultdict(lambda: defaultdict(dict))
+    sheets: dict[str, dict[str, dict[Unit, AnswerRecord]]] = defaultdict(lambda: defaultdict(dict))
     too_long: dict[str, dict[str, set[Unit]]] = defaultdict(lambda: defaultdict(set))
     asked: dict[str, dict[str, set[Unit]]] = defaultdict(lambda: defaultdict(set))
     for index, run in enumerate(runs):
@@ -153,7 +164,7 @@ def pool(runs: Sequence[Run]) -> Pool:
             unit = items[a.task, a.method, a.id], a.permutation
             if a.status == NOT_ASKED:
                 continue
-            if a.status == "too long":
+            if a.status == TOO_LONG:
                 too_long[a.method][names[a.model]].add(unit)
             else:
                 sheets[a.method][names[a.model]][unit] = a
@@ -177,7 +188,7 @@ def _items(run: Run, facts: dict[Item, Facts]) -> dict[tuple[str, str, str], Ite
     return found
 
 
-def _fingerprint(run: Run, ask: Ask, q: Question) -> str:
+def _fingerprint(run: Run, ask: AskRecord, q: QuestionRecord) -> str:
     """Of all that makes two askings of a question the same; permutations are the same where seed and number are."""
     orders = (run.permutations, run.settings.get("seed")) if run.permutations > 1 else 1
     parts = (q.question, q.context, q.choices, q.answers, ask.method, ask.template.sha256, ask.shots, orders)
@@ -190,7 +201,7 @@ def _entrants(runs: Sequence[Run]) -> tuple[Entrant, ...]:
     for index, run in enumerate(runs):
         for model in run.models:
             places.setdefault((model.name, model.sha256), []).append(index)
-    found: list[tuple[Model, tuple[int, ...]]] = []
+    found: list[tuple[ModelRecord, tuple[int, ...]]] = []
     for (name, sha256), indices in places.items():
         asks = [(a.task, a.method) for i in indices for a in runs[i].asks]
         models = {i: m for i in indices for m in runs[i].models if (m.name, m.sha256) == (name, sha256)}

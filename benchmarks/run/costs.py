@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.backends.base import ADVICE, Loading, Wanted
 from jmedlite.benchmarks.backends.local_engine import PACK, Engine
 from jmedlite.benchmarks.backends.local_worker import Prompts
 from jmedlite.benchmarks.backends.packing import Request
+from jmedlite.benchmarks.records import MeasureRecord
 from jmedlite.runtime.fitting import shape_on_this_machine
 from jmedlite.runtime.hardware import devices
 from jmedlite.runtime.loading import LoadedModel
@@ -84,8 +86,8 @@ def timed(engine: Engine, pack: range) -> float:
     return time.perf_counter() - started
 
 
-def measure_here(request: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a line of `measures.jsonl`, measured in this process."""
+def measure_here(request: dict[str, Any]) -> MeasureRecord:
+    """A line of `measures.jsonl`, measured in this process."""
     peaks = Peaks()
     free = free_vram()
     loaded = LoadedModel(request, lambda event, **fields: None)
@@ -113,37 +115,39 @@ def measure_here(request: dict[str, Any]) -> dict[str, Any]:
         engine.score(pack) if engine.requests[pack.start].branches else engine.generate(pack, False)
         questions.append(time.perf_counter() - started)
     used = {name: free[name] - left for name, left in free_vram().items() if name in free}
-    return {
-        "n_ctx": engine.n_ctx,
-        "n_threads": request["threads"],
-        "n_gpu_layers": loaded.plan.n_gpu_layers,
-        "load_seconds": round(loaded.load_seconds, 4),
-        "prompt_tokens": n_prompt,
-        "prompt_tps": round(n_prompt / prompt, 2),
-        "generation_tokens": n_generated,
-        "generation_tps": round(n_generated / max(1e-9, long - short), 2),
-        "first_token_seconds": _median(first_token),
-        "question_seconds": [round(s, 4) for s in questions],
+    return MeasureRecord(
+        model=request["model"],
+        round=request["round"],
+        n_ctx=engine.n_ctx,
+        n_threads=request["threads"],
+        n_gpu_layers=loaded.plan.n_gpu_layers,
+        load_seconds=round(loaded.load_seconds, 4),
+        prompt_tokens=n_prompt,
+        prompt_tps=round(n_prompt / prompt, 2),
+        generation_tokens=n_generated,
+        generation_tps=round(n_generated / max(1e-9, long - short), 2),
+        first_token_seconds=_median(first_token),
+        question_seconds=tuple(round(s, 4) for s in questions),
         **peaks.end(),
-        "kv_bytes": sum(kv_bytes(shape_on_this_machine(loaded.header), engine.n_ctx, loaded.request["kv_type"])),
-        "vram_bytes": used or None,
-    }
+        kv_bytes=sum(kv_bytes(shape_on_this_machine(loaded.header), engine.n_ctx, loaded.request["kv_type"])),
+        vram_bytes=used or None,
+    )
 
 
 def _median(values: Sequence[float]) -> float | None:
     return round(statistics.median(values), 4) if values else None
 
 
-def measure(path: Path, loading: Loading, wanted: Wanted) -> dict[str, Any]:
+def measure(model: str, round_: int, path: Path, loading: Loading, wanted: Wanted) -> MeasureRecord:
     """The costs of one GGUF on this machine, measured in a process of its own on the first questions of `wanted`."""
+    request = {**loading.request(path), "wanted": vars(wanted), "model": model, "round": round_}
     with Child("jmedlite.benchmarks.run.costs", ADVICE) as child:
-        event = child.ask({**loading.request(path), "wanted": vars(wanted)}, "measured")
-    return {k: v for k, v in event.items() if k != "event"}
+        return from_json(child.ask(request, "measured")["record"], MeasureRecord, model)
 
 
 def answer(request: dict[str, Any], emit: Emit, _: threading.Event) -> None:
     """Measure what the one request names."""
-    emit("measured", **measure_here(request))
+    emit("measured", record=to_json(measure_here(request)))
 
 
 if __name__ == "__main__":

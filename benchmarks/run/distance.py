@@ -20,7 +20,9 @@ import numpy as np
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.inputs import MAX_CTX, check_range, read_document, reading
 from jmedlite.base.outputs import fault
+from jmedlite.base.records import to_json
 from jmedlite.benchmarks.backends.base import Loading
+from jmedlite.benchmarks.records import DistanceRecord
 from jmedlite.runtime.process import Child
 
 from .distance_worker import scored
@@ -112,15 +114,16 @@ class _Task:
 
     def line(self, model: str, reference: str | None, n_chunks: int, figures: dict[str, Any]) -> dict[str, Any]:
         """A line of `distance.jsonl`."""
-        return {
-            "model": model,
-            "reference": reference,
-            "text_sha256": self.sha256,
-            "n_ctx": self.n_ctx,
-            "n_chunks": n_chunks,
-            "n_tokens": n_chunks * len(scored(self.n_ctx)),
+        record = DistanceRecord(
+            model=model,
+            reference=reference,
+            text_sha256=self.sha256,
+            n_ctx=self.n_ctx,
+            n_chunks=n_chunks,
+            n_tokens=n_chunks * len(scored(self.n_ctx)),
             **figures,
-        }
+        )
+        return to_json(record)
 
 
 @dataclass(frozen=True)

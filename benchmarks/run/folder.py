@@ -6,40 +6,43 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import fault, write_text
+from jmedlite.base.records import from_json, to_json
+from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerRecord, Key, QuestionRecord
 
-FORMAT, VERSION = "jmedlite.run", 1
 RUN, QUESTIONS, ITEMS = "run.json", "questions.jsonl", "items.jsonl"
 MEASURES, NOISE, DISTANCE = "measures.jsonl", "noise.jsonl", "distance.jsonl"
 # what a resumed run may find changed: nothing that a score depends on
 FREE = {("created",), ("settings", "rounds"), ("machine", "system"), ("machine", "ram_bytes"), ("machine", "gpus")}
 SHOWN = 4  # changes named in a message
-Key = tuple[Any, ...]
+
+T = TypeVar("T")
 
 
 def dumps(value: Any) -> str:
-    """One line of a `.jsonl` file; the same text for the same value."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """One line of a `.jsonl` file, of a record or plain JSON; the same text for the same value."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=to_json)
 
 
 class RunFolder:
     """An open run folder; a context manager, and the only one who writes there meanwhile.
 
-    `document` is `run.json`, `questions` the lines of `questions.jsonl`, `keys` those of all results in their order. A
-    folder that holds the beginning of the same run is resumed. Raises DataError where it is another run, Busy where
-    another process writes it.
+    `document` is `run.json` (but for its format and version), `questions` the lines of `questions.jsonl`, `keys` those
+    of all results in their order. A folder that holds the beginning of the same run is resumed. Raises DataError where
+    it is another run, Busy where another process writes it.
     """
 
     def __init__(
-        self, folder: Path, document: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], keys: Sequence[Key]
+        self, folder: Path, document: Mapping[str, Any], questions: Sequence[QuestionRecord], keys: Sequence[Key]
     ) -> None:
         self.folder, self.document, self.keys = folder, {"format": FORMAT, "version": VERSION, **document}, keys
         self.questions = "".join(dumps(q) + "\n" for q in questions)
@@ -131,7 +134,7 @@ class RunFolder:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                key = result_key(_parsed(line, path, n + 1))
+                key = _key(_parsed(line, path, n + 1))
                 if n >= len(self.keys) or key != self.keys[n]:
                     expected = self.keys[n] if n < len(self.keys) else "nothing more"
                     raise DataError(
@@ -161,18 +164,19 @@ class RunFolder:
         self._truncate(path, size)
         self.n_items = n
 
-    def items(self) -> Iterator[dict[str, Any]]:
-        """The results that are there."""
-        return self.lines(ITEMS)
+    def items(self, start: int, stop: int | None = None) -> list[AnswerRecord]:
+        """The results that are there, from number `start` to before `stop`."""
+        lines = islice(enumerate(read_lines(self.folder / ITEMS), 1), start, stop)
+        return [from_json(line, AnswerRecord, f"{self.folder / ITEMS} line {n}") for n, line in lines]
 
-    def add_items(self, results: Sequence[Mapping[str, Any]]) -> None:
+    def add_items(self, results: Sequence[AnswerRecord]) -> None:
         """Append results, in one write that is on the disk when this returns."""
-        assert [result_key(r) for r in results] == list(self.keys[self.n_items : self.n_items + len(results)])
+        assert [r.key for r in results] == list(self.keys[self.n_items : self.n_items + len(results)])
         self.append(ITEMS, *results)
         self.n_items += len(results)
 
-    def append(self, name: str, *values: Mapping[str, Any]) -> None:
-        """Append lines to one of the `.jsonl` files. Raises IoFault where the disk is full; what was there stays."""
+    def append(self, name: str, *values: Any) -> None:
+        """Append records to one of the `.jsonl` files. Raises IoFault where the disk is full; what was there stays."""
         path = self.folder / name
         try:
             if name not in self._files:
@@ -193,9 +197,10 @@ class RunFolder:
                 whole = sum(len(line) for line in file if line.endswith(b"\n"))
             self._truncate(path, whole)
 
-    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+    def records(self, name: str, kind: type[T]) -> list[T]:
         """What one of the `.jsonl` files holds."""
-        return read_lines(self.folder / name)
+        path = self.folder / name
+        return [from_json(line, kind, f"{path} line {n}") for n, line in enumerate(read_lines(path), 1)]
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -207,9 +212,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield _parsed(line, path, n)
 
 
-def result_key(result: Mapping[str, Any]) -> Key:
-    """What makes a result the only one of its kind in a run."""
-    return tuple(result.get(k) for k in ("model", "task", "method", "permutation", "id"))
+def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """`AnswerRecord.key` of a line that may be damaged."""
+    return tuple(line.get(k) for k in ("model", "task", "method", "permutation", "id"))
 
 
 def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
 from jmedlite.benchmarks.backends.base import Loading, Wanted
+from jmedlite.benchmarks.records import DistanceRecord, MeasureRecord
 
 from .costs import N_QUESTIONS, measure
 from .distance import measure_distance
@@ -24,15 +25,14 @@ def measure_costs(
     folder: RunFolder, models: Files, loading: Loading, whole: Wanted, rounds: int, tell: Progress
 ) -> None:
     """What each model costs, on some of the prompts: every model once, then every model again."""
-    there = {(line["model"], line["round"]) for line in folder.lines(MEASURES)}
+    there = {(m.model, m.round) for m in folder.records(MEASURES, MeasureRecord)}
     few = tuple(whole.prompts[i] for i in sample_evenly(len(whole.prompts), N_QUESTIONS))
     total = rounds * len(models)
     for round_ in range(rounds):
         for i, (name, path) in enumerate(models):
             tell("measuring", round_ * len(models) + i, total, name)
             if (name, round_) not in there:
-                costs = measure(path, loading, replace(whole, prompts=few))
-                folder.append(MEASURES, {"model": name, "round": round_, **costs})
+                folder.append(MEASURES, measure(name, round_, path, loading, replace(whole, prompts=few)))
     if total:
         tell("measuring", total, total, "")
 
@@ -49,11 +49,11 @@ class Reading:
 
 def measure_text(folder: RunFolder, models: Files, loading: Loading, asked: Reading, tell: Progress) -> None:
     """Every model's distance to the reference on a text; goes on behind what is there."""
-    there = list(folder.lines(DISTANCE))
+    there = folder.records(DISTANCE, DistanceRecord)
     with reading(asked.text):
-        same = {"text_sha256": sha256_file(asked.text), "n_ctx": asked.n_ctx}
-    for line in there:
-        if {k: line[k] for k in same} != same or line["reference"] not in (None, asked.reference):
+        same = sha256_file(asked.text), asked.n_ctx
+    for old in there:
+        if (old.text_sha256, old.n_ctx) != same or old.reference not in (None, asked.reference):
             raise DataError(
                 f"{folder.folder / DISTANCE}: holds distances on another text, --text-ctx or --reference; repeat "
                 "those, or choose another --out"
@@ -66,7 +66,7 @@ def measure_text(folder: RunFolder, models: Files, loading: Loading, asked: Read
         scratch=folder.folder,
         n_ctx=asked.n_ctx,
         chunks=asked.chunks,
-        done={line["model"] for line in there},
+        done={old.model for old in there},
         progress=lambda name, done, total: tell("text", done, total, name),
         notice=lambda sentence: tell("notice", 0, 0, sentence),
     ):

@@ -11,11 +11,12 @@ from typing import Any
 
 from jmedlite.benchmarks.backends.base import Answer, Answerer, Prepared, Wanted
 from jmedlite.benchmarks.prompts.requests import Ask
-from jmedlite.benchmarks.scoring import result
+from jmedlite.benchmarks.records import AnswerRecord, Key, NoiseRecord, Outcome, QuestionRecord
+from jmedlite.benchmarks.scoring import no_outcome, score
 from jmedlite.benchmarks.statistics import Sequential
 from jmedlite.benchmarks.tasks.items import NOT_ASKED, Dataset, Item, Left
 
-from .folder import NOISE, Key, RunFolder
+from .folder import NOISE, RunFolder
 
 N_NOISE = 16  # questions of each model, task and method that are asked once more, alone
 Progress = Callable[[int, int, str], None]  # questions done, in all, and what is being done
@@ -63,7 +64,7 @@ def run_keys(models: Sequence[str], asks: Sequence[Ask]) -> list[Key]:
     ]
 
 
-def question_lines(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
+def question_lines(datasets: Sequence[Dataset]) -> list[QuestionRecord]:
     """`questions.jsonl`: every item of every task, those first that are asked."""
     return [
         line
@@ -75,23 +76,11 @@ def question_lines(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
     ]
 
 
-def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: Left | None = None) -> dict[str, Any]:
+def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: Left | None = None) -> QuestionRecord:
     if item is None:
         assert left is not None
         item = Item(left.id, "", (), (), dataset.lang)
-    return {
-        "task": dataset.name,
-        "id": item.id,
-        "question": item.question,
-        "choices": item.choices,
-        "answers": item.answers,
-        "lang": item.lang,
-        "group": item.group,
-        "contraindicated": item.contraindicated,
-        "human_accuracy": item.human_accuracy,
-        "context": item.context,
-        "excluded": excluded,
-    }
+    return QuestionRecord(task=dataset.name, **vars(item), excluded=excluded)
 
 
 def ask_all(
@@ -100,7 +89,7 @@ def ask_all(
     """Fill the folder's `items.jsonl` and `noise.jsonl`; goes on behind what is there."""
     sizes = [len(ask.questions) for ask in asks]
     total = len(models) * sum(sizes)
-    noisy = {(n["model"], n["task"], n["method"]) for n in folder.lines(NOISE)}
+    noisy = {(n.model, n.task, n.method) for n in folder.records(NOISE, NoiseRecord)}
     progress(folder.n_items, total, "")
     begin = 0
     for model in models:
@@ -112,7 +101,7 @@ def ask_all(
                 for ask, size in zip(asks, sizes, strict=True):
                     one = _Asking(folder, model.name, answerer, ask, settings.wanted(ask), at)
                     if settings.margin is not None and begin:
-                        one.judge = Judge(list(folder.items())[at - begin : at - begin + size], settings.margin)
+                        one.judge = Judge(folder.items(at - begin, at - begin + size), settings.margin)
                     if folder.n_items < at + size:
                         one.ask(lambda n, name=model.name: progress(n, total, name))  # type: ignore[misc]
                     if ask in missing:
@@ -124,16 +113,16 @@ def ask_all(
 class Judge:
     """Looks at a model's results beside the first model's, pair by pair, until its loss is decided."""
 
-    def __init__(self, reference: Sequence[Mapping[str, Any]], margin: float) -> None:
+    def __init__(self, reference: Sequence[AnswerRecord], margin: float) -> None:
         self.reference, self.test, self.n_seen = reference, Sequential(margin / 100), 0
 
-    def sees(self, results: Sequence[Mapping[str, Any]]) -> bool:
+    def sees(self, results: Sequence[AnswerRecord]) -> bool:
         """Take the results that follow those seen before; True as soon as the test decides."""
         for mine in results:
             first = self.reference[self.n_seen]
             self.n_seen += 1
-            if mine["correct"] is not None and first["correct"] is not None:
-                self.test = self.test.add(first["correct"], mine["correct"])
+            if mine.correct is not None and first.correct is not None:
+                self.test = self.test.add(first.correct, mine.correct)
         return self.test.decided is not None
 
 
@@ -158,7 +147,7 @@ class _Asking:
         if done:
             self.folder.keep_items(self.begin + prepared.starts[first])
         tell(self.folder.n_items)
-        if self.judge and self.judge.sees(list(self.folder.items())[self.begin :]):
+        if self.judge and self.judge.sees(self.folder.items(self.begin)):
             self._skip()
             return
         for start, stop in self._stretches(first, len(prepared.starts)):
@@ -178,23 +167,23 @@ class _Asking:
     def _skip(self) -> None:
         """Give every question that is left a result that says it was not asked."""
         left = range(self.folder.n_items - self.begin, len(self.ask_.questions))
-        nothing = {"status": NOT_ASKED, **dict.fromkeys(("n_prompt", "scores", "picks", "correct", "margin"))}
-        self.folder.add_items([{**self._head(i), **nothing} for i in left])
+        self.folder.add_items([self._record(i, no_outcome(NOT_ASKED)) for i in left])
 
-    def _head(self, number: int) -> dict[str, Any]:
+    def _record(self, number: int, outcome: Outcome) -> AnswerRecord:
         item, permutation, order = self.ask_.questions[number]
-        return {
-            "model": self.model,
-            "task": self.ask_.dataset.name,
-            "method": self.ask_.method,
-            "id": item.id,
-            "permutation": permutation,
-            "order": list(order),
-        }
+        return AnswerRecord(
+            model=self.model,
+            task=self.ask_.dataset.name,
+            method=self.ask_.method,
+            id=item.id,
+            permutation=permutation,
+            order=order,
+            **vars(outcome),
+        )
 
-    def _result(self, number: int, answer: Answer) -> dict[str, Any]:
+    def _result(self, number: int, answer: Answer) -> AnswerRecord:
         item, _, order = self.ask_.questions[number]
-        return {**self._head(number), **result(self.ask_.method, item, order, answer)}
+        return self._record(number, score(self.ask_.method, item, order, answer))
 
     def measure_noise(self) -> None:
         """Ask some questions once more, each alone, and keep how far their scores move (docs/runs.md)."""
@@ -206,25 +195,23 @@ class _Asking:
         few = tuple(self.wanted.prompts[i] for i in chosen)
         self.answerer.prepare(replace(self.wanted, prompts=few, together=False, n_head=prepared.n_head))
         alone = [a for _, answers in self.answerer.run(0, len(chosen)) for a in answers]
-        there = list(self.folder.items())[self.begin : self.begin + len(self.ask_.questions)]
+        there = self.folder.items(self.begin, self.begin + len(self.ask_.questions))
         moves, changed = [], 0
         for i, answer in zip(chosen, alone, strict=True):
-            new = self._result(i, answer)
-            if new["scores"] is not None and there[i]["scores"] is not None:
-                moves.append(movement(there[i]["scores"], new["scores"]))
-                changed += new["picks"] != there[i]["picks"]
-        self.folder.append(
-            NOISE,
-            {
-                "model": self.model,
-                "task": self.ask_.dataset.name,
-                "method": self.ask_.method,
-                "n": len(moves),
-                "max": round(max(moves), 6) if moves else None,
-                "median": round(statistics.median(moves), 6) if moves else None,
-                "picks_changed": changed,
-            },
+            old, new = there[i], self._result(i, answer)
+            if old.scores is not None and new.scores is not None:
+                moves.append(movement(old.scores, new.scores))
+                changed += new.picks != old.picks
+        noise = NoiseRecord(
+            model=self.model,
+            task=self.ask_.dataset.name,
+            method=self.ask_.method,
+            n=len(moves),
+            max=round(max(moves), 6) if moves else None,
+            median=round(statistics.median(moves), 6) if moves else None,
+            picks_changed=changed,
         )
+        self.folder.append(NOISE, noise)
 
 
 def movement(a: Sequence[float], b: Sequence[float]) -> float:

@@ -10,108 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import UsageError
-from jmedlite.base.inputs import check_range
-from jmedlite.benchmarks.backends.base import Loading
-from jmedlite.benchmarks.backends.local_engine import PACK
+from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.requests import Ask, make_ask
-from jmedlite.benchmarks.prompts.templates import METHODS, Template, own_template, read_template
+from jmedlite.benchmarks.prompts.templates import Template, own_template, read_template
+from jmedlite.benchmarks.records import AskRecord, FileRecord, ModelRecord, RunRecord, SettingsRecord, TaskRecord
 from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.run.measure import Reading, measure_costs, measure_text
 from jmedlite.benchmarks.run.run import Settings, ask_all, question_lines, run_keys
 from jmedlite.benchmarks.tasks.items import Dataset, Left
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
-from jmedlite.runtime.hardware import describe_machine, physical_cores
-from jmedlite.runtime.runner import FLASH_ATTENTION, KV_TYPES, check_choice
+from jmedlite.runtime.hardware import describe_machine
 
+from .bench_options import Options
 from .participants import Entrants, behind_a_server, files_here, files_on_a_cluster
 
 # what ("hashing", "questions", "measuring", "text"), done, in all, of what; ("notice", 0, 0, sentence)
 Progress = Callable[[str, int, int, str], None]
-LOADING = ("kv_type", "flash_attn", "threads", "gpu_layers")  # settings of a model that is loaded here
-
-
-@dataclass(frozen=True)
-class Options:
-    """How questions are asked and models loaded; the fields are those of `bench` (see there)."""
-
-    methods: tuple[str, ...] = ("letter",)
-    languages: tuple[str, ...] = ()
-    shots: int = 0
-    limit: int | None = None
-    permutations: int = 1
-    seed: int = 0
-    template: str | None = None
-    chat: bool = False
-    max_tokens: int = 64
-    five_choice: bool = False
-    skip_bad: bool = False
-    rounds: int = 3
-    ctx: int | None = None
-    kv_type: str = "f16"
-    flash_attn: str = "auto"
-    gpu_layers: str = "auto"
-    threads: int | None = None
-    force: bool = False
-    text: Path | None = None
-    text_ctx: int = 512
-    text_chunks: int | None = None
-    reference: str | None = None
-    stop_when_decided: bool = False
-    margin: float = 2.0
-    cluster: str | None = None
-    endpoint: str | None = None
-
-    def check(self) -> None:
-        """Raises UsageError where a value is outside its bounds."""
-        for method in self.methods:
-            check_choice("--method", method, METHODS)
-        for language in self.languages:
-            check_choice("--lang", language, ("ja", "en"))
-        check_range("--shots", self.shots, 0, 64)
-        check_range("--permutations", self.permutations, 1, 120)
-        check_range("--seed", self.seed, 0, 2**63)
-        check_range("--max-tokens", self.max_tokens, 1, 4096)
-        check_range("--rounds", self.rounds, 0, 100)
-        if self.limit is not None:
-            check_range("--limit", self.limit, 1, 10**9)
-        if self.ctx is not None:
-            check_range("--ctx", self.ctx, 16, 1 << 24)
-        if self.threads is not None:
-            check_range("--threads", self.threads, 1, 1024)
-        if self.gpu_layers not in ("auto", "all"):
-            check_range("--gpu-layers", self.gpu_layers, 0, 10_000, "auto, all or ")
-        check_range("--margin", self.margin, 0.01, 100)
-        if self.stop_when_decided and self.permutations > 1:
-            raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
-        if self.endpoint and (self.cluster or self.text):
-            raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
-        check_choice("--kv-type", self.kv_type, KV_TYPES)
-        check_choice("--flash-attn", self.flash_attn, FLASH_ATTENTION)
-        if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(Options, n)]):
-            raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
-
-    def loading(self) -> Loading:
-        return Loading(
-            threads=self.threads or physical_cores(),
-            gpu_layers=self.gpu_layers,
-            kv_type=self.kv_type,
-            flash_attn=self.flash_attn,
-            force=self.force,
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """`settings` of `run.json`; what a server decides is null."""
-        names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad")
-        loading = None if self.endpoint else self.loading()
-        return {
-            **{name: getattr(self, name) for name in names},
-            "rounds": self.rounds if loading else None,
-            "n_ctx": self.ctx,
-            **{name: loading and getattr(loading, name) for name in LOADING},
-            "pack": PACK if loading else None,
-            "stop_when_decided": self.margin if self.stop_when_decided else None,
-        }
 
 
 @dataclass(frozen=True)
@@ -146,7 +61,6 @@ class Bench:
 class Planned:
     """A run that is ready: `document` is its `run.json`."""
 
-    out: Path | None
     options: Options
     entrants: Entrants
     datasets: Sequence[Dataset]
@@ -156,13 +70,14 @@ class Planned:
 
     def run(self, progress: Progress) -> Bench:
         """Ask and measure what is not in the folder yet."""
-        if self.out is None:
+        out = self.options.out
+        if out is None:
             raise UsageError("no --out given; name the folder for the results")
         options, models, loading = self.options, self.entrants.models, self.options.loading()
         margin = options.margin if options.stop_when_decided else None
         settings = Settings(options.ctx, options.chat, options.max_tokens, margin)
         keys = run_keys([m.name for m in models], self.asks)
-        with RunFolder(self.out, self.document, question_lines(self.datasets), keys) as folder:
+        with RunFolder(out, self.document, question_lines(self.datasets), keys) as folder:
             ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
             files = [(m.name, self.entrants.files[m.name]) for m in models if m.name in self.entrants.files]
             whole = settings.wanted(self.asks[0])
@@ -170,7 +85,7 @@ class Planned:
             if options.text:
                 read = Reading(options.text, self.reference, options.text_ctx, options.text_chunks)
                 measure_text(folder, files, loading, read, progress)
-            return Bench(self.out, folder.n_items, folder.resumed)
+            return Bench(out, folder.n_items, folder.resumed)
 
 
 def bench(
@@ -193,14 +108,11 @@ def bench(
     another run is refused. Raises the exceptions of `jmedlite.base.errors`.
     """
     tell: Progress = progress or (lambda *_: None)
-    return plan_bench(models, tasks, Path(out), replace(options or Options(), **changes), tell).run(tell)
+    return plan_bench(models, tasks, replace(options or Options(), out=Path(out), **changes), tell).run(tell)
 
 
-def plan_bench(
-    models: Sequence[str | Path], tasks: Sequence[str], out: Path | None, options: Options, tell: Progress
-) -> Planned:
+def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: Options, tell: Progress) -> Planned:
     """Find and check all that a run needs, before anything is evaluated."""
-    options.check()
     if not tasks:
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
     template = read_template(options.template, options.methods) if options.template else None
@@ -211,7 +123,7 @@ def plan_bench(
     reference = entrants.reference(options.reference)
     if options.stop_when_decided:
         entrants = entrants.first(reference)  # the others are compared with it as they go
-    return Planned(out, options, entrants, datasets, asks, describe_run(options, entrants, datasets, asks), reference)
+    return Planned(options, entrants, datasets, asks, describe_run(options, entrants, datasets, asks), reference)
 
 
 def find_entrants(models: Sequence[str | Path], options: Options, tell: Progress) -> Entrants:
@@ -270,33 +182,39 @@ def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
 def describe_run(
     options: Options, entrants: Entrants, datasets: Sequence[Dataset], asks: Sequence[Ask]
 ) -> dict[str, Any]:
-    """`run.json`; of a server's machine nothing is known."""
+    """`run.json`; of a server's machine nothing is known. Raises DataError where a server tells what makes no sense."""
     machine = {} if options.endpoint else describe_machine()
     keys = ("system", "cpu", "cpu_features", "physical_cores", "ram_bytes", "gpus")
-    return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "jmedlite": importlib.metadata.version("jmedlite"),
-        "llama_cpp_python": None if options.endpoint else importlib.metadata.version("llama-cpp-python"),
-        "machine": {k: machine[k] for k in keys if k in machine},
-        "workers": entrants.workers,
-        "settings": options.describe(),
-        "models": [dict(m.facts) for m in entrants.models],
-        "tasks": [describe_task(d) for d in datasets],
-        "asks": [ask.describe() for ask in asks],
-        "order": "models, then asks, then permutations, then items",
-    }
+    record = RunRecord(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        jmedlite=importlib.metadata.version("jmedlite"),
+        llama_cpp_python=None if options.endpoint else importlib.metadata.version("llama-cpp-python"),
+        machine={k: machine[k] for k in keys if k in machine},
+        workers=entrants.workers,
+        settings=SettingsRecord(**options.describe()),
+        models=tuple(from_json(dict(m.facts), ModelRecord, m.name) for m in entrants.models),
+        tasks=tuple(describe_task(d) for d in datasets),
+        asks=tuple(from_json(ask.describe(), AskRecord, ask.dataset.name) for ask in asks),
+        order="models, then asks, then permutations, then items",
+    )
+    return to_json(record)
 
 
-def describe_task(dataset: Dataset) -> dict[str, Any]:
+def describe_task(dataset: Dataset) -> TaskRecord:
     """A task's entry in `run.json`: `n_items` is `n_asked` and all that is excluded."""
     excluded: dict[str, int] = {}
     for left in dataset.left:
         excluded[left.reason] = excluded.get(left.reason, 0) + 1
-    names = ("name", "task", "lang", "title", "source", "revision", "license")
-    return {
-        **{name: getattr(dataset, name) for name in names},
-        "files": list(dataset.files),
-        "n_items": len(dataset.items) + len(dataset.left),
-        "n_asked": len(dataset.items),
-        "excluded": excluded,
-    }
+    return TaskRecord(
+        name=dataset.name,
+        task=dataset.task,
+        lang=dataset.lang,
+        title=dataset.title,
+        source=dataset.source,
+        revision=dataset.revision,
+        license=dataset.license,
+        files=tuple(FileRecord(**f) for f in dataset.files),
+        n_items=len(dataset.items) + len(dataset.left),
+        n_asked=len(dataset.items),
+        excluded=excluded,
+    )

@@ -11,8 +11,10 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.gguf import level_name, read_header, split_stem
 from jmedlite.base.inputs import reading
-from jmedlite.base.manifest import read_manifest
+from jmedlite.base.manifest import Manifest, read_manifest
 from jmedlite.base.outputs import sha256_file
+from jmedlite.base.records import to_json
+from jmedlite.benchmarks.records import AdapterRecord, ModelRecord
 from jmedlite.runtime.loading import read_whole_header
 
 Progress = Callable[[str, int, int, str], None]
@@ -64,41 +66,41 @@ def describe_model(path: Path, tell: Progress) -> dict[str, Any]:
         with reading(part):
             hashes.append(sha256_file(part))
         tell("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
-    manifest = read_manifest(path) or {}
-    _check_manifest(manifest, {p.name: h for p, h in zip(files, hashes, strict=True)})
+    manifest = read_manifest(path)
+    if manifest:
+        _check_manifest(manifest, {p.name: h for p, h in zip(files, hashes, strict=True)})
     meta = header.metadata
     name, level = path_name(path), level_name(meta.get("general.file_type"))
     n_params = sum(math.prod(t.shape) for t in header.tensors)
     license_ = next((meta[k] for k in ("general.license.name", "general.license") if meta.get(k)), None)
-    return {
-        "name": name,
-        "file": path.name,
-        "base": name.removesuffix(f"-{level}") if level else name,
-        "level": level,
-        "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        "n_bytes": sum(sizes),
-        "n_params": n_params,
-        "bits_per_weight": round(8 * sum(t.nbytes for t in header.tensors) / n_params, 4),
-        "architecture": meta["general.architecture"],
-        "title": meta.get("general.name"),
-        "license": license_,
-        "made_from": meta.get("jmedlite.made.base"),
-        "imatrix": _imatrix(manifest, meta),
-        "adapters": [{k: a.get(k) for k in ("name", "weight")} for a in manifest.get("adapters") or []],
-    }
+    record = ModelRecord(
+        name=name,
+        file=path.name,
+        base=name.removesuffix(f"-{level}") if level else name,
+        level=level,
+        sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        n_bytes=sum(sizes),
+        n_params=n_params,
+        bits_per_weight=round(8 * sum(t.nbytes for t in header.tensors) / n_params, 4),
+        architecture=meta["general.architecture"],
+        title=meta.get("general.name"),
+        license=license_,
+        made_from=meta.get("jmedlite.made.base"),
+        imatrix=_imatrix(manifest, meta),
+        adapters=tuple(AdapterRecord(name=a.name, weight=a.weight) for a in manifest.adapters) if manifest else (),
+    )
+    return to_json(record)
 
 
-def _imatrix(manifest: dict[str, Any], meta: Mapping[str, Any]) -> str | None:
-    entry = manifest.get("imatrix")
-    named = entry.get("name") if isinstance(entry, dict) else meta.get("quantize.imatrix.file")
+def _imatrix(manifest: Manifest | None, meta: Mapping[str, Any]) -> str | None:
+    named = manifest.imatrix.name if manifest and manifest.imatrix else meta.get("quantize.imatrix.file")
     return Path(str(named)).name if named else None
 
 
-def _check_manifest(manifest: dict[str, Any], hashes: dict[str, str]) -> None:
-    for entry in manifest.get("files", []):
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if name in hashes and entry.get("sha256") != hashes[name]:
+def _check_manifest(manifest: Manifest, hashes: dict[str, str]) -> None:
+    for entry in manifest.files:
+        if entry.name in hashes and entry.sha256 != hashes[entry.name]:
             raise DataError(
-                f"{name}: is not what its manifest says (another SHA-256), so it is damaged or another file; make or "
-                "copy it again"
+                f"{entry.name}: is not what its manifest says (another SHA-256), so it is damaged or another file; "
+                "make or copy it again"
             )

@@ -13,6 +13,7 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import check_range
+from jmedlite.base.options import parse_memory
 from jmedlite.base.outputs import sha256_file
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
@@ -32,15 +33,6 @@ Q4_K_M_BITS = 4.8  # bits per weight of a 7B at that level
 def as_bytes(amount: str | int | None) -> int | None:
     """An amount of memory given as text or as a number of bytes."""
     return parse_memory(amount) if isinstance(amount, str) else amount
-
-
-def parse_memory(text: str) -> int:
-    """`2GB`, `512MiB` or plain bytes as a number of bytes; raises UsageError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)?\s*", text, re.IGNORECASE)
-    if not found:
-        raise UsageError(f"{text}: is not an amount of memory; expected something like 2GB or 512MB")
-    base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** " kmgt".index((found[2] or " ").lower()))
 
 
 @dataclass(frozen=True)

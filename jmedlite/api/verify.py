@@ -15,6 +15,7 @@ from jmedlite.base.hub import resolve, resolve_adapter
 from jmedlite.base.imatrix import read_imatrix
 from jmedlite.base.inputs import check_range
 from jmedlite.base.manifest import check_hashes, read_manifest
+from jmedlite.base.records import to_json
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.sources.gguf_model import read_parts
 from jmedlite.convert.verify import Report
@@ -58,10 +59,11 @@ def verify(
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance:g}: expected a relative distance, 0 or more and below 1")
     file = Path(path).expanduser()
-    read_parts(file)  # a file that is none is told before anything is downloaded
+    parts = read_parts(file)  # a file that is none is told before anything is downloaded
     source = resolve(str(base))
     report = compare(
         file,
+        parts,
         source.path,
         adapters=[(resolve_adapter(spec).path, weight) for spec, weight in map(parse_spec, lora)],
         imatrix=read_imatrix(Path(imatrix)) if imatrix else None,
@@ -89,7 +91,7 @@ def inspect(path: str | Path, *, check: bool = False) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for t in entries:
         counts[t.type.name] = counts.get(t.type.name, 0) + 1
-    errors = (manifest or {}).get("tensors", {})
+    made = manifest.tensors if manifest else {}
     n_weights, n_bytes = sum(t.n_elements for t in entries), sum(t.nbytes for t in entries)
     facts: dict[str, Any] = {
         "file": str(file),
@@ -110,16 +112,16 @@ def inspect(path: str | Path, *, check: bool = False) -> dict[str, Any]:
         },
         "types": dict(sorted(counts.items(), key=lambda item: -item[1])),
         "tensors": [
-            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "rel_rmse": _error(errors, t.name)}
+            {
+                "name": t.name,
+                "type": t.type.name,
+                "shape": list(t.shape),
+                "rel_rmse": made[t.name].rel_rmse if t.name in made else None,
+            }
             for t in entries
         ],
-        "manifest": manifest,
+        "manifest": None if manifest is None else to_json(manifest),
     }
     if check:
         facts["broken"] = None if manifest is None else check_hashes(file, manifest)
     return facts
-
-
-def _error(errors: dict[str, Any], name: str) -> float | None:
-    entry = errors.get(name)
-    return entry.get("rel_rmse") if isinstance(entry, dict) else None

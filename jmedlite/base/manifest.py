@@ -1,36 +1,127 @@
-"""Manifest, read: the JSON beside every GGUF, held against the files that it describes. Format: docs/manifest.md."""
+"""Manifest: the JSON beside every GGUF, typed, read, and held against its files. Format: docs/manifest.md."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .errors import DataError
 from .gguf import split_stem
 from .inputs import read_json
 from .outputs import sha256_file
+from .records import along, from_json
 
 FORMAT = 2
 
 
-def read_manifest(gguf_file: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One part of the model."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseEntry:
+    """What the file was made from: of a Hub model `repo` and `revision`, a full commit hash; `files` to SHA-256."""
+
+    name: str
+    repo: str | None
+    revision: str | None
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterEntry:
+    """One adapter that was merged, and the settings that decided the result. A GGUF adapter has only `lora_alpha`."""
+
+    name: str
+    weight: float
+    files: dict[str, str]
+    r: int | float | None = field(default=None, metadata=along("use_rslora"))
+    lora_alpha: int | float | None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    n_weights_changed: int
+    n_weights_replaced: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixEntry:
+    """The importance matrix."""
+
+    name: str
+    sha256: str
+    datasets: tuple[str, ...]
+    chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOption:
+    """An adapter as it was asked for."""
+
+    name: str
+    repo: str | None
+    revision: str | None
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionsEntry:
+    """What was asked for."""
+
+    allow_requantize: bool
+    split_max_size: int | None
+    adapters: tuple[AdapterOption, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """A tensor's type, and its quantization error: √(Σ(stored − exact)² / Σ exact²)."""
+
+    type: str
+    rel_rmse: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is known about one file of a model, or about its parts together."""
+
+    format: int
+    file: str
+    level: str
+    files: tuple[FileEntry, ...]
+    size_bytes: int
+    bits_per_weight: float
+    n_weights: int
+    architecture: str
+    license: str | None
+    base: BaseEntry
+    adapters: tuple[AdapterEntry, ...]
+    imatrix: ImatrixEntry | None
+    options: OptionsEntry
+    versions: dict[str, str]
+    tensors: dict[str, TensorEntry]
+
+
+def read_manifest(gguf_file: Path) -> Manifest | None:
     """The manifest beside a GGUF (or any of its parts); None where there is none, DataError where it is not one."""
     path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
     if not path.is_file():
         return None
     found = read_json(path)
-    files = found.get("files")
-    if found.get("format") != FORMAT or not isinstance(files, list):
+    if found.get("format") != FORMAT or not isinstance(found.get("files"), list):
         raise DataError(f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away")
-    return found
+    return from_json(found, Manifest, path.name)
 
 
-def check_hashes(gguf_file: Path, manifest: dict[str, Any]) -> list[str]:
+def check_hashes(gguf_file: Path, manifest: Manifest) -> list[str]:
     """The names of those files whose SHA-256 is not what the manifest says; a missing file is one of them."""
     broken = []
-    for entry in manifest["files"]:
-        name, sha256 = (entry.get("name"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-        path = gguf_file.with_name(Path(str(name)).name)
-        if not path.is_file() or sha256_file(path) != sha256:
-            broken.append(str(name))
+    for entry in manifest.files:
+        path = gguf_file.with_name(Path(entry.name).name)
+        if not path.is_file() or sha256_file(path) != entry.sha256:
+            broken.append(entry.name)
     return broken

@@ -9,33 +9,12 @@ import typer
 
 from jmedlite.base.errors import UsageError
 from jmedlite.base.inputs import MAX_QUESTION, decode
+from jmedlite.runtime.load_options import LoadOptions
+from jmedlite.runtime.sampling import Sampling
 
 from . import console
-from .open_model import check_language, describe_model, open_runner, sampling_options
-from .options import (
-    Cache,
-    Ctx,
-    FlashAttn,
-    Force,
-    GpuLayers,
-    Grammar,
-    Json,
-    JsonSchema,
-    KvType,
-    Language,
-    MaxTokens,
-    MinP,
-    ModelFile,
-    RepeatPenalty,
-    RuntimeLora,
-    Seed,
-    System,
-    Temperature,
-    Threads,
-    Timings,
-    TopK,
-    TopP,
-)
+from .open_model import check_language, describe_model, open_runner
+from .options import Json, Language, ModelFile, System, Timings, spread
 
 if TYPE_CHECKING:
     from jmedlite.runtime.answers import Answer
@@ -49,45 +28,30 @@ def _read_question(argument: str | None) -> str:
     return decode(sys.stdin.buffer.read(MAX_QUESTION + 1), MAX_QUESTION, "the question")
 
 
+@spread
 def ask(
     question: Annotated[str | None, typer.Argument(help="The question; - or nothing: standard input.")] = None,
+    *,
     model: ModelFile = None,
     system: System = None,
     language: Language = None,
-    max_tokens: MaxTokens = 1024,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repeat_penalty: RepeatPenalty = 1.0,
-    seed: Seed = 0,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    ctx: Ctx = "auto",
-    gpu_layers: GpuLayers = "auto",
-    kv_type: KvType = "f16",
-    flash_attn: FlashAttn = "auto",
-    threads: Threads = None,
-    lora: RuntimeLora = None,
-    cache: Cache = True,
-    force: Force = False,
+    sampling: Sampling,
+    loading: LoadOptions,
     timings: Timings = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ask one question. The answer streams to standard output; nothing leaves this machine."""
-    names = dict(locals())
     from jmedlite.runtime.answers import Answer, describe_cut, describe_timings
     from jmedlite.runtime.chat_template import NOTICE, language_of
     from jmedlite.runtime.runner import check_question
 
     check_language(language)
-    options = sampling_options(names)
     text = _read_question(question)
     check_question(text)
-    with open_runner(model, names) as runner:
+    with open_runner(model, loading) as runner:
         answer: Answer | None = None
-        for piece in runner.stream(text, system=system, language=language, **options):
+        for piece in runner.stream(text, system=system, language=language, **vars(sampling)):
             if isinstance(piece, Answer):
                 answer = piece
             elif not (as_json or no_stream):

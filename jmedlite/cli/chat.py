@@ -7,71 +7,41 @@ from typing import Annotated
 
 import typer
 
+from jmedlite.runtime.load_options import LoadOptions
+from jmedlite.runtime.sampling import Sampling
+
 from . import console
-from .open_model import check_language, describe_model, open_runner, sampling_options
-from .options import (
-    Cache,
-    Ctx,
-    FlashAttn,
-    Force,
-    GpuLayers,
-    Grammar,
-    JsonSchema,
-    KvType,
-    Language,
-    MaxTokens,
-    MinP,
-    ModelFile,
-    RepeatPenalty,
-    RuntimeLora,
-    Seed,
-    System,
-    Temperature,
-    Threads,
-    Timings,
-    TopK,
-    TopP,
-)
+from .open_model import check_language, describe_model, open_runner
+from .options import Language, ModelFile, System, Timings, spread
 
 
+@spread
 def chat(
+    *,
     model: ModelFile = None,
     system: System = None,
     language: Language = None,
-    max_tokens: MaxTokens = 1024,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repeat_penalty: RepeatPenalty = 1.0,
-    seed: Seed = 0,
-    grammar: Grammar = None,
-    json_schema: JsonSchema = None,
-    ctx: Ctx = "auto",
-    gpu_layers: GpuLayers = "auto",
-    kv_type: KvType = "f16",
-    flash_attn: FlashAttn = "auto",
-    threads: Threads = None,
-    lora: RuntimeLora = None,
-    cache: Cache = True,
-    force: Force = False,
+    sampling: Sampling,
+    loading: LoadOptions,
     timings: Timings = False,
     save: Annotated[
         Path | None, typer.Option(help="Write the conversation to this file; go on with it where it exists.")
     ] = None,
 ) -> None:
     """Talk with a model. The conversation stays in memory unless you save it; nothing leaves this machine."""
-    names = dict(locals())
     from jmedlite.runtime.chat_template import NOTICE
     from jmedlite.runtime.conversation import Conversation
 
     from .chat_loop import Chat, line_reader
 
     check_language(language)
-    options = sampling_options(names)
-    with open_runner(model, names) as runner:
+    with open_runner(model, loading) as runner:
         conversation = Conversation(
-            runner, system=system, language=language, on_drop=lambda q: console.note(_describe_drop(q)), **options
+            runner,
+            system=system,
+            language=language,
+            on_drop=lambda q: console.note(_describe_drop(q)),
+            **vars(sampling),
         )
         if save and save.exists():
             conversation.load(save)

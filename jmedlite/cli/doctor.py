@@ -7,20 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from jmedlite.runtime.load_options import LoadOptions
+
 from . import console
 from .open_model import find_gguf
-from .options import Json, KvType
+from .options import Json, spread
 
 
+@spread
 def doctor(
     model: Annotated[str | None, typer.Argument(help="GGUF file: what of it fits this machine.")] = None,
-    kv_type: KvType = "f16",
+    *,
+    loading: Annotated[LoadOptions, "kv_type"],
     as_json: Json = False,
 ) -> None:
     """Show this machine as llama.cpp sees it, and which level and context of a model fit it."""
     from jmedlite.runtime.hardware import describe_machine
 
-    fit = _fit(find_gguf(model), kv_type) if model else None
+    fit = _fit(find_gguf(model), loading.kv_type) if model else None
     facts = describe_machine()
     if as_json:
         console.document(facts if fit is None else {**facts, "fit": fit})
@@ -47,9 +51,7 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine, this_machine
     from jmedlite.runtime.loading import read_whole_header
     from jmedlite.runtime.offload import Wish, make_plan, row_of_plans
-    from jmedlite.runtime.runner import KV_TYPES, check_choice
 
-    check_choice("--kv-type", kv_type, KV_TYPES)
     _, header = read_whole_header(path)
     machine, wish = this_machine(), Wish(kv_type=kv_type)
     shapes = {"this file": shape_on_this_machine(header), **level_shapes(header)}

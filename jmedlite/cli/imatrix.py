@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from jmedlite.runtime.load_options import LoadOptions
+
 from . import console
 from .open_model import find_gguf
-from .options import Json
+from .options import Json, spread
 
 
+@spread
 def imatrix(
     model: Annotated[str | None, typer.Argument(help="GGUF file; default: the last one made.")] = None,
+    *,
     text: Annotated[
         list[Path] | None, typer.Option(help="Calibration text; repeatable. Default: jmedlite's own medical text.")
     ] = None,
@@ -21,8 +25,7 @@ def imatrix(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.imatrix.gguf beside it.")] = None,
     ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 512,
     chunks: Annotated[int | None, typer.Option(help="Use only this many chunks.")] = None,
-    gpu_layers: Annotated[str, typer.Option(help="auto, all or a number.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")] = None,
+    loading: Annotated[LoadOptions, "gpu_layers", "threads"],
     process_output: Annotated[bool, typer.Option("--process-output", help="Also for output.weight.")] = False,
     exclude_task: Annotated[
         list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
@@ -42,8 +45,8 @@ def imatrix(
             out=out,
             ctx=ctx,
             chunks=chunks,
-            threads=threads,
-            gpu_layers=gpu_layers,
+            threads=loading.threads,
+            gpu_layers=loading.gpu_layers,
             process_output=process_output,
             exclude_tasks=exclude_task or [],
             overwrite=overwrite,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jmedlite.base.errors import InputMissing, UsageError
-from jmedlite.base.inputs import read_text
 
 from . import console
 
 if TYPE_CHECKING:
+    from jmedlite.runtime.load_options import LoadOptions
     from jmedlite.runtime.runner import Runner
 
 
@@ -41,36 +41,16 @@ def check_language(language: str | None) -> None:
         raise UsageError(f"--lang {language}: expected ja or en")
 
 
-def sampling_options(names: dict[str, Any]) -> dict[str, Any]:
-    """The options of `Sampling` out of a command's own; reads the files that --grammar and --json-schema name."""
-    from dataclasses import fields
-
-    from jmedlite.runtime.sampling import MAX_GRAMMAR, Sampling
-
-    options = {f.name: names[f.name] for f in fields(Sampling)}
-    for key in ("grammar", "json_schema"):
-        if options[key] is not None:
-            options[key] = read_text(options[key], MAX_GRAMMAR)
-    Sampling(**options)  # before the model is loaded
-    return options
-
-
-def open_runner(model: str | None, names: dict[str, Any]) -> Runner:
+def open_runner(model: str | None, loading: LoadOptions) -> Runner:
     """The model that a command's options name, loaded; the plan is shown first."""
     from jmedlite.runtime.runner import Runner
 
-    lora = []
-    if names["lora"]:
+    options = vars(loading)
+    if loading.lora:
         from jmedlite.convert.adapters.lora import parse_spec
 
-        lora = [parse_spec(s) for s in names["lora"]]
-    keys = ("ctx", "gpu_layers", "kv_type", "flash_attn", "threads", "cache", "force")
-    return Runner(
-        find_gguf(model),
-        **{k: names[k] for k in keys},
-        lora=lora,
-        on_plan=console.note,
-    )
+        options = {**options, "lora": [parse_spec(spec) for spec in loading.lora]}
+    return Runner(find_gguf(model), on_plan=console.note, **options)
 
 
 def describe_model(facts: dict[str, Any], notice: str) -> str:

@@ -1,48 +1,89 @@
-"""Options that several commands share, as typer reads them from annotations."""
+"""Options on the command line: from the dataclasses that hold them, and those that several commands share."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from jmedlite.base.options import Option, options_of
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer of one that takes dataclasses: an option for every field, where the dataclass stands.
+
+    Of `Annotated[Dataclass, "name", …]` only the fields of these names. What typer has read goes back into the
+    dataclass, which checks it.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Group] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, *names = get_args(hints[name]) or (hints[name],)
+        if is_dataclass(kind):
+            groups[name] = Group(kind, names)
+            parameters += groups[name].parameters()
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made = {name: group.take(values) for name, group in groups.items()}
+        command(**made, **values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+class Group:
+    """The options of a dataclass, or those of them that are named."""
+
+    def __init__(self, kind: Any, names: list[str]) -> None:
+        self.kind, self.hints = kind, get_type_hints(kind)
+        self.options = {name: about for name, about in options_of(kind).items() if name in names or not names}
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """What typer reads of a command's signature."""
+        return [self._parameter(self.hints[field], about) for field, about in self.options.items()]
+
+    def _parameter(self, hint: Any, about: Option) -> inspect.Parameter:
+        first = (get_args(hint) or (hint,))[0]  # of `int | None` the int
+        one = about.typed or (str if about.choices else first)
+        typed: Any = list[one] if about.many else one  # type: ignore[valid-type]
+        default = None if about.many else about.default
+        info = typer.Option(*about.flags, help=about.help, metavar=about.metavar)
+        return inspect.Parameter(
+            about.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[typed if default is not None else typed | None, info],
+        )
+
+    def take(self, values: dict[str, Any]) -> Any:
+        """The dataclass of what was typed, which is taken out of `values`."""
+        typed = {field: (about, values.pop(about.name)) for field, about in self.options.items()}
+        given = {
+            field: about.read(value) if about.read else tuple(value) if about.many else value
+            for field, (about, value) in typed.items()
+            if value is not None and value != []
+        }
+        return self.kind(**given)
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
-# what runs a model: ask, chat, doctor, bench
+# what answers: ask, chat
 ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file; default: the last one made.")]
 System = Annotated[str | None, typer.Option(help='System prompt; "" for none.')]
 Language = Annotated[str | None, typer.Option("--lang", help="ja or en; default: the question's.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0: always the most likely token.")]
-TopK = Annotated[int, typer.Option(help="Draw from the K most likely tokens; 0: from all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the most likely tokens that together have P.")]
-MinP = Annotated[float, typer.Option(help="Leave out tokens below P times the most likely.")]
-RepeatPenalty = Annotated[float, typer.Option(help="Above 1: less of what was just said.")]
-Seed = Annotated[int, typer.Option(help="For temperatures above 0.")]
-Grammar = Annotated[Path | None, typer.Option(help="GBNF file that the answer must follow.")]
-JsonSchema = Annotated[Path | None, typer.Option(help="JSON schema that the answer must follow.")]
-Ctx = Annotated[str, typer.Option(help="Context in tokens; auto: the longest that fits.")]
-GpuLayers = Annotated[str, typer.Option(help="auto, all or a number.")]
-KvType = Annotated[str, typer.Option(help="f16, q8_0, q4_0 or f32.")]
-FlashAttn = Annotated[str, typer.Option(help="auto, on or off.")]
-Threads = Annotated[int | None, typer.Option("--threads", "-j", help="Default: physical cores.")]
-RuntimeLora = Annotated[
-    list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="GGUF adapter to add; repeatable.")
-]
-Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep evaluated system prompts on disk.")]
-Force = Annotated[bool, typer.Option("--force", help="Load the model even where it does not fit the memory.")]
 Timings = Annotated[bool, typer.Option("--timings", help="Show how long each step took.")]
 
 # what reads run folders: report, recommend
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders that `jmedlite bench` wrote.")]
-Reference = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="What the levels are compared with; default: BF16, or the widest.")
-]
-Margin = Annotated[float, typer.Option(help="The largest loss, in points, that would not matter.")]
-Ram = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory that may be used, such as 8GB.")]
-Vram = Annotated[str | None, typer.Option(metavar="SIZE", help="GPU memory that may be used, such as 6GB.")]
-Latency = Annotated[
-    float | None, typer.Option("--max-latency", metavar="SECONDS", help="95 % of questions must be answered within.")
-]
 ReportLanguage = Annotated[str, typer.Option("--lang", help="en or ja.")]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from . import console
-from .options import Folders, Json, Latency, Margin, Ram, Reference, ReportLanguage, Vram
-from .report import read_folders, tell_verdicts
+from .options import Folders, Json, ReportLanguage, spread
+from .report import ReportOptions, read_folders, tell_verdicts
 
 
+@spread
 def recommend(
     folders: Folders,
-    reference: Reference = None,
-    margin: Margin = 2.0,
-    ram: Ram = None,
-    vram: Vram = None,
-    max_latency: Latency = None,
+    *,
+    options: ReportOptions,
     lang: ReportLanguage = "en",
     as_json: Json = False,
 ) -> None:
@@ -22,7 +20,7 @@ def recommend(
     from jmedlite.benchmarks.report.report import recommendation
 
     page_text(lang)  # refuses other languages
-    found = read_folders(folders, reference, margin, ram, vram, max_latency)
+    found = read_folders(folders, options)
     if as_json:
         console.document(recommendation(found))
     else:

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jmedlite.base.options import option, parse_memory
+
 from . import console
-from .options import Folders, Json, Latency, Margin, Ram, Reference, ReportLanguage, Vram
+from .options import Folders, Json, ReportLanguage, spread
 
 if TYPE_CHECKING:
     from jmedlite.benchmarks.report.report import Report
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report goes by, of both commands that make one."""
+
+    reference: str | None = option(
+        None, metavar="MODEL", help="What the levels are compared with; default: BF16, or the widest."
+    )
+    margin: float = option(2.0, help="The largest loss, in points, that would not matter.")
+    ram_bytes: int | None = option(
+        None, name="ram", typed=str, read=parse_memory, metavar="SIZE", help="Memory that may be used, such as 8GB."
+    )
+    vram_bytes: int | None = option(
+        None,
+        name="vram",
+        typed=str,
+        read=parse_memory,
+        metavar="SIZE",
+        help="GPU memory that may be used, such as 6GB.",
+    )
+    max_latency: float | None = option(None, metavar="SECONDS", help="95 % of questions must be answered within.")
+
+
+@spread
 def report(
     folders: Folders,
-    reference: Reference = None,
-    margin: Margin = 2.0,
-    ram: Ram = None,
-    vram: Vram = None,
-    max_latency: Latency = None,
+    *,
+    options: ReportOptions,
     lang: ReportLanguage = "en",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="F.html", help="Default: report.html in the (first) folder.")
@@ -38,7 +61,7 @@ def report(
     page = out or folders[0] / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {page}: expected a name that ends in .html; the other forms are written beside it")
-    found = read_folders(folders, reference, margin, ram, vram, max_latency)
+    found = read_folders(folders, options)
     written = found.write(page, lang)
     if model_card is not None:
         check_target(model_card, overwrite=True)
@@ -61,21 +84,11 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
-def read_folders(
-    folders: list[Path], reference: str | None, margin: float, ram: str | None, vram: str | None, latency: float | None
-) -> Report:
-    """The report of run folders under the options that both commands have."""
-    from jmedlite.api.quantize import as_bytes
+def read_folders(folders: list[Path], options: ReportOptions) -> Report:
+    """The report of run folders."""
     from jmedlite.benchmarks.report.report import report as make
 
-    return make(
-        folders,
-        reference=reference,
-        margin=margin,
-        ram_bytes=as_bytes(ram),
-        vram_bytes=as_bytes(vram),
-        max_latency=latency,
-    )
+    return make(folders, **vars(options))
 
 
 def tell_verdicts(found: Report, lang: str) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 from jmedlite.base.errors import ContextFull, DataError
 from jmedlite.base.inputs import reading
+from jmedlite.base.options import with_options
 from jmedlite.base.outputs import fault, write_private
 
 from .answers import Answer
 from .chat_template import language_of
 from .runner import Runner
+from .sampling import Sampling
 
 FORMAT = 1
 MAX_SAVED = 1 << 24
@@ -39,7 +41,8 @@ class Conversation:
         on_drop: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        self.runner, self.system, self.language, self.options = runner, system, language, options
+        self.runner, self.system, self.language = runner, system, language
+        self.sampling = with_options(Sampling, options)
         self.turns: list[tuple[str, str]] = []
         self._on_drop = on_drop or (lambda question: None)
         self._state: str | None = None
@@ -51,7 +54,7 @@ class Conversation:
         long: the conversation is then as before, without what was dropped.
         """
         self.language = self.language or language_of(question)
-        reserve = min(int(self.options.get("max_tokens", 1024)), int(self.runner.facts["n_ctx"]) // 4)
+        reserve = min(self.sampling.max_tokens, int(self.runner.facts["n_ctx"]) // 4)
         while True:
             try:
                 yield from self._answer(question, reserve)
@@ -68,7 +71,7 @@ class Conversation:
     def _answer(self, question: str, reserve: int) -> Iterator[str | Answer]:
         turns = [*self.turns, ("user", question)]
         stream = self.runner.converse(
-            turns, system=self.system, language=self.language, continued=True, reserve=reserve, **self.options
+            turns, system=self.system, language=self.language, continued=True, reserve=reserve, **vars(self.sampling)
         )
         text = ""
         with closing(stream) as pieces:  # type: ignore[type-var]

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import (
-    DataError,
-    InputMissing,
-    UsageError,
-)
-from jmedlite.base.inputs import check_range
+from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.base.options import with_options
 
 from .answers import Answer, LogLikelihood
 from .hardware import physical_cores
+from .load_options import LoadOptions
 from .process import Child
 from .sampling import Sampling
 from .state_cache import cache_folder
 
-KV_TYPES = ("f16", "q8_0", "q4_0", "f32")
-FLASH_ATTENTION = ("auto", "on", "off")
 ADVICE = "use a narrower level, a smaller --ctx or --kv-type q8_0"
 
 
@@ -33,52 +27,28 @@ class Runner:
         >>> with jmedlite.Runner("qwen-Q4_K_M.gguf") as model:  # doctest: +SKIP
         ...     print(model.ask("高血圧の第一選択薬は何ですか。").text)
 
-    `ctx` is the context in tokens ("auto": the longest that fits), `gpu_layers` "auto", "all" or a number, `threads`
-    None for the physical cores, `lora` pairs of a GGUF adapter and its weight. `cache` keeps evaluated system prompts
-    on disk, never a question. `force` loads what does not fit. `on_plan` is told the plan before the model is loaded.
+    `options` are those of `jmedlite.runtime.load_options.LoadOptions`: ctx, gpu_layers, kv_type, flash_attn, threads,
+    lora, cache and force. `on_plan` is told the plan before the model is loaded.
 
     Nothing leaves the machine, and a fault inside llama.cpp ends the child, not your program. `facts` describes the
     loaded model (name, license, n_ctx_train, …), `plan` how it was loaded. Raises the exceptions of
     `jmedlite.base.errors`.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        gpu_layers: str | int = "auto",
-        ctx: str | int = "auto",
-        kv_type: str = "f16",
-        flash_attn: str = "auto",
-        threads: int | None = None,
-        lora: Sequence[tuple[str | Path, float]] = (),
-        cache: bool = True,
-        force: bool = False,
-        on_plan: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, model: str | Path, *, on_plan: Callable[[str], None] | None = None, **options: Any) -> None:
         self.path = path = Path(model)
         if not path.is_file():
             raise InputMissing(f"{model}: no such GGUF file")
-        if str(gpu_layers) != "all":
-            _check_count("--gpu-layers", gpu_layers, 0, 10_000, "auto, all or ")
-        _check_count("--ctx", ctx, 16, 1 << 24, "auto or ")
-        if threads is not None:
-            check_range("--threads", threads, 1, 1024)
-        check_choice("--kv-type", kv_type, KV_TYPES)
-        check_choice("--flash-attn", flash_attn, FLASH_ATTENTION)
-        if flash_attn == "off" and kv_type in ("q8_0", "q4_0"):
-            raise UsageError(f"--kv-type {kv_type}: needs flash attention; leave --flash-attn at auto")
+        wanted = with_options(LoadOptions, options)
         load = {
             "op": "load",
             "path": str(path.resolve()),
-            "gpu_layers": str(gpu_layers),
-            "ctx": None if ctx == "auto" else int(ctx),
-            "kv_type": kv_type,
-            "flash_attn": flash_attn,
-            "threads": threads or physical_cores(),
-            "lora": [(str(Path(p).resolve()), w) for p, w in lora],
-            "cache": str(cache_folder()) if cache else None,
-            "force": force,
+            **vars(wanted),
+            "gpu_layers": str(wanted.gpu_layers),
+            "ctx": None if wanted.ctx == "auto" else int(wanted.ctx),
+            "threads": wanted.threads or physical_cores(),
+            "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],
+            "cache": str(cache_folder()) if wanted.cache else None,
         }
         self.timings: dict[str, float] = {}
         self.child = Child("jmedlite.runtime.worker", ADVICE)
@@ -132,7 +102,7 @@ class Runner:
             "language": language,
             "continued": continued,
             "reserve": reserve,
-            "sampling": asdict(_sampling(options)),
+            "sampling": vars(with_options(Sampling, options)),
         }
         return self._stream(request)
 
@@ -228,28 +198,6 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _sampling(options: dict[str, Any]) -> Sampling:
-    try:
-        return Sampling(**options)
-    except TypeError as e:
-        raise UsageError(f"unknown option ({str(e).split('__init__() ')[-1]})") from None
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """A value must be one of the choices; raises UsageError."""
-    if value not in choices:
-        raise UsageError(f"{option} {value}: expected {', '.join(choices[:-1])} or {choices[-1]}")
-
-
-def _check_count(option: str, value: str | int, low: int, high: int, others: str) -> None:
-    """ "auto", or a whole number within [low, high]."""
-    if str(value) == "auto":
-        return
-    if not str(value).lstrip("-").isdecimal():
-        raise UsageError(f"{option} {value}: expected {others}a whole number")
-    check_range(option, value, low, high, others)
 
 
 def check_question(question: str) -> None:

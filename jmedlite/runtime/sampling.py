@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError, UsageError
-from jmedlite.base.inputs import check_range
+from jmedlite.base.inputs import read_text
+from jmedlite.base.options import check, option
 
 PENALTY_WINDOW = 64  # tokens that the repeat penalty looks back on
 MAX_GRAMMAR = 1 << 20
+
+
+def read_grammar(path: Path) -> str:
+    return read_text(path, MAX_GRAMMAR)
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,20 @@ class Sampling:
     above 1 makes tokens of the last 64 less likely. `grammar` is GBNF, `json_schema` a JSON schema, as text.
     """
 
-    max_tokens: int = 1024
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    seed: int = 0
-    grammar: str | None = None
-    json_schema: str | None = None
+    max_tokens: int = option(1024, low=1, high=1 << 24, help="Longest answer, in tokens.")
+    temperature: float = option(0.0, low=0, high=100, help="0: always the most likely token.")
+    top_k: int = option(40, low=0, high=1 << 24, help="Draw from the K most likely tokens; 0: from all.")
+    top_p: float = option(0.95, low=0, high=1, help="Draw from the most likely tokens that together have P.")
+    min_p: float = option(0.0, low=0, high=1, help="Leave out tokens below P times the most likely.")
+    repeat_penalty: float = option(1.0, low=0.1, high=10, help="Above 1: less of what was just said.")
+    seed: int = option(0, low=-(1 << 63), high=(1 << 63) - 1, help="For temperatures above 0.")
+    grammar: str | None = option(None, typed=Path, read=read_grammar, help="GBNF file that the answer must follow.")
+    json_schema: str | None = option(
+        None, typed=Path, read=read_grammar, help="JSON schema that the answer must follow."
+    )
 
     def __post_init__(self) -> None:
-        check_range("--max-tokens", self.max_tokens, 1, 1 << 24)
-        check_range("--temperature", self.temperature, 0, 100)
-        check_range("--top-k", self.top_k, 0, 1 << 24)
-        check_range("--top-p", self.top_p, 0, 1)
-        check_range("--min-p", self.min_p, 0, 1)
-        check_range("--repeat-penalty", self.repeat_penalty, 0.1, 10)
-        check_range("--seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        check(self)
         if self.grammar is not None and self.json_schema is not None:
             raise UsageError("--grammar and --json-schema exclude each other; give one")
         for text in (self.grammar, self.json_schema):

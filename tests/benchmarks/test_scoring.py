@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from jmedlite.benchmarks.scoring import pick, result
+from jmedlite.base.records import to_json
+from jmedlite.benchmarks.scoring import pick, score
 from jmedlite.benchmarks.tasks.items import Item
 
 ITEM = Item("q", "?", ("heart", "lung", "liver", "spleen", "kidney"), (2,), "en")
@@ -16,7 +17,7 @@ TWO = Item("q2", "?", ITEM.choices, (0, 4), "en")
 
 
 def letter(item: Item, by_place: list[float], order: tuple[int, ...] = (0, 1, 2, 3, 4)) -> dict:  # type: ignore[type-arg]
-    return result("letter", item, order, {"n_prompt": 9, "scores": by_place, "n_tokens": [1] * len(by_place)})
+    return to_json(score("letter", item, order, {"n_prompt": 9, "scores": by_place, "n_tokens": [1] * len(by_place)}))
 
 
 def test_scores_go_back_to_the_items_own_numbering() -> None:
@@ -43,20 +44,20 @@ def test_of_equal_scores_the_one_shown_first_is_taken() -> None:
 
 def test_text_by_sum_and_per_token() -> None:
     answer = {"n_prompt": 5, "scores": [-4.0, -3.0, -6.0, -9.0, -9.0], "n_tokens": [1, 1, 4, 2, 2]}
-    found = result("text", ITEM, (0, 1, 2, 3, 4), answer)
+    found = to_json(score("text", ITEM, (0, 1, 2, 3, 4), answer))
     assert (found["picks"], found["correct"]) == ([1], False)
     assert found["per_token"] == {"picks": [2], "correct": True, "margin": 1.5}
-    turned = result("text", ITEM, (4, 3, 2, 1, 0), answer)
+    turned = to_json(score("text", ITEM, (4, 3, 2, 1, 0), answer))
     assert turned["n_tokens"] == [2, 2, 4, 1, 1]
 
 
 def test_too_long_is_no_wrong_answer() -> None:
-    found = result("letter", ITEM, (0, 1, 2, 3, 4), {"n_prompt": 9000})
+    found = to_json(score("letter", ITEM, (0, 1, 2, 3, 4), {"n_prompt": 9000}))
     assert (found["status"], found["correct"], found["n_prompt"]) == ("too long", None, 9000)
 
 
 def generate(response: str, item: Item = ITEM) -> dict:  # type: ignore[type-arg]
-    return result("generate", item, range(5), {"n_prompt": 5, "response": response, "stop": "eos"})
+    return to_json(score("generate", item, range(5), {"n_prompt": 5, "response": response, "stop": "eos"}))
 
 
 @pytest.mark.parametrize(

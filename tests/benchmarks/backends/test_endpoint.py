@@ -16,7 +16,7 @@ from jmedlite.benchmarks.backends.base import Wanted
 from jmedlite.benchmarks.backends.endpoint import EndpointModel, in_order
 from jmedlite.benchmarks.backends.http import is_this_machine
 from jmedlite.benchmarks.backends.responses import letter_scores
-from jmedlite.benchmarks.scoring import result
+from jmedlite.benchmarks.scoring import score as judge
 from jmedlite.benchmarks.tasks.items import Item
 from tests.support.openai_servers import (
     N_CTX,
@@ -158,11 +158,11 @@ def test_a_letter_is_its_own_token() -> None:
 
 def test_results_of_answers_without_a_count() -> None:
     item = Item("1", "q", ("a", "b"), (0,), "en")
-    line = result(
+    line = judge(
         "letter", item, (0, 1), {"n_prompt": None, "scores": [-1.0, -2.0], "n_tokens": [1, 1], "bounded": True}
     )
-    assert line["n_prompt"] is None
-    assert line["correct"] is True
+    assert line.n_prompt is None
+    assert line.correct is True
 
 
 # ------------------------------------------------------------------------------------------- limits and servers

@@ -41,13 +41,6 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert run.questions["exam-ja", "q0"].contraindicated == (2,)
 
 
-def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
-    folder = run_builder.small(tmp_path / "run", n=3)
-    change(folder, lambda head: head.update(future=1, models=[{**m, "future": 2} for m in head["models"]]))
-    change_line(folder, "items.jsonl", future=[3])
-    assert len(read_run(folder).answers) == 18
-
-
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     folder = run_builder.small(tmp_path / "run", n=3)
     raw = (folder / "items.jsonl").read_bytes()
@@ -91,7 +84,12 @@ HEADS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda h: h.update(version=2), "has version 2, this jmedlite reads up to 1"),
     (lambda h: h.update(version="1"), "version is '1'"),
     (lambda h: h.update(version=True), "version is True"),
-    (lambda h: h.pop("models"), "no list of models"),
+    (lambda h: h.pop("models"), r"run\.json: has no models"),
+    (lambda h: h.update(models={}), r"run\.json: models: is {}, expected a list"),
+    (lambda h: h.update(future=1), r'run\.json: has an unknown field "future"'),
+    (lambda h: h["models"][0].update(future=1), r'models\[0\]: has an unknown field "future"'),
+    (lambda h: h["models"][1].update(adapters=[{"name": "a"}]), r"models\[1\]: adapters\[0\]: has no weight"),
+    (lambda h: h["settings"].pop("seed"), "settings: has no seed"),
     (lambda h: h["models"].append(h["models"][0]), "lists model 'qwen-BF16' 2 times"),
     (lambda h: h["models"][0].pop("base"), r"models\[0\]: has no base"),
     (lambda h: h["models"][0].update(n_bytes="big"), r"models\[0\]: n_bytes: is \"big\", expected a whole number"),
@@ -130,6 +128,11 @@ def test_faults_of_the_head(tmp_path: Path, edit: Callable[[dict[str, Any]], obj
         ("items.jsonl", {"scores": [float("nan")] * 5}, "NaN"),
         ("items.jsonl", {"order": [0, 0, 1, 2, 3]}, "order"),
         ("items.jsonl", {"permutation": 0.5}, "expected a whole number"),
+        ("items.jsonl", {"picks": ["2"]}, r'items\.jsonl line 3: picks\[0\]: is "2", expected a whole number'),
+        ("items.jsonl", {"future": [3]}, r'items\.jsonl line 3: has an unknown field "future"'),
+        ("items.jsonl", {"per_token": {"picks": []}}, r"items\.jsonl line 3: per_token: has no correct"),
+        ("questions.jsonl", {"": None}, r'questions\.jsonl line 3: has an unknown field ""'),
+        ("measures.jsonl", {"vram_bytes": {"GPU": True}}, "vram_bytes: GPU: is true, expected a whole number"),
         ("questions.jsonl", {"answers": [5]}, "names a choice"),
         ("questions.jsonl", {"answers": []}, "has no right answer"),
         ("questions.jsonl", {"task": "none"}, "which run.json does not list"),

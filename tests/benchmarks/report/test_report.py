@@ -264,7 +264,7 @@ def test_levels_that_only_guess(tmp_path: Path) -> None:
 
 
 def test_a_run_that_could_stop_early_goes_by_the_anytime_test(tmp_path: Path) -> None:
-    early = {"stop_when_decided": {"margin": 2}}
+    early = {"stop_when_decided": 2.0}
     many = level_run(tmp_path / "many", {"BF16": 0, "Q8_0": 0}, n=868, settings=early)
     few = level_run(tmp_path / "few", {"BF16": 0, "Q8_0": 0}, n=150, settings=early)
     assert verdict_of(many)["key"] == "qwen-Q8_0"

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
+from jmedlite.base.records import from_json, to_json
+from jmedlite.benchmarks.records import AnswerRecord, MeasureRecord, QuestionRecord
 from jmedlite.benchmarks.run.folder import ITEMS, MEASURES, RUN, RunFolder, differences
+from tests.support import runs
 
 DOCUMENT: dict[str, Any] = {
     "created": "2026-01-01",
@@ -19,13 +22,17 @@ DOCUMENT: dict[str, Any] = {
     "models": [{"name": "m-Q8_0", "sha256": "aa"}, {"name": "m-Q4_0", "sha256": "bb"}],
     "asks": [{"task": "t-en", "method": "letter", "template": {"sha256": "x"}}],
 }
-QUESTIONS = [{"task": "t-en", "id": str(i)} for i in range(3)]
+ASKED = [runs.question(i, "t-en", id=str(i)) for i in range(3)]
+QUESTIONS = [from_json(q, QuestionRecord, "question") for q in ASKED]
 KEYS = [(m, "t-en", "letter", 0, str(i)) for m in ("m-Q8_0", "m-Q4_0") for i in range(3)]
 
 
-def line(n: int) -> dict[str, Any]:
-    model, task, method, permutation, item = KEYS[n]
-    return {"model": model, "task": task, "method": method, "id": item, "permutation": permutation, "score": n / 3}
+def answer(n: int) -> AnswerRecord:
+    return from_json(runs.answer(ASKED[n % 3], KEYS[n][0], right=n > 1), AnswerRecord, "answer")
+
+
+def measure(round_: int) -> MeasureRecord:
+    return from_json(runs.measure("m-Q8_0", round_), MeasureRecord, "measure")
 
 
 def opened(folder: Path, **changes: Any) -> RunFolder:
@@ -35,25 +42,31 @@ def opened(folder: Path, **changes: Any) -> RunFolder:
 def test_resume_counts_what_is_whole(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
         assert not run.resumed
-        run.add_items([line(0), line(1)])
+        run.add_items([answer(0), answer(1)])
     with (tmp_path / "run" / ITEMS).open("a") as file:
         file.write('{"model": "m-Q8_0", "ta')  # a power cut
     with opened(tmp_path / "run") as run:
         assert run.resumed
         assert run.n_items == 2
         run.keep_items(1)
-        run.add_items([line(1), line(2)])
-    assert [json.loads(x) for x in (tmp_path / "run" / ITEMS).read_text().splitlines()] == [line(0), line(1), line(2)]
+        run.add_items([answer(1), answer(2)])
+    lines = (tmp_path / "run" / ITEMS).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [to_json(answer(n)) for n in range(3)]
+    assert run.items(1) == [answer(1), answer(2)]
+    assert run.items(0, 1) == [answer(0)]
 
 
 def test_a_torn_measure_is_cut_off(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
-        run.append(MEASURES, {"model": "m-Q8_0", "round": 0})
+        run.append(MEASURES, measure(0))
     with (tmp_path / MEASURES).open("a") as file:
         file.write('{"model"')
     with opened(tmp_path) as run:
-        run.append(MEASURES, {"model": "m-Q8_0", "round": 1})
-        assert [m["round"] for m in run.lines(MEASURES)] == [0, 1]
+        run.append(MEASURES, measure(1))
+        assert run.records(MEASURES, MeasureRecord) == [measure(0), measure(1)]
+    (tmp_path / MEASURES).write_text('{"model": "m-Q8_0", "round": 0, "speed": 1}\n')
+    with pytest.raises(DataError, match=r'measures\.jsonl line 1: has an unknown field "speed"'):
+        run.records(MEASURES, MeasureRecord)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +81,7 @@ def test_a_torn_measure_is_cut_off(tmp_path: Path) -> None:
 )
 def test_another_run_is_refused_with_what_changed(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with opened(tmp_path) as run:
-        run.add_items([line(0)])
+        run.add_items([answer(0)])
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(DataError, match=says), opened(tmp_path, **changes):
         pass
@@ -92,7 +105,7 @@ def test_other_questions_are_refused(tmp_path: Path) -> None:
 
 def test_edited_results_are_refused(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
-        run.add_items([line(0), line(1)])
+        run.add_items([answer(0), answer(1)])
     lines = (tmp_path / ITEMS).read_text().splitlines(keepends=True)
     (tmp_path / ITEMS).write_text("".join(reversed(lines)))
     with pytest.raises(DataError, match=r"line 1: is the result of .*'1'.*expected .*'0'"), opened(tmp_path):

@@ -1,0 +1,96 @@
+"""Bench options: how questions are asked, and of which models. The command line's help needs this: nothing heavy."""
+
+# ruff: noqa: RUF009 - `option` makes a field, as dataclasses.field does
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jmedlite.base.errors import UsageError
+from jmedlite.base.inputs import MAX_CTX
+from jmedlite.base.options import check, option, same_as
+from jmedlite.benchmarks.prompts.templates import METHODS
+from jmedlite.runtime.load_options import LoadOptions
+
+if TYPE_CHECKING:
+    from jmedlite.benchmarks.backends.base import Loading
+
+LOADING = ("kv_type", "flash_attn", "threads", "gpu_layers")  # settings of a model that is loaded here
+
+
+@dataclass(frozen=True)
+class Options:
+    """How questions are asked and models loaded, and where the results go."""
+
+    methods: tuple[str, ...] = option(
+        ("letter",), name="method", choices=METHODS, help="letter, text or generate; repeatable. Default: letter."
+    )
+    out: Path | None = option(None, flags=("--out", "-o"), metavar="DIR", help="The run folder; resumed if there.")
+    languages: tuple[str, ...] = option(
+        (), name="language", flags=("--lang",), choices=("ja", "en"), help="ja or en; repeatable. Default: all."
+    )
+    shots: int = option(0, low=0, high=64, help="Examples before each question, never scored themselves.")
+    limit: int | None = option(
+        None, low=1, high=10**9, help="A sample of so many questions per task, the same for all."
+    )
+    permutations: int = option(1, low=1, high=120, help="Orders of the choices that each question is asked in.")
+    seed: int = option(0, low=0, high=2**63, help="Of samples, examples and orders.")
+    template: str | None = option(None, metavar="FILE", help="A prompt template; FILE.py:NAME for one of several.")
+    chat: bool = option(False, help="Ask through the model's chat template.")
+    max_tokens: int = option(64, low=1, high=4096, help="Longest answer of --method generate.")
+    five_choice: bool = option(False, help="Only questions with five choices.")
+    skip_bad: bool = option(False, help="Leave bad rows of a data set out, and count them.")
+    rounds: int = option(3, low=0, high=100, help="How often memory and latency are measured; 0: not at all.")
+    ctx: int | None = option(
+        None, low=16, high=1 << 24, help="Longest prompt in tokens; default: what the model was trained on."
+    )
+    text: Path | None = option(None, metavar="FILE", help="A text: perplexity, and distance to the reference model.")
+    text_ctx: int = option(512, low=16, high=MAX_CTX, help="Tokens that the text is cut into.")
+    text_chunks: int | None = option(None, low=1, high=1 << 24, help="How much of the text; default: all.")
+    reference: str | None = option(None, help="Model the others are compared with; default: the widest.")
+    stop_when_decided: bool = option(False, help="Ask a level no further once its loss is decided.")
+    margin: float = option(2.0, low=0.01, high=100, help="Loss in points that --stop-when-decided decides on.")
+    cluster: str | None = option(
+        None, metavar="ADDRESS", help="Ask on a Dask cluster's workers, such as tcp://host:8786."
+    )
+    endpoint: str | None = option(
+        None, metavar="URL", help="Ask models behind an OpenAI-compatible server; MODEL: their ids."
+    )
+    gpu_layers: str = same_as(LoadOptions, "gpu_layers")
+    kv_type: str = same_as(LoadOptions, "kv_type")
+    flash_attn: str = same_as(LoadOptions, "flash_attn")
+    threads: int | None = same_as(LoadOptions, "threads")
+    force: bool = same_as(LoadOptions, "force")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.stop_when_decided and self.permutations > 1:
+            raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
+        if self.endpoint and (self.cluster or self.text):
+            raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
+        if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(Options, n)]):
+            raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
+
+    def loading(self) -> Loading:
+        from jmedlite.benchmarks.backends.base import Loading
+        from jmedlite.runtime.hardware import physical_cores
+
+        given = {f.name: getattr(self, f.name) for f in fields(Loading)}
+        return Loading(**{**given, "threads": self.threads or physical_cores()})
+
+    def describe(self) -> dict[str, Any]:
+        """`settings` of `run.json`; what a server decides is null."""
+        from jmedlite.benchmarks.backends.local_engine import PACK
+
+        names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad")
+        loading = None if self.endpoint else self.loading()
+        return {
+            **{name: getattr(self, name) for name in names},
+            "rounds": self.rounds if loading else None,
+            "n_ctx": self.ctx,
+            **{name: loading and getattr(loading, name) for name in LOADING},
+            "pack": PACK if loading else None,
+            "stop_when_decided": self.margin if self.stop_when_decided else None,
+        }
