@@ -16,6 +16,7 @@ from jmedlite.demo import ADAPTER, MODEL
 from jmedlite.runtime.runner import Runner
 
 from .bench import Bench, bench
+from .bench_options import Options
 from .quantize import plan_quantization
 
 BITS = (16, 8, 6, 5, 4, 3, 2)
@@ -28,12 +29,17 @@ Tell = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's folder, in which everything is: `gguf/`, `run/`, `report.html` and its kin."""
+    """The demo's folder, in which everything is: `gguf/`, `run/`, `report.html` and its kin.
+
+    With `limit` only so many questions are asked in each language.
+    """
 
     folder: Path
+    limit: int | None = None
 
     def check(self) -> None:
-        """Raises CannotCreate where the folder holds something else."""
+        """Raises CannotCreate where the folder holds something else, UsageError where the limit is none."""
+        Options(limit=self.limit)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             others = [p.name for p in self.folder.iterdir() if p.name not in ("gguf", "run") and p.stem != "report"]
@@ -69,9 +75,8 @@ class Demo:
         them stand still wherever the machine has anything else to do.
         """
         files = sorted(self.gguf.glob("*.gguf"), key=lambda p: (p.name.startswith("demo"), -p.stat().st_size))
-        return bench(
-            files, tasks=["demo"], methods=("text",), out=self.folder / "run", rounds=1, threads=1, progress=progress
-        )
+        options = Options(methods=("text",), limit=self.limit, rounds=1, threads=1)
+        return bench(files, tasks=["demo"], out=self.folder / "run", options=options, progress=progress)
 
     def report(self, lang: str) -> tuple[Report, list[Path]]:
         """The report on the run, written in every form."""

@@ -20,6 +20,9 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything; nothing else is touched.")] = Path(
         "jmedlite-demo"
     ),
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many questions in each language: quicker, and less sure.")
+    ] = None,
     lang: Annotated[str, typer.Option("--lang", help="Language of the report: en or ja.")] = "en",
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     as_json: Json = False,
@@ -31,7 +34,7 @@ def demo(
 
     page_text(lang)  # refuses other languages
     started = time.monotonic()
-    shown = Demo(out)
+    shown = Demo(out, limit)
     shown.check()
     console.note("A model of 4 million parameters that ships with jmedlite: a demonstration, not a medical model.")
     _step(1, "merge the adapter and quantize, seven levels in one pass", "quantize MODEL --lora ADAPTER -b 8 -b 4")
@@ -39,7 +42,8 @@ def demo(
         files = shown.quantize(quantizing)
     for path in files:
         console.note(f"   {path}  {console.size(path.stat().st_size)}")
-    _step(2, "ask every level 788 questions, and measure what it costs", "bench gguf --task igakuqa=IgakuQA")
+    asked = "788 questions" if limit is None else f"{limit:,} questions in each language"
+    _step(2, f"ask every level {asked}, and measure what it costs", "bench gguf --task igakuqa=IgakuQA")
     with StagedProgress() as benching:
         shown.bench(benching)
     if not as_json:

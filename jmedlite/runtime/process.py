@@ -16,6 +16,8 @@ from typing import Any
 
 from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, NativeError
 
+ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
+
 
 class Child:
     """`python -m MODULE`, which serves requests by `protocol.serve`; use it as a context manager.
@@ -32,8 +34,9 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            # ggml starts a debugger on an abort unless told not to
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
+            # ggml starts a debugger on an abort unless told not to; numpy's BLAS starts a thread per core unless told
+            # not to, which is half of the time that a child takes to start
+            env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
         )
         self._started_by_main_thread = threading.current_thread() is threading.main_thread()
         self._last_id, self._last = 0, ""
@@ -101,6 +104,11 @@ class Child:
         if status == -getattr(signal, "SIGKILL", 9):
             return NativeError(
                 f"the process that runs the model was killed, most likely because memory ran out; {self.advice}"
+            )
+        if status in ILLEGAL_INSTRUCTION:
+            return NativeError(
+                "llama.cpp met an instruction that this processor does not have: llama-cpp-python was built for another "
+                "one; build it here: pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
             )
         lines = []
         if not self._stderr.closed:

@@ -168,7 +168,12 @@ def streaming(model: Path) -> tuple[subprocess.Popen[bytes], bytes]:
 
 @posix
 @pytest.mark.parametrize(
-    ("number", "words"), [("SIGKILL", b"memory ran out"), ("SIGABRT", b"llama.cpp ended unexpectedly (status -6")]
+    ("number", "words"),
+    [
+        ("SIGKILL", b"memory ran out"),
+        ("SIGABRT", b"llama.cpp ended unexpectedly (status -6"),
+        ("SIGILL", b"built for another one; build it here: pip install"),
+    ],
 )
 def test_the_model_process_dies(endless_gguf: Path, number: str, words: bytes) -> None:
     child, _ = streaming(endless_gguf)

@@ -343,7 +343,14 @@ def test_alpha_zero_is_scale_one(tmp_path: Path) -> None:
 
 
 SLOW = pytest.mark.oracle  # llama.cpp takes seconds to set these types up
-IMATRIX_LEVELS = ["Q4_K_M", "Q2_K_S", "IQ3_XXS", pytest.param("IQ2_XS", marks=SLOW), pytest.param("IQ1_M", marks=SLOW)]
+IMATRIX_LEVELS = [
+    "Q4_K_M",
+    "Q2_K_S",
+    "IQ4_XS",
+    pytest.param("IQ3_XXS", marks=SLOW),
+    pytest.param("IQ2_XS", marks=SLOW),
+    pytest.param("IQ1_M", marks=SLOW),
+]
 
 
 @pytest.mark.parametrize("level", IMATRIX_LEVELS)

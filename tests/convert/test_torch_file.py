@@ -489,8 +489,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs(tmp_path: Path, bomb: str) -> None:
-    largest = bomb in ("many dictionaries", "wide texts")
-    # counting memory is slow, and so is a large archive
+    largest = bomb == "wide texts"  # counting memory is slow, and so is a large archive
     many = [(f"m/data/{i:050}", b"") for i in range(torchfile.MAX_ENTRIES - 2)] if largest else []
     members: list[tuple[str, bytes | int]] = [("m/data.pkl", b"\x80\x02" + BOMBS[bomb]), ("m/data/0", DATA), *many]
     path = write_zip(tmp_path / "w.bin", members)

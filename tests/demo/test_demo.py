@@ -15,6 +15,7 @@ import pytest
 from jmedlite.demo import MODEL
 from tests.support.offline import ISOLATE, allowed, watched
 
+LIMIT = "100"  # questions in each language; .ci/run shows the whole demo
 LEVELS = ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
 
 
@@ -36,7 +37,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     }  # the demo must not need, nor write, what these name
     isolated = allowed(*ISOLATE, "true")
     done = subprocess.run(
-        [*(ISOLATE if isolated else []), sys.executable, "-m", "jmedlite", "demo", "--out", "shown", "--json"],
+        [*(ISOLATE if isolated else []), sys.executable, "-m", "jmedlite", "demo", "--out", "shown", "--limit", LIMIT, "--json"],
         capture_output=True, encoding="utf-8", check=False, cwd=home,
         env={**environment, **watched(tmp_path_factory.mktemp("watch")), "HOME": str(home), "LOCALAPPDATA": str(home)},
     )  # fmt: skip
@@ -89,7 +90,7 @@ def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: Shown, tmp_pat
     assert done.returncode == 73
     assert "thesis.txt" in done.stderr
     again = subprocess.run(
-        [sys.executable, "-m", "jmedlite", "demo", "--out", str(shown.folder)],
+        [sys.executable, "-m", "jmedlite", "demo", "--limit", LIMIT, "--out", str(shown.folder)],
         capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
