@@ -16,7 +16,7 @@ FORMAT, VERSION = "jmedlite.run", 1
 SCORED, UNPARSED, TOO_LONG = "scored", "unparsed", "too long"  # an answer's status
 STATUSES = (SCORED, UNPARSED, TOO_LONG, NOT_ASKED)
 
-Key = tuple[str, str, str, int, str]  # model, task, method, permutation, item: what only one answer of a run has
+AnswerKey = tuple[str, str, str, int, str]  # model, task, method, permutation, item: what only one answer of a run has
 
 
 # ------------------------------------------------------------------------------------------------------------ run.json
@@ -169,7 +169,7 @@ class Asked:
     order: tuple[int, ...]
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AnswerKey:
         return self.model, self.task, self.method, self.permutation, self.id
 
 

@@ -24,7 +24,7 @@ from jmedlite.base.outputs import write_text
 from jmedlite.base.records import from_json, to_json
 
 from .pipeline import Written
-from .planning import Plan, PlannedLevel
+from .planning import PlannedLevel, QuantizePlan
 
 
 def versions() -> dict[str, str]:
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 
 def build_manifest(
-    plan: Plan,
+    plan: QuantizePlan,
     level: PlannedLevel,
     written: Written,
     source: dict[str, Any],
@@ -81,7 +81,7 @@ def _round(value: float) -> float:
 
 
 def write_manifests(
-    plan: Plan,
+    plan: QuantizePlan,
     written: list[Written],
     source: dict[str, Any],
     base_files: dict[str, str],

@@ -22,12 +22,12 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
-from jmedlite.base.native import F32, U8, quantize, widen
+from jmedlite.base.native import F32, U8, quantize_rows, widen
 from jmedlite.base.outputs import OutputFile
 from jmedlite.convert.adapters.lora import TILE, LoadedUpdate, load_update
 from jmedlite.convert.sources.tensors import NOT_WEIGHTS, stored_bytes
 
-from .planning import Job, Plan, PlannedFile
+from .planning import PlannedFile, QuantizePlan, TensorJob
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B
@@ -69,7 +69,7 @@ class Block:
     """Rows [start, start + n_rows) of a job's source; `index` is the job's place in the plan and in every file."""
 
     index: int
-    job: Job
+    job: TensorJob
     types: frozenset[GGMLQuantizationType]
     start: int
     n_rows: int
@@ -157,7 +157,7 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encode
         if t == GGMLQuantizationType.F32 or t.name == kept:  # as it is: encoding again could change it
             data[t], error[t] = raw if t.name == kept else flat.view(np.uint8), 0.0
         else:
-            data[t] = quantize(t, rows, slot.encoded[t], job.importance)
+            data[t] = quantize_rows(t, rows, slot.encoded[t], job.importance)
             error[t] = squared_error(data[t], t, flat, slot.decoded)
     return Encoded(data, energy, error)
 
@@ -183,7 +183,7 @@ def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F3
     return total
 
 
-def _blocks(plan: Plan, block_elements: int) -> Iterator[Block]:
+def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
     for i, job in enumerate(plan.jobs):
         types = frozenset(p.tensors[i].type for p in plan.levels)
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
@@ -191,7 +191,7 @@ def _blocks(plan: Plan, block_elements: int) -> Iterator[Block]:
             yield Block(i, job, types, start, min(step, job.n_rows - start))
 
 
-def _rows_per_block(job: Job, block_elements: int) -> int:
+def _rows_per_block(job: TensorJob, block_elements: int) -> int:
     unit = math.lcm(job.head_rows, TILE if job.updates else 1)
     return max(1, block_elements // (job.n_cols * unit)) * unit
 
@@ -201,7 +201,7 @@ def _n_slots(threads: int) -> int:
     return threads * 2 + 2
 
 
-def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]:
+def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[int, int]:
     """(elements of the largest block, number of slots) within `memory` bytes, or by default."""
     n_slots = _n_slots(threads)
     types = plan.types
@@ -230,7 +230,7 @@ def _block_size(plan: Plan, threads: int, memory: int | None) -> tuple[int, int]
 class _Outputs:
     """The files of all levels, written in step; each gets its name only in `publish`, when all are whole."""
 
-    def __init__(self, plan: Plan, stack: contextlib.ExitStack) -> None:
+    def __init__(self, plan: QuantizePlan, stack: contextlib.ExitStack) -> None:
         self._levels = plan.levels
         self._writers = [[_Writer(f, stack) for f in level.files] for level in plan.levels]
         # for every level, the file of each tensor: jobs are in the order of the files
@@ -299,7 +299,9 @@ class _Writer:
             )
 
 
-def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Progress | None = None) -> list[Written]:
+def write(
+    plan: QuantizePlan, *, threads: int, memory: int | None = None, progress: Progress | None = None
+) -> list[Written]:
     """Run the pass. `progress(bytes done, bytes in all)` counts the source; nothing appears unless all is well.
 
     Raises DataError for weights that are not finite, IoFault where the disk fails, Busy where another run writes,
@@ -314,7 +316,7 @@ def write(plan: Plan, *, threads: int, memory: int | None = None, progress: Prog
 
 
 def encode_blocks(
-    plan: Plan, *, threads: int, memory: int | None = None, progress: Progress | None = None
+    plan: QuantizePlan, *, threads: int, memory: int | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[Block, Encoded]]:
     """Every block of the plan in order, in every type its levels store; valid until the next one is asked for."""
     block_elements, slot_elements = _block_size(plan, threads, memory)
@@ -347,7 +349,7 @@ def encode_blocks(
                 future.cancel()
 
 
-def _read(plan: Plan, block: Block, slot: Slot) -> None:
+def _read(plan: QuantizePlan, block: Block, slot: Slot) -> None:
     """The source's bytes for a block, in the order in which it needs them."""
     job, at = block.job, 0
     if job.source is None:

@@ -22,7 +22,7 @@ from jmedlite.convert.adapters.lora import Adapter
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import Level, choose_types
-from jmedlite.convert.sources.base import Base, Model, Spec
+from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
 from jmedlite.convert.sources.tensors import Files, StoredTensor
@@ -32,7 +32,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """One tensor of the output: where it comes from, what is added, how its rows move.
 
     `n_rows`, `n_cols` describe the stored tensor (a vector is one column); `order` is how the source's rows move,
@@ -122,7 +122,7 @@ class PlannedLevel:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizePlan:
     """All that the pass needs. `metadata` is what every level's header has in common."""
 
     label: str
@@ -131,7 +131,7 @@ class Plan:
     files: Files
     adapters: tuple[Adapter, ...]
     imatrix: Imatrix | None
-    jobs: tuple[Job, ...]
+    jobs: tuple[TensorJob, ...]
     levels: tuple[PlannedLevel, ...]
     metadata: gguf.Entries
     warnings: tuple[str, ...]
@@ -161,7 +161,7 @@ class Plan:
         return str(entry[0]) if entry else None
 
 
-def make_plan(
+def make_quantize_plan(
     path: Path,
     levels: Sequence[Level],
     out: Path,
@@ -175,7 +175,7 @@ def make_plan(
     split_bytes: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> Plan:
+) -> QuantizePlan:
     """Check everything that can be checked and lay out every file.
 
     `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`.
@@ -204,8 +204,8 @@ def assemble(
     imatrix: Imatrix | None = None,
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
-) -> Plan:
-    """The jobs and the metadata, before any level; raises as `make_plan` does."""
+) -> QuantizePlan:
+    """The jobs and the metadata, before any level; raises as `make_quantize_plan` does."""
     files = Files()
     model = open_model(path, files, requantize=requantize)
     bound = bind_adapters(model, adapters)
@@ -218,18 +218,18 @@ def assemble(
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
         metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
     warnings += [w for a in bound for w in a.warnings]
-    return Plan(
+    return QuantizePlan(
         model.label, model.title, model.architecture, files, tuple(bound), imatrix, tuple(jobs), (), metadata,
         tuple(warnings),
     )  # fmt: skip
 
 
-def open_model(path: Path, files: Files, *, requantize: bool = False) -> Model:
+def open_model(path: Path, files: Files, *, requantize: bool = False) -> SourceModel:
     """A checkpoint folder or a GGUF file as a model to convert."""
     return CheckpointModel(path, files) if path.is_dir() else GgufModel(path, files, requantize=requantize)
 
 
-def bind_adapters(model: Model, adapters: Sequence[tuple[Path, float]]) -> list[Adapter]:
+def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]]) -> list[Adapter]:
     """The adapters, PEFT folders or GGUF files, checked against the model."""
     base: Base | None = None
     bound: list[Adapter] = []
@@ -245,7 +245,7 @@ def bind_adapters(model: Model, adapters: Sequence[tuple[Path, float]]) -> list[
     return bound
 
 
-def make_jobs(model: Model, adapters: Sequence[Adapter]) -> list[Job]:
+def make_jobs(model: SourceModel, adapters: Sequence[Adapter]) -> list[TensorJob]:
     """One job per output tensor, with what the adapters do to it; raises DataError where one does nothing at all."""
     specs = list(model.specs)
     if head := _untied_head(model, adapters):
@@ -259,7 +259,7 @@ def make_jobs(model: Model, adapters: Sequence[Adapter]) -> list[Job]:
     return jobs
 
 
-def _untied_head(model: Model, adapters: Sequence[Adapter]) -> Spec | None:
+def _untied_head(model: SourceModel, adapters: Sequence[Adapter]) -> Spec | None:
     """The head of its own that a tied model needs once an adapter changes embedding or head alone."""
     names = {spec.name: spec for spec in model.specs}
     if HEAD in names:
@@ -278,7 +278,7 @@ def _untied_head(model: Model, adapters: Sequence[Adapter]) -> Spec | None:
     return None
 
 
-def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) -> Job:
+def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) -> TensorJob:
     source, in_order = spec.source, spec.in_order
     updates: list[tuple[Adapter, str, RowOrder | None]] = []
     for i, adapter in enumerate(adapters):
@@ -294,7 +294,7 @@ def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) ->
             updates.append((adapter, key, None if adapter.in_gguf_order else spec.order))
             used.add((i, key))
     shape = source.shape if source else spec.shape
-    return Job(
+    return TensorJob(
         spec.name,
         shape[::-1],
         source,
@@ -306,14 +306,14 @@ def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) ->
     )
 
 
-def _brings_tokenizer(adapter: Adapter, model: Model) -> bool:
+def _brings_tokenizer(adapter: Adapter, model: SourceModel) -> bool:
     """Did the adapter train the embedding, and does it come with the tokenizer it was trained with?"""
     embedding = next(spec.key for spec in model.specs if spec.name == EMBEDDING)
     trained = embedding in adapter.replaced or embedding in adapter.updates
     return trained and adapter.folder is not None and any((adapter.folder / f).is_file() for f in VOCABULARIES)
 
 
-def _importance(job: Job, imatrix: Imatrix) -> F32 | None:
+def _importance(job: TensorJob, imatrix: Imatrix) -> F32 | None:
     """The column weights of one tensor; None where the matrix has none."""
     found = imatrix.weights.get(job.name)
     if found is None or job.is_vector:
@@ -344,7 +344,7 @@ def _of_imatrix(imatrix: Imatrix | None) -> dict[str, str | int]:
     return found
 
 
-def _stored_type(job: Job) -> GGMLQuantizationType:
+def _stored_type(job: TensorJob) -> GGMLQuantizationType:
     """The type llama.cpp's quantizer would find: the GGUF's own, or what its converter writes (`--outtype bf16`)."""
     if job.from_gguf and job.source:
         return GGMLQuantizationType[job.source.dtype]
@@ -355,7 +355,7 @@ def _plan_level(
     out: Path,
     stem: str,
     level: Level,
-    plan: Plan,
+    plan: QuantizePlan,
     types: Mapping[str, GGMLQuantizationType],
     split_bytes: int | None,
 ) -> PlannedLevel:

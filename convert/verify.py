@@ -22,7 +22,7 @@ from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 from .pipeline import Block, Encoded, Progress, encode_blocks
-from .planning import Plan, PlannedFile, PlannedLevel, assemble
+from .planning import PlannedFile, PlannedLevel, QuantizePlan, assemble
 
 IDENTICAL, NEAR, DIFFERENT, MISSING, EXTRA, SHAPE = "identical", "near", "different", "missing", "extra", "shape"
 _NOT_COMPARED = ("general.", "jmedlite.made.", "quantize.imatrix.", "split.")
@@ -42,7 +42,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """The answer: `metadata` lists keys whose values are other than the base's."""
 
     path: Path
@@ -123,7 +123,7 @@ def _decode(raw: U8, dtype: str, n: int) -> F32:
     return out
 
 
-def verify(
+def compare_with_base(
     path: Path,
     parts: tuple[gguf.Header, Mapping[str, StoredTensor]],
     base: Path,
@@ -135,7 +135,7 @@ def verify(
     threads: int = 1,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> VerifyReport:
     """Compare the GGUF at `path` (`parts`: what `read_parts` gives) with what `base` and `adapters` give at its types.
 
     A tensor within `tolerance` (relative distance, see Verdict) passes. Raises DataError where the file was made with
@@ -164,10 +164,10 @@ def verify(
             comparisons[block.job.name].add(block, encoded, plan.files)
     plan.files.close()
     verdicts += [c.verdict(tolerance) for c in comparisons.values()]
-    return Report(path, tuple(verdicts), tuple(_other_metadata(plan.metadata, header)), tolerance)
+    return VerifyReport(path, tuple(verdicts), tuple(_other_metadata(plan.metadata, header)), tolerance)
 
 
-def _at_types_of(plan: Plan, stored: Mapping[str, _Comparison]) -> Plan:
+def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> QuantizePlan:
     """The plan of the tensors in `stored`, at the types they have there, for a file that is never written."""
     jobs = tuple(job for job in plan.jobs if job.name in stored)
     for job in jobs:

@@ -44,7 +44,7 @@ class Prepared:
 
 
 # of one prompt: n_prompt, and scores and n_tokens by place, or response and stop; neither where it was too long
-Answer = dict[str, Any]
+RawAnswer = dict[str, Any]
 
 
 class Answerer(Protocol):
@@ -53,7 +53,7 @@ class Answerer(Protocol):
     def prepare(self, wanted: Wanted) -> Prepared:
         """Get ready for these prompts; forgets those before."""
 
-    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[RawAnswer]]]:
         """(number of its first prompt, answers) of packs `first` to before `stop`, in order."""
 
     def __enter__(self) -> Answerer: ...
@@ -95,7 +95,7 @@ class LocalModel:
         event = self.child.ask({"op": "prepare", **vars(wanted)}, "prepared")
         return Prepared(tuple(event["starts"]), event["n_head"], event["n_ctx"], event["n_evaluated"])
 
-    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[RawAnswer]]]:
         for event in self.child.events({"op": "run", "packs": [first, stop]}, "done"):
             if event["event"] == "results":
                 yield event["first"], event["results"]

@@ -18,8 +18,8 @@ from jmedlite.base.gguf import split_files
 from jmedlite.base.outputs import sha256_file
 
 from . import cluster_worker as clusterworker
-from .base import Answer, Loading, Prepared, Wanted
-from .cluster_worker import Fault, Job, Sealed
+from .base import Loading, Prepared, RawAnswer, Wanted
+from .cluster_worker import ClusterJob, Fault, Sealed
 
 PACKS = 8  # of a shard at most: what is done again where a worker dies
 AT_ONCE = 2  # shards that a worker has: one that it works on, one that waits for it
@@ -75,8 +75,8 @@ class ClusterModel:
         self._library = _distributed()
         parts = split_files(path)
         files = tuple((p.name, sha256 if p.name == path.name else sha256_file(p)) for p in parts)
-        self._job = Job(uuid.uuid4().hex, str(parts[0].resolve()), files, loading)
-        self._like: dict[str, Any] = dict(clusterworker.versions())
+        self._job = ClusterJob(uuid.uuid4().hex, str(parts[0].resolve()), files, loading)
+        self._like: dict[str, Any] = dict(clusterworker.package_versions())
         self._wanted: Any = None
         self._client = self._connect()
         try:
@@ -156,7 +156,7 @@ class ClusterModel:
         first = next(iter(seen))
         self._like = seen[first].facts
         for address, one in seen.items():
-            if found := list(clusterworker.differences(one.facts, self._like)):
+            if found := list(clusterworker.machine_differences(one.facts, self._like)):
                 raise DataError(
                     f"{address}: is not like {first} ({'; '.join(found)}), so its last digits would differ; take one "
                     "of them out of the cluster, or install the same there"
@@ -199,7 +199,7 @@ class ClusterModel:
         found: Prepared = prepared[first]
         return found
 
-    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[RawAnswer]]]:
         n_packs = max(1, min(PACKS, (stop - first) // (AHEAD * max(1, len(self._workers())))))
         todo = deque((at, min(at + n_packs, stop)) for at in range(first, stop, n_packs))
         waiting: deque[Shard] = deque()
@@ -253,7 +253,7 @@ class ClusterModel:
         except self._library.CancelledError:
             raise self._lost() from None
 
-    def _results(self, shard: Shard) -> list[tuple[int, list[Answer]]]:
+    def _results(self, shard: Shard) -> list[tuple[int, list[RawAnswer]]]:
         try:
             address, found = shard.future.result()
         except self._library.KilledWorker as e:
@@ -269,7 +269,7 @@ class ClusterModel:
             raise DataError(
                 f"{self.address}: the scheduler or a worker can't run this version of jmedlite; install the same on all"
             ) from None
-        answers: list[tuple[int, list[Answer]]] = self._value(address, found)
+        answers: list[tuple[int, list[RawAnswer]]] = self._value(address, found)
         return answers
 
     # --------------------------------------------------------------------------------------------------- end

@@ -20,7 +20,7 @@ from jmedlite.base.errors import DataError, InputMissing, Interrupted, JmedliteE
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
 
-from .base import Answer, Loading, LocalModel, Prepared, Wanted
+from .base import Loading, LocalModel, Prepared, RawAnswer, Wanted
 
 MODELS = "JMEDLITE_MODELS"  # a worker's own folder of models
 # what the last digits of a score depend on, besides the file and how it is loaded
@@ -51,7 +51,7 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """Which model a run wants, and how it is loaded. `files` are (name, SHA-256), the first one's path is `path`."""
 
     run: str
@@ -76,12 +76,12 @@ class Seen:
     events: tuple[dict[str, Any], ...]
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The versions here of what computes."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def differences(mine: dict[str, Any], others: dict[str, Any]) -> Iterable[str]:
+def machine_differences(mine: dict[str, Any], others: dict[str, Any]) -> Iterable[str]:
     """What `mine` has other than `others`, in words."""
     for key, theirs in others.items():
         have = mine.get(key)
@@ -109,7 +109,7 @@ class Holder:
         self._machine: dict[str, Any] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}
 
-    def look(self, job: Job, like: dict[str, Any]) -> Seen:
+    def look(self, job: ClusterJob, like: dict[str, Any]) -> Seen:
         """Load the model, unless it is held; what this worker is. DataError where it is not `like` the others."""
         held = (job.path, job.files, job.loading)
         if self._model is None or self._held != held:
@@ -124,7 +124,7 @@ class Holder:
         self._refuse_others(self._seen.facts, like)
         return self._seen
 
-    def prepare(self, job: Job, like: dict[str, Any], wanted: Sealed) -> Prepared:
+    def prepare(self, job: ClusterJob, like: dict[str, Any], wanted: Sealed) -> Prepared:
         """Tokens and packs of these prompts, unless they are those prepared last."""
         self.look(job, like)
         assert self._model is not None
@@ -134,14 +134,14 @@ class Holder:
         return self._prepared[1]
 
     def shard(
-        self, job: Job, like: dict[str, Any], wanted: Sealed, first: int, stop: int
-    ) -> list[tuple[int, list[Answer]]]:
+        self, job: ClusterJob, like: dict[str, Any], wanted: Sealed, first: int, stop: int
+    ) -> list[tuple[int, list[RawAnswer]]]:
         """Packs `first` to before `stop`."""
         self.prepare(job, like, wanted)
         assert self._model is not None
         return list(self._model.run(first, stop))
 
-    def guarded(self, work: Callable[..., Any], job: Job, *args: Any) -> Any:
+    def guarded(self, work: Callable[..., Any], job: ClusterJob, *args: Any) -> Any:
         """What `work` gives, or a Fault. A child that died is started again, once: somebody may have killed it."""
         for again in (True, False):
             if job.run in self.released:
@@ -184,17 +184,17 @@ class Holder:
             self._machine = json.loads(done.stdout.splitlines()[-1])
         machine = self._machine
         gpus = [gpu["description"] for gpu in machine["gpus"]]
-        return {**versions(), "cpu_features": machine["cpu_features"], "gpus": gpus}
+        return {**package_versions(), "cpu_features": machine["cpu_features"], "gpus": gpus}
 
     @staticmethod
     def _refuse_others(mine: dict[str, Any], like: dict[str, Any]) -> None:
-        if found := list(differences(mine, like)):
+        if found := list(machine_differences(mine, like)):
             raise DataError(
                 f"is not like the others ({'; '.join(found)}), so its last digits would differ; take it out of the "
                 "cluster, or install the same there"
             )
 
-    def _find(self, job: Job) -> Path:
+    def _find(self, job: ClusterJob) -> Path:
         """The model's first file here, checked to be the parent's."""
         name = job.files[0][0]
         places = [Path(job.path)]
@@ -225,12 +225,12 @@ class Holder:
 HOLDER = Holder()
 
 
-async def look(job: Job, like: dict[str, Any]) -> Seen | Fault:
+async def look(job: ClusterJob, like: dict[str, Any]) -> Seen | Fault:
     """`Holder.look` beside the worker's own loop."""
     return await asyncio.wrap_future(HOLDER.thread.submit(HOLDER.guarded, HOLDER.look, job, like))
 
 
-async def prepare(job: Job, like: dict[str, Any], wanted: Sealed) -> Prepared | Fault:
+async def prepare(job: ClusterJob, like: dict[str, Any], wanted: Sealed) -> Prepared | Fault:
     """`Holder.prepare` beside the worker's own loop."""
     return await asyncio.wrap_future(HOLDER.thread.submit(HOLDER.guarded, HOLDER.prepare, job, like, wanted))
 
@@ -246,8 +246,8 @@ def hold(wanted: Sealed) -> Sealed:
 
 
 def shard(
-    job: Job, like: dict[str, Any], wanted: Sealed, first: int, stop: int
-) -> tuple[str, list[tuple[int, list[Answer]]] | Fault]:
+    job: ClusterJob, like: dict[str, Any], wanted: Sealed, first: int, stop: int
+) -> tuple[str, list[tuple[int, list[RawAnswer]]] | Fault]:
     """(the worker's address, `Holder.shard`), as a task."""
     from distributed import get_worker
 

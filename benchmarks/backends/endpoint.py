@@ -16,7 +16,7 @@ from jmedlite.base.errors import DataError, JmedliteError, Unavailable, UsageErr
 from jmedlite.benchmarks.prompts.requests import as_text
 from jmedlite.benchmarks.tasks.items import LETTERS
 
-from .base import Answer, Prepared, Wanted
+from .base import Prepared, RawAnswer, Wanted
 from .http import Refused, Server
 from .local_engine import split
 from .responses import (
@@ -189,11 +189,11 @@ class EndpointModel:
         asked = [[c.strip() for c in prompt["continuations"]] for prompt in self._wanted.prompts]
         return all(texts == list(LETTERS[: len(texts)]) for texts in asked)
 
-    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, first: int, stop: int) -> Iterator[tuple[int, list[RawAnswer]]]:
         wanted = self._wanted
         ask = self._generated if wanted.max_tokens else self._lettered if self._letters() else self._texts
 
-        def one(i: int) -> tuple[int, list[Answer]]:
+        def one(i: int) -> tuple[int, list[RawAnswer]]:
             try:
                 answer = ask(wanted, wanted.prompts[i])
             except Refused as e:
@@ -232,12 +232,12 @@ class EndpointModel:
             request.pop(name, None)
         return self.server.post(path, request), self.server.base + path
 
-    def _lettered(self, wanted: Wanted, prompt: dict[str, Any]) -> Answer:
+    def _lettered(self, wanted: Wanted, prompt: dict[str, Any]) -> RawAnswer:
         answer, where = self._likeliest(wanted, prompt, {})
         if not entries_of(choice_of(answer, where)):
             answer, where = self._likeliest(wanted, prompt, {"grammar": ASCII})
         scores, bounded = letter_scores(top_tokens(choice_of(answer, where), where), prompt["continuations"])
-        found: Answer = {"n_prompt": n_prompt_of(answer), "scores": scores, "n_tokens": [1] * len(scores)}
+        found: RawAnswer = {"n_prompt": n_prompt_of(answer), "scores": scores, "n_tokens": [1] * len(scores)}
         return found | ({"bounded": True} if bounded else {})
 
     def _likeliest(self, wanted: Wanted, prompt: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -261,7 +261,7 @@ class EndpointModel:
         named = [int(x) for x in re.findall(r"\d+", words) if 0 < int(x) < n]
         return max((*named, *(top for top in TOPS if top < n and not named)), default=None)
 
-    def _texts(self, wanted: Wanted, prompt: dict[str, Any]) -> Answer:
+    def _texts(self, wanted: Wanted, prompt: dict[str, Any]) -> RawAnswer:
         """Sums over the tokens that a continuation adds, as `engine.split` says for a local model."""
         unique = list(dict.fromkeys(prompt["continuations"]))
         ids: dict[str, int] = {}
@@ -286,7 +286,7 @@ class EndpointModel:
             raise no_echo(self.server.base) from None
         return echoed(answer, where)
 
-    def _generated(self, wanted: Wanted, prompt: dict[str, Any]) -> Answer:
+    def _generated(self, wanted: Wanted, prompt: dict[str, Any]) -> RawAnswer:
         text, answer, choice = self._text(wanted, prompt, ["\n"] if wanted.newline_ends else [])
         if wanted.newline_ends and not text.strip() and choice.get("finish_reason") == "stop":
             # empty lines before an answer don't end it, but a server does not know

@@ -14,7 +14,7 @@ from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.vocabulary import common_prefix
 
-from .packing import Request, Row, batches, packs, rows
+from .packing import PackedRequest, PackedRow, batches, packs, rows
 
 PACK = 512  # tokens that are packed, and evaluated, together
 # What bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
@@ -38,7 +38,7 @@ class Generated:
     stop: str
 
 
-class Engine:
+class ScoringEngine:
     """One context over a loaded model, made for the requests that come; `head` are the tokens they all begin with.
 
     Raises NativeError where llama.cpp refuses, DataError where the model's output is not finite.
@@ -48,7 +48,7 @@ class Engine:
         self,
         loaded: LoadedModel,
         head: Sequence[int],
-        requests: Sequence[Request],
+        requests: Sequence[PackedRequest],
         n_threads: int,
         *,
         together: bool = True,
@@ -83,20 +83,20 @@ class Engine:
     def _evaluate_head(self) -> None:
         for at in range(0, len(self.head), PACK):
             part = self.head[at : at + PACK]
-            self._decode([Row(t, at - len(self.head) + i, (0,), 0) for i, t in enumerate(part)])
+            self._decode([PackedRow(t, at - len(self.head) + i, (0,), 0) for i, t in enumerate(part)])
 
-    def _decode(self, part: Sequence[Row]) -> None:
+    def _decode(self, part: Sequence[PackedRow]) -> None:
         n_head = len(self.head)
         self._context.decode(BatchRow(r.token, n_head + r.position, r.sequences, r.is_output) for r in part)
 
-    def _begin(self, pack: Sequence[Request]) -> None:
+    def _begin(self, pack: Sequence[PackedRequest]) -> None:
         """Every sequence of the pack begins with the head, and nothing else is in memory."""
         n = sum(r.n_sequences for r in pack)
         for sequence in range(self._used + 1, n + 1):
             self.llama.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
         self._used = max(self._used, n)
 
-    def _end(self, pack: Sequence[Request]) -> None:
+    def _end(self, pack: Sequence[PackedRequest]) -> None:
         """Forget the pack, so that the next one gets the same cells as if it were the first."""
         for sequence in range(1, sum(r.n_sequences for r in pack) + 1):
             self.llama.llama_memory_seq_rm(self._memory, sequence, len(self.head), -1)
@@ -154,7 +154,7 @@ class Engine:
                 if newline_ends and b"\n" in self._text(texts[i]).lstrip():
                     stops[i] = "newline"
                 elif len(texts[i]) < requests[i].reserve:
-                    part.append(Row(token, len(requests[i].stem) + len(texts[i]) - 1, (i + 1,), i, last=True))
+                    part.append(PackedRow(token, len(requests[i].stem) + len(texts[i]) - 1, (i + 1,), i, last=True))
             if part:
                 self._decode(part)
             step = {row.request: self._choose(k) for k, row in enumerate(part)}

@@ -19,8 +19,8 @@ from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, serve
 from jmedlite.runtime.worker import bounded_prompt
 
-from .local_engine import Engine, shared_head, split
-from .packing import Request
+from .local_engine import ScoringEngine, shared_head, split
+from .packing import PackedRequest
 
 MARK = "question"  # stands for each question when the chat template is rendered, once
 Tokens = Sequence[int]
@@ -61,15 +61,15 @@ class Prompts:
         limit = min(loaded.n_ctx_train, wanted["n_ctx"] or loaded.n_ctx_train)
         self.head = tokenized[0][0][:n_head] if tokenized else []
         self.n_prompt = [len(context) for context, _ in tokenized]
-        self.requests: list[Request] = []
+        self.requests: list[PackedRequest] = []
         self.which: list[list[int]] = []
         self.too_long: set[int] = set()
         for i, (context, branches) in enumerate(tokenized):
             unique = tuple(dict.fromkeys(branches))
-            request = Request(tuple(context[n_head:]), unique, wanted["max_tokens"])
+            request = PackedRequest(tuple(context[n_head:]), unique, wanted["max_tokens"])
             if n_head + request.n_longest > limit:
                 self.too_long.add(i)
-                request = Request(())
+                request = PackedRequest(())
             self.requests.append(request)
             self.which.append([unique.index(b) for b in branches])
 
@@ -91,7 +91,7 @@ class Worker:
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
         self.emit, self.n_threads = emit, int(request["threads"])
         self.loaded = LoadedModel(request, emit)
-        self.engine: Engine | None = None
+        self.engine: ScoringEngine | None = None
 
     def prepare(self, wanted: dict[str, Any]) -> None:
         """Tokens and packs of `prompts`; the `prepared` event says where the packs begin.
@@ -103,7 +103,7 @@ class Worker:
             self.engine.close()
         self.max_tokens, self.newline_ends = wanted["max_tokens"], wanted["newline_ends"]
         self.prompts = prompts = Prompts(self.loaded, wanted, self.emit)
-        self.engine = engine = Engine(
+        self.engine = engine = ScoringEngine(
             self.loaded, prompts.head, prompts.requests, self.n_threads, together=wanted["together"]
         )
         self.emit(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Request:
+class PackedRequest:
     """Tokens of one question after the head that all questions share: `stem`, then each of `branches` on its own.
 
     No two branches are equal, none is empty. The last token of a branch is only scored, never evaluated.
@@ -42,7 +42,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """One token of a batch: its position after the head, the sequences it belongs to, and what is read after it.
 
     `reads` are (branch, which of its tokens): the logits here score that token. `last` marks the end of a stem.
@@ -60,7 +60,7 @@ class Row:
         return self.last or bool(self.reads)
 
 
-def packs(requests: Sequence[Request], n_tokens: int, n_sequences: int) -> list[range]:
+def packs(requests: Sequence[PackedRequest], n_tokens: int, n_sequences: int) -> list[range]:
     """Runs of consecutive requests that fit `n_tokens` and `n_sequences` together; a larger one has a pack alone."""
     found: list[range] = []
     start = tokens = sequences = 0
@@ -75,7 +75,7 @@ def packs(requests: Sequence[Request], n_tokens: int, n_sequences: int) -> list[
     return found
 
 
-def rows(requests: Sequence[Request]) -> Iterator[Row]:
+def rows(requests: Sequence[PackedRequest]) -> Iterator[PackedRow]:
     """The tokens of a pack in the order of evaluation: each stem once, for all branches, then each branch once."""
     first = 1  # sequence 0 holds the head
     for i, request in enumerate(requests):
@@ -84,14 +84,14 @@ def rows(requests: Sequence[Request]) -> Iterator[Row]:
         heads = tuple((b, 0) for b in range(len(request.branches)))
         for at, token in enumerate(request.stem):
             end = at == len(request.stem) - 1
-            yield Row(token, at, owned, i, heads if end else (), end)
+            yield PackedRow(token, at, owned, i, heads if end else (), end)
         evaluated = [b for b, branch in enumerate(request.branches) if len(branch) > 1]
         for sequence, b in zip(owned, evaluated, strict=False):  # a stem without long branches has a sequence too
             for at, token in enumerate(request.branches[b][:-1]):
-                yield Row(token, len(request.stem) + at, (sequence,), i, ((b, at + 1),))
+                yield PackedRow(token, len(request.stem) + at, (sequence,), i, ((b, at + 1),))
 
 
-def batches(pack: Sequence[Row], n_tokens: int, n_outputs: int) -> Iterator[Sequence[Row]]:
+def batches(pack: Sequence[PackedRow], n_tokens: int, n_outputs: int) -> Iterator[Sequence[PackedRow]]:
     """The rows of a pack, cut where a batch would have more tokens, or more rows whose logits are kept."""
     start = outputs = 0
     for i, row in enumerate(pack):

@@ -15,9 +15,9 @@ from typing import Any
 
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.backends.base import ADVICE, Loading, Wanted
-from jmedlite.benchmarks.backends.local_engine import PACK, Engine
+from jmedlite.benchmarks.backends.local_engine import PACK, ScoringEngine
 from jmedlite.benchmarks.backends.local_worker import Prompts
-from jmedlite.benchmarks.backends.packing import Request
+from jmedlite.benchmarks.backends.packing import PackedRequest
 from jmedlite.benchmarks.records import MeasureRecord
 from jmedlite.runtime.fitting import shape_on_this_machine
 from jmedlite.runtime.hardware import devices
@@ -79,7 +79,7 @@ def free_vram() -> dict[str, int]:
     return {d["name"]: d["free_bytes"] for d in devices() if d["kind"] == "GPU"}
 
 
-def timed(engine: Engine, pack: range) -> float:
+def timed(engine: ScoringEngine, pack: range) -> float:
     """Seconds until the requests of a pack have what they reserve: a token each, or more."""
     started = time.perf_counter()
     engine.generate(pack, False, endless=True)
@@ -99,12 +99,12 @@ def measure_here(request: dict[str, Any]) -> MeasureRecord:
     n_prompt = max(1, min(PACK, room))
     n_generated = max(1, min(N_GENERATED, room - N_STEM))
     fixed = [
-        Request(tuple(text[:N_STEM]), reserve=1),
-        Request(tuple(text[:n_prompt]), reserve=1),
-        Request(tuple(text[:N_STEM]), reserve=1 + n_generated),
+        PackedRequest(tuple(text[:N_STEM]), reserve=1),
+        PackedRequest(tuple(text[:n_prompt]), reserve=1),
+        PackedRequest(tuple(text[:N_STEM]), reserve=1 + n_generated),
     ]
-    firsts = [Request(r.stem, reserve=1) for r in asked]
-    engine = Engine(loaded, prompts.head, [*fixed, *firsts, *asked], request["threads"], together=False)
+    firsts = [PackedRequest(r.stem, reserve=1) for r in asked]
+    engine = ScoringEngine(loaded, prompts.head, [*fixed, *firsts, *asked], request["threads"], together=False)
     packs = engine.packs
     timed(engine, packs[1])  # warm: the pages of the file, the threads, the buffers
     short, prompt, long = (timed(engine, p) for p in packs[:3])
@@ -145,10 +145,10 @@ def measure(model: str, round_: int, path: Path, loading: Loading, wanted: Wante
         return from_json(child.ask(request, "measured")["record"], MeasureRecord, model)
 
 
-def answer(request: dict[str, Any], emit: Emit, _: threading.Event) -> None:
+def measure_requested(request: dict[str, Any], emit: Emit, _: threading.Event) -> None:
     """Measure what the one request names."""
     emit("measured", record=to_json(measure_here(request)))
 
 
 if __name__ == "__main__":
-    serve(answer)
+    serve(measure_requested)

@@ -19,6 +19,7 @@ import numpy as np
 
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.inputs import MAX_CTX, check_range, read_document, reading
+from jmedlite.base.native import F64
 from jmedlite.base.outputs import fault
 from jmedlite.base.records import to_json
 from jmedlite.benchmarks.backends.base import Loading
@@ -26,7 +27,7 @@ from jmedlite.benchmarks.records import DistanceRecord
 from jmedlite.runtime.process import Child
 
 from .distance_worker import scored
-from .divergence import F64, record, summarize_distance, summarize_perplexity
+from .divergence import record, summarize_distance, summarize_perplexity
 
 MAX_SCRATCH = 4_000_000_000  # bytes
 SCRATCH = ".distance.scratch"
@@ -63,15 +64,15 @@ def measure_distance(
     content = read_document(text).removesuffix("\n")  # llama.cpp's tools leave out one newline at the end
     with reading(text), text.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    task = _Task(text.name, content, digest, loading, n_ctx, progress)
+    source = _Text(text.name, content, digest, loading, n_ctx, progress)
     wanted = [m for m in models if m[0] == reference] + [m for m in models if m[0] != reference]
-    plan = _Plan(chunks, max_scratch if len(models) > 1 else None, scratch, notice)
-    return _measure(task, plan, wanted, done)
+    plan = _ChunkPlan(chunks, max_scratch if len(models) > 1 else None, scratch, notice)
+    return _measure(source, plan, wanted, done)
 
 
 # A generator of its own, so that the arguments are checked before it is iterated
 def _measure(
-    task: _Task, plan: _Plan, models: Sequence[tuple[str, Path]], done: Collection[str]
+    text: _Text, plan: _ChunkPlan, models: Sequence[tuple[str, Path]], done: Collection[str]
 ) -> Iterator[dict[str, Any]]:
     (reference, path), *others = models
     others = [m for m in others if m[0] not in done]
@@ -84,25 +85,25 @@ def _measure(
     except OSError as e:
         raise fault(e, kept, "removing") from None
     try:
-        with _Reader(task, reference, path) as reader:
+        with _Reader(text, reference, path) as reader:
             facts = reader.facts
-            n_chunks = plan.n_chunks(task, facts, will_keep=bool(others))
+            n_chunks = plan.n_chunks(text, facts, will_keep=bool(others))
             base = reader.evaluate(n_chunks, keep=kept if others else None)["nll"]
         if reference not in done:
-            yield task.line(reference, None, n_chunks, summarize_perplexity(base))
+            yield text.line(reference, None, n_chunks, summarize_perplexity(base))
         for name, path in others:
-            with _Reader(task, name, path) as reader:
+            with _Reader(text, name, path) as reader:
                 _check_comparable(path, reader.facts, reference, facts)
                 found = reader.evaluate(n_chunks, compare=kept)
             figures = summarize_distance(found["nll"], base, found["kl"], found["same"] > 0)
-            yield task.line(name, reference, n_chunks, figures)
+            yield text.line(name, reference, n_chunks, figures)
     finally:
         with suppress(OSError):
             kept.unlink()
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Text:
     """A text, and how it is read."""
 
     name: str
@@ -127,7 +128,7 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _ChunkPlan:
     """How much of the text is used; `max_scratch` is None where nothing need be kept."""
 
     chunks: int | None
@@ -135,27 +136,27 @@ class _Plan:
     folder: Path
     notice: Callable[[str], None] | None
 
-    def n_chunks(self, task: _Task, facts: dict[str, Any], *, will_keep: bool) -> int:
+    def n_chunks(self, text: _Text, facts: dict[str, Any], *, will_keep: bool) -> int:
         """How many chunks to evaluate: by text, vocabulary and arguments alone, so that a resumed run agrees."""
-        most: int = facts["n_tokens"] // task.n_ctx
+        most: int = facts["n_tokens"] // text.n_ctx
         if most < 2:
             raise DataError(
-                f"{task.name}: has {facts['n_tokens']:,} tokens, at least {2 * task.n_ctx:,} are needed for chunks of "
-                f"{task.n_ctx:,}; give a longer text"
+                f"{text.name}: has {facts['n_tokens']:,} tokens, at least {2 * text.n_ctx:,} are needed for chunks of "
+                f"{text.n_ctx:,}; give a longer text"
             )
         n = min(self.chunks or most, most)
         if self.max_scratch is None:
             return n
-        per_chunk = len(scored(task.n_ctx)) * record(facts["n_vocab"]).itemsize
+        per_chunk = len(scored(text.n_ctx)) * record(facts["n_vocab"]).itemsize
         fitting = self.max_scratch // per_chunk
         if not fitting:
             raise CannotCreate(
-                f"the reference's distributions over one chunk of {task.n_ctx:,} tokens take {_size(per_chunk)}, more "
+                f"the reference's distributions over one chunk of {text.n_ctx:,} tokens take {_size(per_chunk)}, more "
                 f"than the {_size(self.max_scratch)} allowed; lower --text-ctx"
             )
         if fitting < n and self.notice:
             self.notice(
-                f"{task.name}: {fitting:,} of {n:,} chunks are used, for which the reference's distributions take "
+                f"{text.name}: {fitting:,} of {n:,} chunks are used, for which the reference's distributions take "
                 f"{_size(fitting * per_chunk)} of disk"
             )
         n = min(n, fitting)
@@ -178,11 +179,11 @@ class _Plan:
 class _Reader:
     """One model and the text, in a child process; a context manager."""
 
-    def __init__(self, task: _Task, name: str, path: Path) -> None:
-        self.name, self.progress = name, task.progress
+    def __init__(self, text: _Text, name: str, path: Path) -> None:
+        self.name, self.progress = name, text.progress
         self.child = Child("jmedlite.benchmarks.run.distance_worker", ADVICE)
         try:
-            request = {**task.loading.request(path), "ctx": task.n_ctx, "text": task.text}
+            request = {**text.loading.request(path), "ctx": text.n_ctx, "text": text.text}
             self.facts = self.child.ask(request, "loaded")
         except BaseException:
             self.child.close()

@@ -80,7 +80,7 @@ class Kept:
         self._file.close()
 
 
-class Reading:
+class TextEvaluator:
     """One model over one text."""
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
@@ -168,9 +168,9 @@ class Reading:
         return [context.logits(k) for k, at in enumerate(where) if at in scored(self.n_ctx)]
 
 
-def load(request: dict[str, Any], emit: Emit, _: threading.Event) -> Reading:
+def load(request: dict[str, Any], emit: Emit, _: threading.Event) -> TextEvaluator:
     """Load a model and tokenize the text; the `loaded` event says what they are."""
-    reading = Reading(request, emit)
+    reading = TextEvaluator(request, emit)
     emit("loaded", **reading.facts())
     return reading
 

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jmedlite.base.native import F32, F64
 from jmedlite.runtime.context import finite_max
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 QUANTILES = ("0.01", "0.05", "0.95", "0.99", "0.999")
 
 # A probability is kept as the nearest of 65,536 steps of its fourth root: absolute steps where it is large, relative

@@ -17,7 +17,7 @@ from jmedlite.base.errors import Busy, CannotCreate, DataError
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import fault, write_text
 from jmedlite.base.records import from_json, to_json
-from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerRecord, Key, QuestionRecord
+from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerKey, AnswerRecord, QuestionRecord
 
 RUN, QUESTIONS, ITEMS = "run.json", "questions.jsonl", "items.jsonl"
 MEASURES, NOISE, DISTANCE = "measures.jsonl", "noise.jsonl", "distance.jsonl"
@@ -42,7 +42,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: Path, document: Mapping[str, Any], questions: Sequence[QuestionRecord], keys: Sequence[Key]
+        self, folder: Path, document: Mapping[str, Any], questions: Sequence[QuestionRecord], keys: Sequence[AnswerKey]
     ) -> None:
         self.folder, self.document, self.keys = folder, {"format": FORMAT, "version": VERSION, **document}, keys
         self.questions = "".join(dumps(q) + "\n" for q in questions)
@@ -110,7 +110,7 @@ class RunFolder:
             raise DataError(f"{run}: is damaged (no JSON); choose another --out") from None
         if not isinstance(there, dict) or (there.get("format"), there.get("version")) != (FORMAT, VERSION):
             raise DataError(f"{run}: is no run of format {VERSION}; choose another --out")
-        changed = [c for c in differences(there, json.loads(json.dumps(self.document))) if c[0] not in FREE]
+        changed = [c for c in document_differences(there, json.loads(json.dumps(self.document))) if c[0] not in FREE]
         if changed:
             named = "; ".join(f"{'.'.join(map(str, at))} was {old}, is {new}" for at, old, new in changed[:SHOWN])
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
@@ -229,14 +229,14 @@ def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return found
 
 
-def differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], str, str]]:
+def document_differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], str, str]]:
     """(path, old, new) wherever two JSON documents differ; entries of lists go by their names where they have them."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from differences(old.get(key), new.get(key), (*at, key))
+            yield from document_differences(old.get(key), new.get(key), (*at, key))
     elif _named(old) and _named(new) and list(_named(old)) == list(_named(new)):
         for name, entry in _named(old).items():
-            yield from differences(entry, _named(new)[name], (*at, name))
+            yield from document_differences(entry, _named(new)[name], (*at, name))
     elif old != new:
         yield at, _short(old), _short(new)
 

@@ -18,11 +18,11 @@ from .folder import DISTANCE, MEASURES, RunFolder
 from .run import sample_evenly
 
 Progress = Callable[[str, int, int, str], None]  # "measuring" or "text", done, in all, model; "notice" and a sentence
-Files = Sequence[tuple[str, Path]]  # models by name
+ModelFiles = Sequence[tuple[str, Path]]  # models by name
 
 
 def measure_costs(
-    folder: RunFolder, models: Files, loading: Loading, whole: Wanted, rounds: int, tell: Progress
+    folder: RunFolder, models: ModelFiles, loading: Loading, whole: Wanted, rounds: int, tell: Progress
 ) -> None:
     """What each model costs, on some of the prompts: every model once, then every model again."""
     there = {(m.model, m.round) for m in folder.records(MEASURES, MeasureRecord)}
@@ -38,7 +38,7 @@ def measure_costs(
 
 
 @dataclass(frozen=True)
-class Reading:
+class DistanceSettings:
     """A text that every model reads: in chunks of `n_ctx` tokens, at most `chunks` of them, against `reference`."""
 
     text: Path
@@ -47,7 +47,9 @@ class Reading:
     chunks: int | None = None
 
 
-def measure_text(folder: RunFolder, models: Files, loading: Loading, asked: Reading, tell: Progress) -> None:
+def measure_text(
+    folder: RunFolder, models: ModelFiles, loading: Loading, asked: DistanceSettings, tell: Progress
+) -> None:
     """Every model's distance to the reference on a text; goes on behind what is there."""
     there = folder.records(DISTANCE, DistanceRecord)
     with reading(asked.text):

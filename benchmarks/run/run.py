@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jmedlite.benchmarks.backends.base import Answer, Answerer, Prepared, Wanted
+from jmedlite.benchmarks.backends.base import Answerer, Prepared, RawAnswer, Wanted
 from jmedlite.benchmarks.prompts.requests import Ask
-from jmedlite.benchmarks.records import AnswerRecord, Key, NoiseRecord, Outcome, QuestionRecord
+from jmedlite.benchmarks.records import AnswerKey, AnswerRecord, NoiseRecord, Outcome, QuestionRecord
 from jmedlite.benchmarks.scoring import no_outcome, score
 from jmedlite.benchmarks.statistics import Sequential
 from jmedlite.benchmarks.tasks.items import NOT_ASKED, Dataset, Item, Left
@@ -23,7 +23,7 @@ Progress = Callable[[int, int, str], None]  # questions done, in all, and what i
 
 
 @dataclass(frozen=True)
-class Model:
+class Participant:
     """A model of a run: `facts` as in `run.json`, and how to open what answers for it."""
 
     name: str
@@ -32,7 +32,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AskSettings:
     """What every question is asked with; part of the run's identity (docs/runs.md).
 
     With `margin` (points) a model is asked no further as soon as an anytime-valid test against the first model decides
@@ -54,7 +54,7 @@ class Settings:
         )
 
 
-def run_keys(models: Sequence[str], asks: Sequence[Ask]) -> list[Key]:
+def run_keys(models: Sequence[str], asks: Sequence[Ask]) -> list[AnswerKey]:
     """The keys of all results of a run, in their order."""
     return [
         (model, ask.dataset.name, ask.method, permutation, item.id)
@@ -84,7 +84,7 @@ def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: L
 
 
 def ask_all(
-    folder: RunFolder, models: Sequence[Model], asks: Sequence[Ask], settings: Settings, progress: Progress
+    folder: RunFolder, models: Sequence[Participant], asks: Sequence[Ask], settings: AskSettings, progress: Progress
 ) -> None:
     """Fill the folder's `items.jsonl` and `noise.jsonl`; goes on behind what is there."""
     sizes = [len(ask.questions) for ask in asks]
@@ -181,7 +181,7 @@ class _Asking:
             **vars(outcome),
         )
 
-    def _result(self, number: int, answer: Answer) -> AnswerRecord:
+    def _result(self, number: int, answer: RawAnswer) -> AnswerRecord:
         item, _, order = self.ask_.questions[number]
         return self._record(number, score(self.ask_.method, item, order, answer))
 

@@ -129,7 +129,7 @@ def places(value: Any, choices: Sequence[str], what: str = "answer") -> tuple[in
     return tuple(sorted(found))
 
 
-def percent(value: Any, what: str) -> float:
+def percentage(value: Any, what: str) -> float:
     """A number from 0 to 100."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow(f"{what} is not a number")
@@ -167,7 +167,7 @@ def own(row: Row) -> Item:
         lang=lang,
         group=text(fields["group"], "group") if fields.get("group") else None,
         contraindicated=places(fields.get("contraindicated") or [], choices, "contraindicated"),
-        human_accuracy=None if right is None else percent(right, "human_accuracy"),
+        human_accuracy=None if right is None else percentage(right, "human_accuracy"),
         context=text(fields["context"], "context") if fields.get("context") else "",
     )
 

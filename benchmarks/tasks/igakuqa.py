@@ -36,7 +36,7 @@ class _Exam:
         return self.path.with_name(f"{self.path.stem}_{kind}.jsonl")
 
 
-def load(path: Path, languages: Sequence[str], skip_bad: bool) -> list[Dataset]:
+def load_igakuqa(path: Path, languages: Sequence[str], skip_bad: bool) -> list[Dataset]:
     """The Japanese and the English items; raises InputMissing where there is no exam, DataError for bad rows."""
     exams = _find(path)
     wanted = [lang for lang in ("ja", "en") if not languages or lang in languages]

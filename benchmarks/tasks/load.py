@@ -56,7 +56,7 @@ def load_task(
     if name == "igakuqa":
         if path is None:
             raise igakuqa.no_path()
-        found = igakuqa.load(path, languages, skip_bad)
+        found = igakuqa.load_igakuqa(path, languages, skip_bad)
     elif task is not None and task.repo:
         found = [_published(task, path, skip_bad, with_examples, revision or task.revision)]
     else:

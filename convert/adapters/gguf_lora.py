@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError
-from jmedlite.base.native import F32, U8, quantize
+from jmedlite.base.native import F32, U8, quantize_rows
 from jmedlite.base.outputs import OutputFile
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.sources.tensors import Files, StoredTensor, stored_tensors
@@ -176,4 +176,4 @@ def write_adapter(
 def _encode(values: F32, type_: GGMLQuantizationType) -> U8:
     if type_ == GGMLQuantizationType.F32:
         return values.reshape(-1).view(np.uint8)
-    return quantize(type_, values, np.empty(gguf.nbytes(type_, values.size), np.uint8))
+    return quantize_rows(type_, values, np.empty(gguf.nbytes(type_, values.size), np.uint8))

@@ -21,7 +21,7 @@ from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
 from jmedlite.convert.families.families import Family, Key, integer
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters
 
-from .tokenizer import Vocabulary
+from .tokenizer import SourceVocabulary
 
 F32_MAX = float(np.finfo(np.float32).max)
 logging.getLogger("gguf").setLevel(logging.ERROR)
@@ -33,7 +33,7 @@ def build_metadata(
     family: Family,
     config: Mapping[str, Any],
     dims: Mapping[str, int],
-    vocabulary: Vocabulary,
+    vocabulary: SourceVocabulary,
     n_weights: int,
     tokenizer_folder: Path,
 ) -> Entries:
@@ -150,7 +150,7 @@ def _yarn(writer: Any, rope: Mapping[str, Any]) -> None:
             add(float(rope[key]))
 
 
-def _vocabulary(writer: Any, folder: Path, vocabulary: Vocabulary, n_vocab: int) -> None:
+def _vocabulary(writer: Any, folder: Path, vocabulary: SourceVocabulary, n_vocab: int) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

@@ -42,7 +42,7 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 
 
 @dataclass
-class Vocabulary:
+class SourceVocabulary:
     """What the `tokenizer.ggml.*` keys say; `tokens[id]` as UTF-8, lists all of the embedding's length."""
 
     model: str  # "gpt2" (byte-level BPE), "llama" (SentencePiece BPE) or "t5" (SentencePiece unigram)
@@ -71,7 +71,7 @@ def _looks_special(token: str) -> bool:
     )
 
 
-def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
+def read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
     """The vocabulary of the checkpoint in `folder`, padded to the `n_vocab` rows of its embedding."""
     try:
         return _read_vocabulary(folder, n_vocab)
@@ -85,7 +85,7 @@ def read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
         raise DataError(f"{folder.name}: its tokenizer files are malformed ({e})") from None
 
 
-def _read_vocabulary(folder: Path, n_vocab: int) -> Vocabulary:
+def _read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
     added = _added_tokens(folder, config, described)
@@ -226,13 +226,13 @@ def _model_parts(described: dict[str, Any]) -> tuple[dict[str, int], list[tuple[
     return vocab, pairs
 
 
-def _from_byte_level(described: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int) -> Vocabulary:
+def _from_byte_level(described: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int) -> SourceVocabulary:
     vocab, merges = _model_parts(described)
     normal = int(TokenType.NORMAL)
     tokens, types = _place(((i, text.encode(), normal) for text, i in vocab.items()), added, n_vocab)
     # GGUF keeps a merge as "left right"; a space inside a part is written as byte-level BPE writes it, "Ġ"
     joined = [f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}" for a, b in merges]
-    return Vocabulary(
+    return SourceVocabulary(
         "gpt2", _pre_tokenizer(described), tokens, types, merges=joined, normalizer=_normalizer(described)
     )
 
@@ -242,7 +242,7 @@ def _from_byte_level(described: dict[str, Any], added: dict[int, tuple[str, bool
 
 def _from_sentencepiece(
     path: Path, config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
-) -> Vocabulary:
+) -> SourceVocabulary:
     model = read_sentencepiece(path)
     if model.model_type not in (UNIGRAM, BPE):
         raise DataError(f"{path.name}: is a SentencePiece model of words or characters; expected BPE or unigram")
@@ -253,7 +253,7 @@ def _from_sentencepiece(
         scores[i] = score
     for i in added:
         scores[i] = -1000.0
-    vocabulary = Vocabulary("llama" if model.model_type == BPE else "t5", "default", tokens, types, scores)
+    vocabulary = SourceVocabulary("llama" if model.model_type == BPE else "t5", "default", tokens, types, scores)
     prefix = config.get("add_prefix_space")
     if model.model_type == UNIGRAM:
         _describe_unigram(path, model, vocabulary)
@@ -269,7 +269,7 @@ def _from_sentencepiece(
     return vocabulary
 
 
-def _describe_unigram(path: Path, model: SentencePieceModel, vocabulary: Vocabulary) -> None:
+def _describe_unigram(path: Path, model: SentencePieceModel, vocabulary: SourceVocabulary) -> None:
     """What llama.cpp's unigram tokenizer (`t5`) needs beside pieces and scores."""
     if model.whitespace_as_suffix or not model.escape_whitespaces:
         raise DataError(f"{path.name}: puts spaces after words or keeps them as they are, which llama.cpp does not do")
@@ -290,7 +290,7 @@ def _describe_unigram(path: Path, model: SentencePieceModel, vocabulary: Vocabul
 
 def _from_byte_fallback(
     described: dict[str, Any], config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
-) -> Vocabulary:
+) -> SourceVocabulary:
     """A SentencePiece vocabulary that survives only as tokenizer.json (Llama 2's and its children's).
 
     llama.cpp merges the pair whose result has the highest score; Hugging Face the pair of the lowest rank. With the
@@ -311,7 +311,7 @@ def _from_byte_fallback(
     tokens, types = _place(((i, text.encode(), kind(text)) for text, i in vocab.items()), added, n_vocab)
     for i in added:
         scores[i] = -1000.0
-    vocabulary = Vocabulary("llama", "default", tokens, types, scores)
+    vocabulary = SourceVocabulary("llama", "default", tokens, types, scores)
     vocabulary.add_space_prefix = _prepends_space(described)
     if isinstance(config.get("add_bos_token"), bool):
         vocabulary.add_bos = config["add_bos_token"]

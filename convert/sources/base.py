@@ -62,7 +62,7 @@ class Base:
         return [name, *(other.removesuffix(".") for other in others)]
 
 
-class Model(Protocol):
+class SourceModel(Protocol):
     """What planning needs of a model."""
 
     label: str  # the name of its folder or file

@@ -30,7 +30,7 @@ from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 
 
 class CheckpointModel:
-    """See model.Model; raises DataError where the checkpoint is not what its config.json says."""
+    """See base.SourceModel; raises DataError where the checkpoint is not what its config.json says."""
 
     def __init__(self, folder: Path, files: Files) -> None:
         checkpoint = Checkpoint(folder)
@@ -130,7 +130,7 @@ class CheckpointModel:
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
     ) -> tuple[Entries, list[str]]:
-        """See model.Model."""
+        """See base.SourceModel."""
         folder = tokenizer or self._folder
         vocabulary = read_vocabulary(folder, n_vocab)
         dims = {**self._dims, "n_vocab": n_vocab}

@@ -50,7 +50,7 @@ def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
 
 
 class GgufModel:
-    """See model.Model; quantized weights only with `requantize`."""
+    """See base.SourceModel; quantized weights only with `requantize`."""
 
     def __init__(self, path: Path, files: Files, *, requantize: bool = False) -> None:
         self._header, self._tensors = read_parts(path)
@@ -131,7 +131,7 @@ class GgufModel:
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
     ) -> tuple[gguf.Entries, list[str]]:
-        """See model.Model; the vocabulary of a GGUF stays as it is."""
+        """See base.SourceModel; the vocabulary of a GGUF stays as it is."""
         own = len(self._header.metadata["tokenizer.ggml.tokens"])
         if n_vocab != own:
             raise DataError(

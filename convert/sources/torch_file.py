@@ -222,7 +222,7 @@ class _Storage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Tensor:
+class _TorchTensor:
     storage: _Storage
     dtype: str
     start: int  # elements
@@ -250,7 +250,7 @@ def _wholes(x: Any) -> bool:
     return type(x) is tuple and len(x) <= MAX_DIMS and all(map(_whole, x))
 
 
-class _Machine:
+class _PickleMachine:
     """Interprets one data.pkl. Values are None, bool, int, float, str, tuple, list, dict and the classes above.
 
     No value is ever hashed, compared or printed unless it is known to be a plain string or number: tuples nested by
@@ -410,7 +410,7 @@ class _Machine:
         elif function.name == _SIZE and len(args) == 1 and type(args[0]) is tuple:
             made = args[0]
         elif function.name == _PARAMETER and len(args) == 3 and self.is_plain(args[1], args[2]):
-            made = args[0] if type(args[0]) is _Tensor else None
+            made = args[0] if type(args[0]) is _TorchTensor else None
         elif function.name in (_TENSOR, _TENSOR2, _TENSOR3):
             made = self.tensor(function.name, args)
         if made is None:
@@ -420,7 +420,7 @@ class _Machine:
     def is_plain(self, requires_grad: Any, hooks: Any) -> bool:
         return type(requires_grad) is bool and (hooks is None or (type(hooks) is dict and not hooks))
 
-    def tensor(self, function: str, args: tuple[Any, ...]) -> _Tensor | None:
+    def tensor(self, function: str, args: tuple[Any, ...]) -> _TorchTensor | None:
         """(storage, start, shape, stride), and from version 2 on (requires_grad, hooks[, dtype][, flags])."""
         n_args, has_dtype = {_TENSOR: 4, _TENSOR2: 6, _TENSOR3: 7}[function], function == _TENSOR3
         if len(args) not in (n_args, n_args + (function != _TENSOR)):
@@ -436,7 +436,7 @@ class _Machine:
             return None
         if has_dtype and (type(dtype) is not _Named or dtype.name not in _FORMATS):
             return None
-        return _Tensor(storage, dtype.dtype if dtype else storage.dtype, start, shape, stride)
+        return _TorchTensor(storage, dtype.dtype if dtype else storage.dtype, start, shape, stride)
 
     def persistent(self) -> None:
         """A storage: ("storage", its class, key, the device it was on, number of elements)."""
@@ -461,15 +461,15 @@ class _Machine:
 _U8, _U16, _U32, _I32, _U64, _F64 = map(struct.Struct, ("<B", "<H", "<I", "<i", "<Q", ">d"))
 
 
-def _stop(_: _Machine) -> None:
+def _stop(_: _PickleMachine) -> None:
     pass
 
 
-_STEPS: dict[int, Callable[[_Machine], None]] = {
-    0x80: _Machine.protocol,
+_STEPS: dict[int, Callable[[_PickleMachine], None]] = {
+    0x80: _PickleMachine.protocol,
     0x95: lambda m: None if m.number(_U64) <= len(m.blob) - m.at else m.broken("a frame is too long"),  # FRAME
     ord("."): _stop,
-    ord("("): _Machine.mark,
+    ord("("): _PickleMachine.mark,
     ord("N"): lambda m: m.stack.append(None),
     0x88: lambda m: m.stack.append(True),
     0x89: lambda m: m.stack.append(False),
@@ -498,9 +498,9 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("j"): lambda m: m.recall(m.number(_U32)),
     ord("c"): lambda m: m.find(m.line(), m.line()),
     0x93: lambda m: m.find(*m.pop_tuple(2)),  # STACK_GLOBAL
-    ord("Q"): _Machine.persistent,
-    ord("R"): _Machine.reduce,
-    ord("b"): _Machine.build,
+    ord("Q"): _PickleMachine.persistent,
+    ord("R"): _PickleMachine.reduce,
+    ord("b"): _PickleMachine.build,
 }
 
 # ------------------------------------------------------------------------------------------------------- the tensors
@@ -514,7 +514,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     with reading(path), path.open("rb", buffering=0) as file:
         _check_kind(path, file.read(512))
         blob, storages = _contents(path, file, os.fstat(file.fileno()).st_size)
-    return _state_dict(path, _Machine(path, blob, storages).run())
+    return _state_dict(path, _PickleMachine(path, blob, storages).run())
 
 
 def _contents(path: Path, file: BinaryIO, size: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -573,7 +573,7 @@ def _check_names(path: Path, entries: list[_Entry]) -> str:
 
 
 _WORDS = {
-    _Tensor: "a single tensor", _Storage: "a bare storage", dict: "a dictionary", list: "a list", tuple: "a tuple",
+    _TorchTensor: "a single tensor", _Storage: "a bare storage", dict: "a dictionary", list: "a list", tuple: "a tuple",
     str: "a text", bool: "a number", int: "a number", float: "a number", type(None): "empty",
 }  # fmt: skip
 
@@ -590,14 +590,14 @@ def _state_dict(path: Path, found: Any) -> dict[str, StoredTensor]:
     for name, value in found.items():
         if not name.isprintable() or not name:
             _fail(path, f"has a tensor with the unusable name '{_shown(name)}'; {INSTEAD}")
-        if type(value) is not _Tensor:
+        if type(value) is not _TorchTensor:
             what = _WORDS.get(type(value), "a mere name")
             _fail(path, f"its entry {_shown(name)} is {what}, expected a tensor; save only the model's state_dict")
         tensors[name] = _place(path, name, value)
     return tensors
 
 
-def _place(path: Path, name: str, t: _Tensor) -> StoredTensor:
+def _place(path: Path, name: str, t: _TorchTensor) -> StoredTensor:
     """The tensor's place in the file, if its elements stand there one after the other and inside its storage."""
     width = DTYPE_BYTES[t.dtype]
     n = math.prod(t.shape)

@@ -15,15 +15,15 @@ from jmedlite.benchmarks.prompts.requests import Ask, make_ask
 from jmedlite.benchmarks.prompts.templates import Template, own_template, read_template
 from jmedlite.benchmarks.records import AskRecord, FileRecord, ModelRecord, RunRecord, SettingsRecord, TaskRecord
 from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
-from jmedlite.benchmarks.run.measure import Reading, measure_costs, measure_text
-from jmedlite.benchmarks.run.run import Settings, ask_all, question_lines, run_keys
+from jmedlite.benchmarks.run.measure import DistanceSettings, measure_costs, measure_text
+from jmedlite.benchmarks.run.run import AskSettings, ask_all, question_lines, run_keys
 from jmedlite.benchmarks.tasks.items import Dataset, Left
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
 from jmedlite.runtime.hardware import describe_machine
 
-from .bench_options import Options
-from .participants import Entrants, behind_a_server, files_here, files_on_a_cluster
+from .bench_options import BenchOptions
+from .participants import Participants, behind_a_server, files_here, files_on_a_cluster
 
 # what ("hashing", "questions", "measuring", "text"), done, in all, of what; ("notice", 0, 0, sentence)
 Progress = Callable[[str, int, int, str], None]
@@ -61,8 +61,8 @@ class Bench:
 class Planned:
     """A run that is ready: `document` is its `run.json`."""
 
-    options: Options
-    entrants: Entrants
+    options: BenchOptions
+    participants: Participants
     datasets: Sequence[Dataset]
     asks: Sequence[Ask]
     document: dict[str, Any]
@@ -73,17 +73,17 @@ class Planned:
         out = self.options.out
         if out is None:
             raise UsageError("no --out given; name the folder for the results")
-        options, models, loading = self.options, self.entrants.models, self.options.loading()
+        options, models, loading = self.options, self.participants.models, self.options.loading()
         margin = options.margin if options.stop_when_decided else None
-        settings = Settings(options.ctx, options.chat, options.max_tokens, margin)
+        settings = AskSettings(options.ctx, options.chat, options.max_tokens, margin)
         keys = run_keys([m.name for m in models], self.asks)
         with RunFolder(out, self.document, question_lines(self.datasets), keys) as folder:
             ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
-            files = [(m.name, self.entrants.files[m.name]) for m in models if m.name in self.entrants.files]
+            files = [(m.name, self.participants.files[m.name]) for m in models if m.name in self.participants.files]
             whole = settings.wanted(self.asks[0])
             measure_costs(folder, files, loading, whole, options.rounds, progress)
             if options.text:
-                read = Reading(options.text, self.reference, options.text_ctx, options.text_chunks)
+                read = DistanceSettings(options.text, self.reference, options.text_ctx, options.text_chunks)
                 measure_text(folder, files, loading, read, progress)
             return Bench(out, folder.n_items, folder.resumed)
 
@@ -93,7 +93,7 @@ def bench(
     *,
     tasks: Sequence[str],
     out: str | Path,
-    options: Options | None = None,
+    options: BenchOptions | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Bench:
@@ -102,16 +102,16 @@ def bench(
         >>> jmedlite.bench(["gguf"], tasks=["igakuqa=IgakuQA"], out="runs/first", limit=200)  # doctest: +SKIP
 
     `models` are GGUF files, or folders of them; `tasks` as on the command line (`NAME`, `NAME=PATH`, a JSONL file).
-    Further arguments are the fields of `Options`: methods ("letter", "text", "generate"), languages, shots, limit,
+    Further arguments are the fields of `BenchOptions`: methods ("letter", "text", "generate"), languages, shots, limit,
     permutations, seed, template, chat, max_tokens, rounds, ctx, threads, text, cluster (an address), endpoint (a URL;
     `models` are then ids there), and more. A run that was interrupted goes on where it stopped; a folder that holds
     another run is refused. Raises the exceptions of `jmedlite.base.errors`.
     """
     tell: Progress = progress or (lambda *_: None)
-    return plan_bench(models, tasks, replace(options or Options(), out=Path(out), **changes), tell).run(tell)
+    return plan_bench(models, tasks, replace(options or BenchOptions(), out=Path(out), **changes), tell).run(tell)
 
 
-def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: Options, tell: Progress) -> Planned:
+def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: BenchOptions, tell: Progress) -> Planned:
     """Find and check all that a run needs, before anything is evaluated."""
     if not tasks:
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
@@ -119,14 +119,16 @@ def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: Opti
     datasets, asks = make_asks(tasks, options, template)
     if options.stop_when_decided and len(asks) > 1:
         raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
-    entrants = find_entrants(models, options, tell)
-    reference = entrants.reference(options.reference)
+    participants = find_participants(models, options, tell)
+    reference = participants.reference(options.reference)
     if options.stop_when_decided:
-        entrants = entrants.first(reference)  # the others are compared with it as they go
-    return Planned(options, entrants, datasets, asks, describe_run(options, entrants, datasets, asks), reference)
+        participants = participants.first(reference)  # the others are compared with it as they go
+    return Planned(
+        options, participants, datasets, asks, describe_run(options, participants, datasets, asks), reference
+    )
 
 
-def find_entrants(models: Sequence[str | Path], options: Options, tell: Progress) -> Entrants:
+def find_participants(models: Sequence[str | Path], options: BenchOptions, tell: Progress) -> Participants:
     """The models of a run, wherever they are."""
     if options.endpoint:
         return behind_a_server(models, options.endpoint, tell)
@@ -138,7 +140,9 @@ def find_entrants(models: Sequence[str | Path], options: Options, tell: Progress
 # ------------------------------------------------------------------------------------------------------- tasks
 
 
-def make_asks(tasks: Sequence[str], options: Options, template: Template | None) -> tuple[list[Dataset], list[Ask]]:
+def make_asks(
+    tasks: Sequence[str], options: BenchOptions, template: Template | None
+) -> tuple[list[Dataset], list[Ask]]:
     """The data sets of all tasks, as they are asked, and every way of asking them."""
     datasets: list[Dataset] = []
     asks: list[Ask] = []
@@ -180,7 +184,7 @@ def limited(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
 
 
 def describe_run(
-    options: Options, entrants: Entrants, datasets: Sequence[Dataset], asks: Sequence[Ask]
+    options: BenchOptions, participants: Participants, datasets: Sequence[Dataset], asks: Sequence[Ask]
 ) -> dict[str, Any]:
     """`run.json`; of a server's machine nothing is known. Raises DataError where a server tells what makes no sense."""
     machine = {} if options.endpoint else describe_machine()
@@ -190,9 +194,9 @@ def describe_run(
         jmedlite=importlib.metadata.version("jmedlite"),
         llama_cpp_python=None if options.endpoint else importlib.metadata.version("llama-cpp-python"),
         machine={k: machine[k] for k in keys if k in machine},
-        workers=entrants.workers,
+        workers=participants.workers,
         settings=SettingsRecord(**options.describe()),
-        models=tuple(from_json(dict(m.facts), ModelRecord, m.name) for m in entrants.models),
+        models=tuple(from_json(dict(m.facts), ModelRecord, m.name) for m in participants.models),
         tasks=tuple(describe_task(d) for d in datasets),
         asks=tuple(from_json(ask.describe(), AskRecord, ask.dataset.name) for ask in asks),
         order="models, then asks, then permutations, then items",

@@ -21,7 +21,7 @@ LOADING = ("kv_type", "flash_attn", "threads", "gpu_layers")  # settings of a mo
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """How questions are asked and models loaded, and where the results go."""
 
     methods: tuple[str, ...] = option(
@@ -70,7 +70,7 @@ class Options:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         if self.endpoint and (self.cluster or self.text):
             raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
-        if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(Options, n)]):
+        if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(BenchOptions, n)]):
             raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
 
     def loading(self) -> Loading:

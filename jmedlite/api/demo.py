@@ -62,10 +62,10 @@ class Demo:
         """The base alone at 16 bits, and with its adapter at every level, in one pass."""
         found = []
         for name, adapters, bits in (("base", [], [16]), ("demo", [str(ADAPTER)], list(BITS))):
-            task = plan_quantization(
+            job = plan_quantization(
                 str(MODEL), lora=adapters, bits=bits, types=[], out=self.gguf, name=name, overwrite=True
             )
-            found += [w.path for w in task.run(progress=progress, remember=False)]
+            found += [w.path for w in job.run(progress=progress, remember=False)]
         return found
 
     def bench(self, progress: Tell) -> Bench:

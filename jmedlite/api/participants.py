@@ -9,23 +9,23 @@ from typing import Any
 
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks.backends.base import Loading, LocalModel
-from jmedlite.benchmarks.run.run import Model
+from jmedlite.benchmarks.run.run import Participant
 
 from .model_facts import Progress, describe_model, find_models, path_name
 
 
 @dataclass(frozen=True)
-class Entrants:
+class Participants:
     """The models of a run, the files of those that have one here, and what a cluster's workers have in common."""
 
-    models: tuple[Model, ...]
+    models: tuple[Participant, ...]
     files: Mapping[str, Path]
     workers: dict[str, Any] | None = None
 
-    def first(self, name: str) -> Entrants:
+    def first(self, name: str) -> Participants:
         """The same with one of them first."""
         ordered = tuple(sorted(self.models, key=lambda m: m.name != name))
-        return Entrants(ordered, self.files, self.workers)
+        return Participants(ordered, self.files, self.workers)
 
     def reference(self, name: str | None) -> str:
         """The model that the others are compared with: the one that is named, else the widest."""
@@ -36,33 +36,33 @@ class Entrants:
         return name
 
 
-def files_here(named: Sequence[str | Path], loading: Loading, tell: Progress) -> Entrants:
+def files_here(named: Sequence[str | Path], loading: Loading, tell: Progress) -> Participants:
     """GGUF files, each in a child process of this machine."""
     paths = {path_name(p): p for p in find_models(named)}
     models = [
-        Model(name, describe_model(p, tell), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
+        Participant(name, describe_model(p, tell), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
         for name, p in paths.items()
     ]
-    return Entrants(tuple(models), paths)
+    return Participants(tuple(models), paths)
 
 
-def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: str, tell: Progress) -> Entrants:
+def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: str, tell: Progress) -> Participants:
     """GGUF files that a Dask cluster's workers have too."""
     from jmedlite.benchmarks.backends.cluster import ClusterModel
 
     here = files_here(named, loading, tell)
 
-    def opening(model: Model) -> Callable[[], ClusterModel]:
+    def opening(model: Participant) -> Callable[[], ClusterModel]:
         path, sha256 = here.files[model.name], model.facts["sha256"]
         return lambda: ClusterModel(path, loading, sha256, address)
 
-    models = [Model(m.name, m.facts, opening(m)) for m in here.models]
+    models = [Participant(m.name, m.facts, opening(m)) for m in here.models]
     with opening(models[0])() as first:
         workers = first.describe()
-    return Entrants(tuple(models), here.files, workers)
+    return Participants(tuple(models), here.files, workers)
 
 
-def behind_a_server(ids: Sequence[str | Path], url: str, tell: Progress) -> Entrants:
+def behind_a_server(ids: Sequence[str | Path], url: str, tell: Progress) -> Participants:
     """Models of an OpenAI-compatible server by their ids there; the only one where none is named."""
     from jmedlite.benchmarks.backends.endpoint import EndpointModel
 
@@ -73,11 +73,11 @@ def behind_a_server(ids: Sequence[str | Path], url: str, tell: Progress) -> Entr
         if event["event"] == "note":
             tell("notice", 0, 0, event["sentence"])
 
-    models: list[Model] = []
+    models: list[Participant] = []
     names: list[str | None] = [str(i) for i in ids]
     for name in names or [None]:
         with opening(name, note if not models else None) as model:
             facts = model.describe()
         facts |= {"base": facts["base"] or facts["name"], "adapters": facts["adapters"] or []}
-        models.append(Model(facts["name"], facts, lambda name=name: opening(name)))  # type: ignore[misc]
-    return Entrants(tuple(models), {})
+        models.append(Participant(facts["name"], facts, lambda name=name: opening(name)))  # type: ignore[misc]
+    return Participants(tuple(models), {})

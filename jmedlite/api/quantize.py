@@ -22,7 +22,7 @@ from jmedlite.convert.hashing import FollowingHash
 from jmedlite.convert.levels.recipes import LEVELS, parse_levels
 from jmedlite.convert.manifest import write_manifests
 from jmedlite.convert.pipeline import Written, write
-from jmedlite.convert.planning import Plan, make_plan
+from jmedlite.convert.planning import QuantizePlan, make_quantize_plan
 from jmedlite.runtime.hardware import available_processors
 
 from .last_model import remember_model
@@ -36,10 +36,10 @@ def as_bytes(amount: str | int | None) -> int | None:
 
 
 @dataclass(frozen=True)
-class Task:
+class QuantizeJob:
     """A quantization, planned: what `run` will do, and what its manifest will say about where it comes from."""
 
-    plan: Plan
+    plan: QuantizePlan
     source: Source
     adapter_files: dict[Path, str]  # SHA-256 by path
     options: dict[str, Any]
@@ -79,7 +79,7 @@ def plan_quantization(
     split_max_size: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> Task:
+) -> QuantizeJob:
     """Resolve the model and its adapters and check everything that can be known before the first byte."""
     levels = parse_levels(bits, types, has_imatrix=imatrix is not None)
     specs = [parse_spec(s) for s in lora]
@@ -89,7 +89,7 @@ def plan_quantization(
     adapters = [(resolve_adapter(spec), weight) for spec, weight in specs]
     weights = [adapter_weights(a.path) for a, _ in adapters]
     adapter_files = {path: sha256_file(path) for path in weights}
-    plan = make_plan(
+    plan = make_quantize_plan(
         source.path,
         levels,
         out,
@@ -112,7 +112,7 @@ def plan_quantization(
         "split_max_size": split_max_size,
         "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
     }
-    return Task(plan, source, adapter_files, options)
+    return QuantizeJob(plan, source, adapter_files, options)
 
 
 def export_adapters(
@@ -193,7 +193,7 @@ def quantize(
         >>> jmedlite.quantize("models/qwen", bits=[8, 4], out="gguf")  # doctest: +SKIP
         [PosixPath('gguf/qwen-Q8_0.gguf'), PosixPath('gguf/qwen-Q4_K_M.gguf')]
     """
-    task = plan_quantization(
+    job = plan_quantization(
         str(model),
         lora=lora,
         bits=bits,
@@ -205,4 +205,4 @@ def quantize(
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
     )
-    return [w.path for w in task.run(threads=threads, memory=as_bytes(memory), progress=progress)]
+    return [w.path for w in job.run(threads=threads, memory=as_bytes(memory), progress=progress)]

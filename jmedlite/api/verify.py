@@ -18,8 +18,7 @@ from jmedlite.base.manifest import check_hashes, read_manifest
 from jmedlite.base.records import to_json
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.sources.gguf_model import read_parts
-from jmedlite.convert.verify import Report
-from jmedlite.convert.verify import verify as compare
+from jmedlite.convert.verify import VerifyReport, compare_with_base
 from jmedlite.runtime.hardware import available_processors
 
 
@@ -27,7 +26,7 @@ from jmedlite.runtime.hardware import available_processors
 class Proof:
     """What `verify` found: the comparison, and which of the manifest's hashes did not hold (None: no manifest)."""
 
-    report: Report
+    report: VerifyReport
     broken: tuple[str, ...] | None
 
     @property
@@ -61,7 +60,7 @@ def verify(
     file = Path(path).expanduser()
     parts = read_parts(file)  # a file that is none is told before anything is downloaded
     source = resolve(str(base))
-    report = compare(
+    report = compare_with_base(
         file,
         parts,
         source.path,

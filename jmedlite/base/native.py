@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .errors import NativeError
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -91,7 +92,7 @@ def widen(raw: U8, dtype: str, out: F32) -> None:
         _to_float(dtype)(raw.ctypes.data, out.ctypes.data, out.size)
 
 
-def quantize(type_: GGMLQuantizationType, rows: F32, out: U8, importance: F32 | None = None) -> U8:
+def quantize_rows(type_: GGMLQuantizationType, rows: F32, out: U8, importance: F32 | None = None) -> U8:
     """Encode float32 `rows` (n_rows, n_per_row), C-contiguous, as `type_` into `out`; returns the part written.
 
     `importance` (n_per_row,) weighs the columns' errors.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from jmedlite.base.errors import DataError, NativeError
 from jmedlite.base.gguf import Header
 from jmedlite.base.imatrix import Squares, write_imatrix
+from jmedlite.base.native import F64
 from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
@@ -31,7 +32,6 @@ MIN_ROWS = 16  # llama-imatrix takes no smaller products
 # Tokens evaluated at once: each needs a row of logits twice over (the graph's and the copy), 0.6 MB per token of the
 # memory for a vocabulary of 152,000.
 PIECE = 128
-F64 = NDArray[np.float64]
 
 
 def weight_name(raw: str) -> str:

@@ -13,8 +13,8 @@ from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.sampling import Sampling
 
 from . import console
-from .open_model import check_language, describe_model, open_runner
-from .options import Json, Language, ModelFile, System, Timings, spread
+from .open_model import answer_footer, check_language, open_runner
+from .options import JsonFlag, Language, ModelFile, System, Timings, spread
 
 if TYPE_CHECKING:
     from jmedlite.runtime.answers import Answer
@@ -39,7 +39,7 @@ def ask(
     loading: LoadOptions,
     timings: Timings = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Ask one question. The answer streams to standard output; nothing leaves this machine."""
     from jmedlite.runtime.answers import Answer, describe_cut, describe_timings
@@ -66,7 +66,7 @@ def ask(
     console.out(answer.text if no_stream else "")
     if cut := describe_cut(answer):
         console.note(cut)
-    console.note(describe_model(facts, notice))
+    console.note(answer_footer(facts, notice))
     if timings:
         console.note(describe_timings(answer))
 

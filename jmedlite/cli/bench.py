@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jmedlite.api.bench_options import Options
+from jmedlite.api.bench_options import BenchOptions
 
 from . import console
-from .options import Json, spread
+from .options import JsonFlag, spread
 
 if TYPE_CHECKING:
     from jmedlite.api.bench import Bench
@@ -29,12 +29,12 @@ def bench(
         list[str] | None,
         typer.Option("--task", "-t", metavar="NAME[=PATH]", help="A task, or a JSONL file; repeatable."),
     ] = None,
-    options: Options,
+    options: BenchOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show what would be asked, evaluate nothing.")
     ] = False,
     list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Show the tasks that have names.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Measure accuracy, memory and latency of every model on the same questions; resumes what was interrupted."""
     if list_tasks:  # before anything heavy is imported

@@ -11,7 +11,7 @@ from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.sampling import Sampling
 
 from . import console
-from .open_model import check_language, describe_model, open_runner
+from .open_model import answer_footer, check_language, open_runner
 from .options import Language, ModelFile, System, Timings, spread
 
 
@@ -47,7 +47,7 @@ def chat(
             conversation.load(save)
             console.note(f"(going on with {save}: {len(conversation.turns) // 2} questions so far)")
         notices = [NOTICE[language]] if language else NOTICE.values()
-        console.note(describe_model(runner.facts, " ".join(notices)))
+        console.note(answer_footer(runner.facts, " ".join(notices)))
         console.note("/help shows the commands, /exit leaves.")
         Chat(conversation, save, timings).run(line_reader())
 

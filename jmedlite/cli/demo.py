@@ -10,7 +10,7 @@ import typer
 
 from . import console
 from .bench import StagedProgress
-from .options import Json
+from .options import JsonFlag
 
 if TYPE_CHECKING:
     from jmedlite.api.demo import Demo
@@ -25,7 +25,7 @@ def demo(
     ] = None,
     lang: Annotated[str, typer.Option("--lang", help="Language of the report: en or ja.")] = "en",
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show the whole way, offline, on a small model that learned some textbook facts."""
     from jmedlite.api.demo import Demo

@@ -11,7 +11,7 @@ from jmedlite.runtime.load_options import LoadOptions
 
 from . import console
 from .open_model import find_gguf
-from .options import Json, spread
+from .options import JsonFlag, spread
 
 
 @spread
@@ -19,7 +19,7 @@ def doctor(
     model: Annotated[str | None, typer.Argument(help="GGUF file: what of it fits this machine.")] = None,
     *,
     loading: Annotated[LoadOptions, "kv_type"],
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show this machine as llama.cpp sees it, and which level and context of a model fit it."""
     from jmedlite.runtime.hardware import describe_machine
@@ -50,7 +50,7 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     """The plan for a model, and every level × context: what `doctor MODEL` shows."""
     from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine, this_machine
     from jmedlite.runtime.loading import read_whole_header
-    from jmedlite.runtime.offload import Wish, make_plan, row_of_plans
+    from jmedlite.runtime.offload import Wish, make_offload_plan, row_of_plans
 
     _, header = read_whole_header(path)
     machine, wish = this_machine(), Wish(kv_type=kv_type)
@@ -59,7 +59,7 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
         name: {"size_bytes": shape.data_bytes, "contexts": [p.figures() for p in row_of_plans(shape, machine, wish)]}
         for name, shape in shapes.items()
     }
-    plan = make_plan(shapes["this file"], machine, wish)
+    plan = make_offload_plan(shapes["this file"], machine, wish)
     return {"file": path.name, "plan": plan.figures(), "sentence": plan.sentence(grows=True), "levels": levels}
 
 

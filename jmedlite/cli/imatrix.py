@@ -11,7 +11,7 @@ from jmedlite.runtime.load_options import LoadOptions
 
 from . import console
 from .open_model import find_gguf
-from .options import Json, spread
+from .options import JsonFlag, spread
 
 
 @spread
@@ -31,7 +31,7 @@ def imatrix(
         list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Compute an importance matrix: which inputs of each weight matter most, by running the model over text."""
     from jmedlite.calibration.compute import compute_imatrix

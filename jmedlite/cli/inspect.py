@@ -10,7 +10,7 @@ import typer
 from jmedlite.base.errors import DataError
 
 from . import console
-from .options import Json
+from .options import JsonFlag
 
 SHOWN = 10  # tensors that lost most
 
@@ -19,7 +19,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="GGUF", help="A GGUF model; of several files, any one.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare the SHA-256 with the manifest's.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show what a GGUF file is, where it came from, and what its quantization lost."""
     from jmedlite.api.verify import inspect as look

@@ -53,6 +53,6 @@ def open_runner(model: str | None, loading: LoadOptions) -> Runner:
     return Runner(find_gguf(model), on_plan=console.note, **options)
 
 
-def describe_model(facts: dict[str, Any], notice: str) -> str:
+def answer_footer(facts: dict[str, Any], notice: str) -> str:
     """The line under every answer: the model, its licence, and what the answer is not for."""
     return f"— {facts['name']}, licence: {facts['license'] or 'not stated'}. {notice}"

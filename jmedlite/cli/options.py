@@ -76,7 +76,7 @@ class Group:
         return self.kind(**given)
 
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 # what answers: ask, chat
 ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file; default: the last one made.")]

@@ -10,10 +10,10 @@ import typer
 from jmedlite.base.errors import UsageError
 
 from . import console
-from .options import Json
+from .options import JsonFlag
 
 if TYPE_CHECKING:
-    from jmedlite.api.quantize import Task
+    from jmedlite.api.quantize import QuantizeJob
 
 
 def quantize(
@@ -43,7 +43,7 @@ def quantize(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show types and sizes, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
     from jmedlite.api.quantize import as_bytes, plan_quantization
@@ -55,7 +55,7 @@ def quantize(
         _export_adapters(model, lora or [], types or [], out, name, overwrite, as_json)
         return
     limit = as_bytes(memory)
-    task = plan_quantization(
+    job = plan_quantization(
         model or DEFAULT_MODEL,
         lora=lora or [],
         bits=bits or [],
@@ -68,10 +68,10 @@ def quantize(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    plan = task.plan
+    plan = job.plan
     for warning in plan.warnings:
         console.warn(warning)
-    facts = _describe_plan(task)
+    facts = _describe_plan(job)
     if not as_json:
         _show_plan(facts, dry_run)
     if dry_run:
@@ -79,7 +79,7 @@ def quantize(
             console.document(facts)
         return
     with console.progress("quantizing") as progress:
-        written = task.run(threads=threads, memory=limit, progress=progress)
+        written = job.run(threads=threads, memory=limit, progress=progress)
     if as_json:
         for level, done in zip(facts["levels"], written, strict=True):
             level["sha256"] = [f.sha256 for f in done.files]
@@ -110,9 +110,9 @@ def _export_adapters(
     console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')
 
 
-def _describe_plan(task: Task) -> dict[str, Any]:
+def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
     """What `quantize` is about to do, as the JSON document shows it."""
-    plan = task.plan
+    plan = job.plan
     levels = [
         {
             "level": p.level.name,
@@ -125,7 +125,7 @@ def _describe_plan(task: Task) -> dict[str, Any]:
         for p in plan.levels
     ]
     return {
-        "base": task.source.describe(),
+        "base": job.source.describe(),
         "family": plan.title,
         "license": plan.license,
         "n_weights": plan.n_weights,

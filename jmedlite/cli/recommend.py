@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import console
-from .options import Folders, Json, ReportLanguage, spread
+from .options import Folders, JsonFlag, ReportLanguage, spread
 from .report import ReportOptions, read_folders, tell_verdicts
 
 
@@ -13,7 +13,7 @@ def recommend(
     *,
     options: ReportOptions,
     lang: ReportLanguage = "en",
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Name the one level to use, and why."""
     from jmedlite.benchmarks.report.labels import page_text

@@ -11,7 +11,7 @@ import typer
 from jmedlite.base.options import option, parse_memory
 
 from . import console
-from .options import Folders, Json, ReportLanguage, spread
+from .options import Folders, JsonFlag, ReportLanguage, spread
 
 if TYPE_CHECKING:
     from jmedlite.benchmarks.report.report import Report
@@ -52,7 +52,7 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Also write a Hugging Face README for the GGUF files.")
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Say which level to use and how sure that is: one offline page, and the same as JSON, Markdown and CSV."""
     from jmedlite.base.errors import UsageError

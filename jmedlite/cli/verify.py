@@ -10,7 +10,7 @@ import typer
 from jmedlite.base.errors import DataError
 
 from . import console
-from .options import Json
+from .options import JsonFlag
 
 SHOWN = 20  # tensors that are not what they should be
 
@@ -31,7 +31,7 @@ def verify(
         bool, typer.Option("--allow-requantize", help="The base is a GGUF that is quantized already.")
     ] = False,
     threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
-    as_json: Json = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Prove that a GGUF is that base plus those adapters: compute every tensor again, and compare."""
     from jmedlite.api.verify import verify as prove

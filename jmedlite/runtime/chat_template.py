@@ -100,15 +100,15 @@ def _plain(turns: Sequence[Message], system: str, language: str) -> str:
 def _render_with_system(template: str, system: str, turns: Sequence[Message], bos: str, eos: str) -> str:
     plain = [{"role": t.role, "content": t.content} for t in turns]
     if not system:
-        return render(template, plain, bos, eos)
+        return render_chat(template, plain, bos, eos)
     try:
-        rendered = render(template, [{"role": "system", "content": system}, *plain], bos, eos)
+        rendered = render_chat(template, [{"role": "system", "content": system}, *plain], bos, eos)
         if system in rendered:
             return rendered
     except DataError:
         pass  # templates of Mistral's and Gemma's kind raise on a system message
     first = {"role": "user", "content": f"{system}\n\n{turns[0].content}"}
-    return render(template, [first, *plain[1:]], bos, eos)
+    return render_chat(template, [first, *plain[1:]], bos, eos)
 
 
 def _split(rendered: str, marked: dict[str, Part]) -> list[Part]:
@@ -126,7 +126,7 @@ def _split(rendered: str, marked: dict[str, Part]) -> list[Part]:
     return [part for part in parts if part.text]
 
 
-def render(template: str, messages: list[dict[str, str]], bos: str, eos: str) -> str:
+def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: str) -> str:
     """Render a Hugging Face chat template in a sandbox; raises DataError.
 
     The variables and functions are those of transformers' `apply_chat_template`.

@@ -32,7 +32,7 @@ State = memoryview  # of bytes: llama.cpp's own form of what a sequence holds
 
 
 @dataclass(frozen=True)
-class Settings:
+class ContextSettings:
     """What a context is made with; `facts` is all else that an evaluated state depends on, for its key on disk."""
 
     n_ctx: int  # never more cells than this
@@ -44,7 +44,7 @@ class Settings:
 class Evaluator:
     """One context over a loaded model, remade as it must grow; `stop` is set to end an evaluation early."""
 
-    def __init__(self, loaded: LoadedModel, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, loaded: LoadedModel, settings: ContextSettings, stop: threading.Event) -> None:
         self.loaded, self.llama, self.settings, self.cache = loaded, loaded.llama, settings, loaded.cache
         self.tokens: list[int] = []  # what the cells hold, in order
         self.n_ctx = 0

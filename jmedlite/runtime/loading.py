@@ -19,7 +19,7 @@ from jmedlite.base.inputs import reading
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
-from .offload import MAPPED, Plan, Wish, make_plan, refusal
+from .offload import MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
 from .protocol import Emit
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
@@ -76,7 +76,7 @@ class LoadedModel:
     def n_ctx_train(self) -> int:
         return int(self.llama.llama_model_n_ctx_train(self.model))
 
-    def _plan(self, emit: Emit) -> Plan:
+    def _plan(self, emit: Emit) -> OffloadPlan:
         """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
         wanted = self.request["gpu_layers"]
         shape, machine = shape_on_this_machine(self.header), this_machine()
@@ -87,7 +87,7 @@ class LoadedModel:
             flash_attn=self.request["flash_attn"] != "off",
             extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
         )
-        plan = make_plan(shape, machine, wish)
+        plan = make_offload_plan(shape, machine, wish)
         if not plan.fits and not self.request.get("force"):
             raise CannotCreate(refusal(self.path.name, plan, shape, machine, wish, level_shapes(self.header)))
         emit("plan", sentence=plan.sentence(grows=wish.n_ctx is None), **plan.figures())

@@ -204,7 +204,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Plan:
+class OffloadPlan:
     """How a model is loaded: `n_gpu_layers` counts the output head, `split` the layers of each GPU."""
 
     n_gpu_layers: int
@@ -272,7 +272,7 @@ class Wish:
     extra: int = 0  # adapters, a draft model: bytes of RAM
 
 
-def make_plan(shape: Shape, machine: Machine, wish: Wish) -> Plan:
+def make_offload_plan(shape: Shape, machine: Machine, wish: Wish) -> OffloadPlan:
     """The largest offload, and with it the largest context, that fit; look at `fits` before loading.
 
     A context of the first of FLOORS that fits anywhere counts more than offload, offload more than a longer context.
@@ -290,14 +290,14 @@ def make_plan(shape: Shape, machine: Machine, wish: Wish) -> Plan:
     if not plan.fits:
         return plan
 
-    def at(n_cells: int) -> Plan:
+    def at(n_cells: int) -> OffloadPlan:
         return _place(shape, machine, wish, min(most, n_cells * CELL), plan.n_gpu_layers)
 
     n = largest(lambda n: at(n).fits, -(-plan.n_ctx // CELL), -(-most // CELL))
     return at(n)
 
 
-def _with_offload(shape: Shape, machine: Machine, wish: Wish, n_ctx: int) -> Plan:
+def _with_offload(shape: Shape, machine: Machine, wish: Wish, n_ctx: int) -> OffloadPlan:
     """The plan for one context, with the largest offload that fits it (or the one asked for)."""
     if wish.n_gpu_layers is not None or not machine.gpus:
         return _place(shape, machine, wish, n_ctx, min(wish.n_gpu_layers or 0, shape.n_layer + 1))
@@ -318,7 +318,7 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers: int) -> Plan:
+def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers: int) -> OffloadPlan:
     """Layers to places: the last `n_gpu_layers` ones go to the GPUs, the roomiest first, what is left to the RAM."""
     if not machine.gpus:
         n_gpu_layers = 0
@@ -336,7 +336,7 @@ def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers:
     # an integrated GPU's buffers are taken from the same RAM
     shared = sum(n.total for n, g in zip(gpus, machine.gpus, strict=True) if g.shared)
     ram, loading = _ram(shape, machine.ram_free - shared, wish, first, sum(kv[:first]), compute)
-    return Plan(n_gpu_layers, shape.n_layer, counts, n_ctx, wish.kv_type, loading, ram, tuple(gpus))
+    return OffloadPlan(n_gpu_layers, shape.n_layer, counts, n_ctx, wish.kv_type, loading, ram, tuple(gpus))
 
 
 def _split(gpus: Sequence[Gpu], layers: Sequence[int], compute: int) -> tuple[int, ...]:
@@ -379,7 +379,9 @@ def _ram(shape: Shape, free: int, wish: Wish, n_blocks: int, kv: int, compute: i
     return (mapped, MAPPED) if mapped.fits else (need(weights), READ)
 
 
-def refusal(name: str, plan: Plan, shape: Shape, machine: Machine, wish: Wish, levels: Mapping[str, Shape]) -> str:
+def refusal(
+    name: str, plan: OffloadPlan, shape: Shape, machine: Machine, wish: Wish, levels: Mapping[str, Shape]
+) -> str:
     """Why a model can't be loaded as asked, in numbers, and what would fit; `levels` from the widest down."""
     short = plan.short[0]
     what = (
@@ -393,23 +395,23 @@ def refusal(name: str, plan: Plan, shape: Shape, machine: Machine, wish: Wish, l
     )
 
 
-def _ways(plan: Plan, shape: Shape, machine: Machine, wish: Wish, levels: Mapping[str, Shape]) -> list[str]:
+def _ways(plan: OffloadPlan, shape: Shape, machine: Machine, wish: Wish, levels: Mapping[str, Shape]) -> list[str]:
     ways = []
     if wish.n_gpu_layers:
-        other = make_plan(shape, machine, replace(wish, n_gpu_layers=None))
+        other = make_offload_plan(shape, machine, replace(wish, n_gpu_layers=None))
         ways += [f"--gpu-layers {other.n_gpu_layers}"] if other.fits else []
-    other = make_plan(shape, machine, replace(wish, n_ctx=None))
+    other = make_offload_plan(shape, machine, replace(wish, n_ctx=None))
     if other.fits and other.n_ctx < plan.n_ctx:
         ways.append(f"--ctx {other.n_ctx}")
     for level, narrower in levels.items():
         if ways or narrower.data_bytes >= shape.data_bytes:
             continue
-        other = make_plan(narrower, machine, replace(wish, n_gpu_layers=None, n_ctx=None))
+        other = make_offload_plan(narrower, machine, replace(wish, n_gpu_layers=None, n_ctx=None))
         ways += [f"the level {level} with a context of up to {other.n_ctx:,} tokens"] if other.fits else []
     return ways
 
 
-def row_of_plans(shape: Shape, machine: Machine, wish: Wish) -> list[Plan]:
+def row_of_plans(shape: Shape, machine: Machine, wish: Wish) -> list[OffloadPlan]:
     """One plan for every context of CONTEXTS that the model was trained for: a row of the table."""
     wanted = [n for n in CONTEXTS if n <= shape.n_ctx_train] or [shape.n_ctx_train]
-    return [make_plan(shape, machine, replace(wish, n_ctx=n)) for n in wanted]
+    return [make_offload_plan(shape, machine, replace(wish, n_ctx=n)) for n in wanted]

@@ -57,7 +57,7 @@ def probe(path: str, ftype: int, imatrix: list[str]) -> dict[str, int]:
     return parse_types("".join(lines))
 
 
-def answer(request: Request, emit: Emit, _: threading.Event) -> None:
+def probe_all(request: Request, emit: Emit, _: threading.Event) -> None:
     """The types of every file type asked for, as one `types` event."""
     try:
         found = {ftype: probe(request["path"], ftype, request["imatrix"]) for ftype in request["ftypes"]}
@@ -67,4 +67,4 @@ def answer(request: Request, emit: Emit, _: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    serve(answer)
+    serve(probe_all)

@@ -19,7 +19,7 @@ from typing import Any
 from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
 
 from .chat_template import Message, Part, build_prompt
-from .evaluation import Evaluator, Settings
+from .evaluation import ContextSettings, Evaluator
 from .hardware import cpu_features
 from .loading import LoadedModel
 from .protocol import Emit, Request, Stopped, serve
@@ -85,14 +85,14 @@ def engine_build() -> dict[str, Any]:
     return {"llama_cpp_python": importlib.metadata.version("llama-cpp-python"), "features": cpu_features()}
 
 
-class Engine:
+class AnswerEngine:
     """A loaded model that answers; `request` is the load request (`loading`), with `threads` besides."""
 
     def __init__(self, request: Request, emit: Emit, stop: threading.Event | None = None) -> None:
         self.loaded = loaded = LoadedModel(request, emit)
         self.llama, self.vocabulary, self.stop = loaded.llama, loaded.vocabulary, stop or threading.Event()
         wanted = loaded.request
-        settings = Settings(
+        settings = ContextSettings(
             n_ctx=loaded.plan.n_ctx,
             full=bool(wanted.get("ctx")),
             n_threads=int(wanted["threads"]),
@@ -265,19 +265,19 @@ class Engine:
         }
 
 
-def load(request: Request, emit: Emit, stop: threading.Event) -> Engine:
+def load(request: Request, emit: Emit, stop: threading.Event) -> AnswerEngine:
     """Load a model; the `loaded` event says what it is."""
-    engine = Engine(request, emit, stop)
+    engine = AnswerEngine(request, emit, stop)
     emit("loaded", **engine.facts())
     return engine
 
 
-OPERATIONS: dict[str, Callable[[Engine, Request, Emit], None]] = {
-    "ask": Engine.ask,
-    "loglikelihoods": Engine.loglikelihoods,
-    "tokenize": Engine.tokenize,
-    "save": Engine.save,
-    "resume": Engine.resume,
+OPERATIONS: dict[str, Callable[[AnswerEngine, Request, Emit], None]] = {
+    "ask": AnswerEngine.ask,
+    "loglikelihoods": AnswerEngine.loglikelihoods,
+    "tokenize": AnswerEngine.tokenize,
+    "save": AnswerEngine.save,
+    "resume": AnswerEngine.resume,
 }
 
 if __name__ == "__main__":

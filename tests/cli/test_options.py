@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 import jmedlite
-from jmedlite.api.bench_options import Options
+from jmedlite.api.bench_options import BenchOptions
 from jmedlite.base.errors import UsageError
 from jmedlite.base.options import check, option, options_of, parse_memory, same_as
 from jmedlite.cli.options import spread
@@ -81,7 +81,7 @@ def test_a_command_refuses(arguments: list[str], words: str) -> None:
         call(*arguments)
 
 
-@pytest.mark.parametrize("kind", [Sampling, LoadOptions, Options, ReportOptions])
+@pytest.mark.parametrize("kind", [Sampling, LoadOptions, BenchOptions, ReportOptions])
 def test_every_option_has_help_and_a_default_that_it_takes(kind: type[Any]) -> None:
     check(kind())
     for name, about in options_of(kind).items():
@@ -91,8 +91,8 @@ def test_every_option_has_help_and_a_default_that_it_takes(kind: type[Any]) -> N
 
 def test_bench_loads_as_ask_does() -> None:
     shared = ("gpu_layers", "kv_type", "flash_attn", "threads", "force")
-    assert [options_of(Options)[n] for n in shared] == [options_of(LoadOptions)[n] for n in shared]
-    asked, loading = LoadOptions(), Options(threads=3).loading()
+    assert [options_of(BenchOptions)[n] for n in shared] == [options_of(LoadOptions)[n] for n in shared]
+    asked, loading = LoadOptions(), BenchOptions(threads=3).loading()
     assert vars(loading) == {"threads": 3} | {n: getattr(asked, n) for n in shared if n != "threads"}
 
 
@@ -103,10 +103,10 @@ def test_bench_loads_as_ask_does() -> None:
         (LoadOptions, {"gpu_layers": True}, "--gpu-layers True: expected auto, all or a whole number"),
         (LoadOptions, {"ctx": 8}, "--ctx 8: expected auto or 16 to"),
         (LoadOptions, {"kv_type": "q4_0", "flash_attn": "off"}, "needs flash attention"),
-        (Options, {"methods": "text"}, "--method t: expected letter, text or generate"),
-        (Options, {"languages": ("fr",)}, "--lang fr: expected ja or en"),
-        (Options, {"threads": 0}, "--threads 0: expected 1 to"),
-        (Options, {"text_ctx": 3}, "--text-ctx 3: expected 16 to"),
+        (BenchOptions, {"methods": "text"}, "--method t: expected letter, text or generate"),
+        (BenchOptions, {"languages": ("fr",)}, "--lang fr: expected ja or en"),
+        (BenchOptions, {"threads": 0}, "--threads 0: expected 1 to"),
+        (BenchOptions, {"text_ctx": 3}, "--text-ctx 3: expected 16 to"),
     ],
 )
 def test_python_refuses_the_same(kind: Any, given: dict[str, Any], words: str) -> None:

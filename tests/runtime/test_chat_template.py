@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jmedlite.base.errors import DataError
-from jmedlite.runtime.chat_template import SYSTEM, Message, Part, build_prompt, language_of, render
+from jmedlite.runtime.chat_template import SYSTEM, Message, Part, build_prompt, language_of, render_chat
 from tests.support.builders import CHATML
 
 
@@ -66,7 +66,7 @@ def test_plain_form_without_template() -> None:
 )
 def test_hostile_templates_are_refused(template: str) -> None:
     with pytest.raises(DataError):
-        render(template, [{"role": "user", "content": "q"}], "", "")
+        render_chat(template, [{"role": "user", "content": "q"}], "", "")
 
 
 @pytest.mark.parametrize("template", ["fixed text", "{{ messages[0].content }}{{ messages[0].content }}"])

@@ -19,7 +19,7 @@ from jmedlite.runtime.hardware import devices
 from jmedlite.runtime.loading import LoadedModel, read_whole_header
 from jmedlite.runtime.offload import MARGIN, Gpu, Machine
 from jmedlite.runtime.sampling import Sampling
-from jmedlite.runtime.worker import Engine
+from jmedlite.runtime.worker import AnswerEngine
 from tests.support import builders
 from tests.support.commands import run_text
 
@@ -53,7 +53,7 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     monkeypatch.setattr("jmedlite.runtime.loading.devices", lambda: [cpu | {"kind": "GPU"}] * 2)
     monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(8_000_000_000, gpus))
     load = {"path": str(endless_gguf), "threads": 1, "gpu_layers": n_gpu_layers, "ctx": 512, "force": True}
-    engine = Engine(load, lambda event, **fields: None)
+    engine = AnswerEngine(load, lambda event, **fields: None)
     assert engine.loaded.plan.n_gpu_layers == sum(engine.loaded.plan.split) == n_gpu_layers
     pieces: list[str] = []
     request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}

@@ -19,12 +19,12 @@ from jmedlite.runtime.offload import (
     READ,
     Gpu,
     Machine,
-    Plan,
+    OffloadPlan,
     Shape,
     Wish,
     compute_bytes,
     kv_bytes,
-    make_plan,
+    make_offload_plan,
     refusal,
     repacking,
     row_of_plans,
@@ -68,9 +68,9 @@ def shape(*args: Any, features: tuple[str, ...] = (), **kwargs: Any) -> Shape:
 LLAMA_70B = {"n_layer": 80, "n_embd": 8192, "n_ff": 28672, "n_head": 64, "n_head_kv": 8, "n_vocab": 32000}
 
 
-def plan(s: Shape, ram: float, *vram: float, **wish: Any) -> Plan:
+def plan(s: Shape, ram: float, *vram: float, **wish: Any) -> OffloadPlan:
     gpus = tuple(Gpu(f"GPU{i}", int(v * GB)) for i, v in enumerate(vram))
-    return make_plan(s, Machine(int(ram * GB), gpus), Wish(**wish))
+    return make_offload_plan(s, Machine(int(ram * GB), gpus), Wish(**wish))
 
 
 def test_the_key_value_cache_is_counted_by_heads_and_type() -> None:
@@ -150,7 +150,7 @@ def test_several_gpus() -> None:
     assert 0 < mixed.split[0] < mixed.split[1]  # llama.cpp's order of devices, not ours
     assert sum(g.weights for g in mixed.gpus) == sum(s.blocks) + s.output
     assert plan(s, 16, 0.3, 0.3).n_gpu_layers == 0
-    shared = make_plan(shape(), Machine(8 * GB, (Gpu("iGPU", 8 * GB, shared=True),)), Wish())
+    shared = make_offload_plan(shape(), Machine(8 * GB, (Gpu("iGPU", 8 * GB, shared=True),)), Wish())
     assert shared.fits
     assert shared.gpus[0].total + shared.ram.total + MARGIN <= 8 * GB + MARGIN
 
@@ -207,13 +207,13 @@ def test_what_can_not_fit_is_refused_with_what_would(
     machine = Machine(int(ram * GB), tuple(Gpu(f"GPU{i}", int(v * GB)) for i, v in enumerate(vram)))
     wanted = Wish(**wish)
     levels = {name: shape(LEVELS[name]) for name in reversed(LEVELS)}
-    p = make_plan(s, machine, wanted)
+    p = make_offload_plan(s, machine, wanted)
     assert not p.fits
     text = refusal("m.gguf", p, s, machine, wanted, levels)
     for word in [*words, r"^m\.gguf", r"\(--force tries all the same\)$"]:
         assert re.search(word, text), text
     if found := re.search(r"--ctx (\d+)", text):
-        assert make_plan(s, machine, Wish(n_ctx=int(found[1]))).fits
+        assert make_offload_plan(s, machine, Wish(n_ctx=int(found[1]))).fits
 
 
 @pytest.mark.parametrize("value", ["wide", -1, 1 << 31, [], 1.5, [1, "x"]])

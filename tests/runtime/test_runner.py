@@ -21,7 +21,7 @@ from jmedlite.base.native import libllama
 from jmedlite.runtime.chat_template import Message, Part, build_prompt
 from jmedlite.runtime.runner import Answer
 from jmedlite.runtime.sampling import Sampling
-from jmedlite.runtime.worker import Engine
+from jmedlite.runtime.worker import AnswerEngine
 from tests.support import builders
 from tests.support.commands import run_text
 
@@ -35,9 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> Engine:
+def engine(model: Path) -> AnswerEngine:
     load = {"path": str(model), "threads": 1, "kv_type": "f16", "flash_attn": "auto", "gpu_layers": "0"}
-    return Engine(load, lambda event, **fields: None)
+    return AnswerEngine(load, lambda event, **fields: None)
 
 
 def asking(question: str) -> list[Message]:
@@ -99,14 +99,14 @@ def test_adapter_at_run_time_equals_the_merged_model(tmp_path: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_prompt_tokens_are_those_of_the_whole_text(engine: Engine) -> None:
+def test_prompt_tokens_are_those_of_the_whole_text(engine: AnswerEngine) -> None:
     parts = build_prompt(asking("hello  the\n"), system="be brief", template=builders.CHATML)
     whole = "".join(p.text for p in parts)
     assert engine.vocabulary.tokenize_parts(parts) == engine.vocabulary.tokenize(whole, parse_special=True)
 
 
 @pytest.mark.parametrize("name", builders.SPECIALS)
-def test_typed_control_tokens_stay_text(engine: Engine, name: str) -> None:
+def test_typed_control_tokens_stay_text(engine: AnswerEngine, name: str) -> None:
     control = engine.vocabulary.tokenize(name, parse_special=True)
     assert len(control) == 1
     typed, without = (
@@ -117,13 +117,13 @@ def test_typed_control_tokens_stay_text(engine: Engine, name: str) -> None:
     assert len(typed) > len(without) + 3  # it is there, letter by letter
 
 
-def test_text_around_the_question_is_joined_before_it_is_tokenized(engine: Engine) -> None:
+def test_text_around_the_question_is_joined_before_it_is_tokenized(engine: AnswerEngine) -> None:
     parts = [Part("he", True), Part("ll", False), Part("o", True)]
     assert engine.vocabulary.tokenize_parts(parts) == engine.vocabulary.tokenize("hello")
     assert len(engine.vocabulary.tokenize("hello")) == 1
 
 
-def test_a_character_cut_by_the_limit_is_dropped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_cut_by_the_limit_is_dropped(engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = iter([*(bytes([b]) for b in "痛".encode()), b"\xe7", b"\x97"])
     monkeypatch.setattr(engine.vocabulary, "piece", lambda token: next(pieces))
     events: list[tuple[str, dict[str, Any]]] = []

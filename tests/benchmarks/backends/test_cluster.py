@@ -19,7 +19,7 @@ from jmedlite.base.outputs import sha256_file
 from jmedlite.benchmarks.backends import cluster
 from jmedlite.benchmarks.backends.base import Loading, LocalModel, Wanted
 from jmedlite.benchmarks.backends.cluster import ClusterModel
-from jmedlite.benchmarks.backends.cluster_worker import Sealed, differences
+from jmedlite.benchmarks.backends.cluster_worker import Sealed, machine_differences
 
 distributed = pytest.importorskip("distributed")
 
@@ -274,8 +274,8 @@ def test_questions_are_not_in_what_dask_logs() -> None:
 
 
 def test_words_for_differences() -> None:
-    assert list(differences({"a": [1, 2], "b": 1}, {"a": [1, 2], "b": 1})) == []
-    assert list(differences({"gpus": ["x"], "n_gpu_layers": 3}, {"gpus": [], "n_gpu_layers": 0})) == [
+    assert list(machine_differences({"a": [1, 2], "b": 1}, {"a": [1, 2], "b": 1})) == []
+    assert list(machine_differences({"gpus": ["x"], "n_gpu_layers": 3}, {"gpus": [], "n_gpu_layers": 0})) == [
         "GPUs: has x besides",
         "layers on a GPU 3, not 0",
     ]

@@ -12,7 +12,7 @@ import pytest
 
 import jmedlite
 from jmedlite.base.errors import DataError, NativeError, UsageError
-from jmedlite.benchmarks.backends.base import Answer, Loading, LocalModel, Wanted
+from jmedlite.benchmarks.backends.base import Loading, LocalModel, RawAnswer, Wanted
 from tests.support import builders
 
 CHOICES = [
@@ -37,9 +37,9 @@ def prompts(lead: str = " ") -> tuple[dict, ...]:  # type: ignore[type-arg]
     )
 
 
-def answers(model: LocalModel, wanted: Wanted) -> list[Answer]:
+def answers(model: LocalModel, wanted: Wanted) -> list[RawAnswer]:
     prepared = model.prepare(wanted)
-    found: list[Answer] = []
+    found: list[RawAnswer] = []
     for first, part in model.run(0, len(prepared.starts)):
         assert first == len(found)
         found += part
@@ -64,18 +64,18 @@ def model(model_file: Path) -> Iterator[LocalModel]:
 
 
 @pytest.fixture(scope="module")
-def packed(model: LocalModel) -> list[Answer]:
+def packed(model: LocalModel) -> list[RawAnswer]:
     return answers(model, Wanted(prompts()))
 
 
-def test_packed_is_one_at_a_time(model: LocalModel, packed: list[Answer]) -> None:
+def test_packed_is_one_at_a_time(model: LocalModel, packed: list[RawAnswer]) -> None:
     alone = answers(model, Wanted(prompts(), together=False))
     for together, single in zip(packed, alone, strict=True):
         assert np.argmax(together["scores"]) == np.argmax(single["scores"])
         assert np.abs(np.subtract(together["scores"], single["scores"])).max() < 1e-3
 
 
-def test_scores_are_those_of_the_runner(model_file: Path, packed: list[Answer]) -> None:
+def test_scores_are_those_of_the_runner(model_file: Path, packed: list[RawAnswer]) -> None:
     """Another way through llama.cpp: no packs, no shared sequences, one continuation after the other."""
     with jmedlite.Runner(model_file, kv_type="f32", flash_attn="off", cache=False) as runner:
         for prompt, answer in list(zip(prompts(), packed, strict=True))[:8]:
@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_runner(model_file: Path, packed: list[Answer]) 
             assert answer["scores"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_equal_choices_score_equally(packed: list[Answer]) -> None:
+def test_equal_choices_score_equally(packed: list[RawAnswer]) -> None:
     assert packed[0]["scores"][3] == packed[0]["scores"][4]
     assert packed[0]["n_tokens"][3] == packed[0]["n_tokens"][4]
     # a prefix is at least as likely as what goes on from it
@@ -92,7 +92,7 @@ def test_equal_choices_score_equally(packed: list[Answer]) -> None:
     assert len(packed[1]["scores"]) == 8
 
 
-def test_the_same_bits_from_any_pack_on(model: LocalModel, packed: list[Answer]) -> None:
+def test_the_same_bits_from_any_pack_on(model: LocalModel, packed: list[RawAnswer]) -> None:
     prepared = model.prepare(Wanted(prompts()))
     n = len(prepared.starts)
     assert n > 3
@@ -101,7 +101,7 @@ def test_the_same_bits_from_any_pack_on(model: LocalModel, packed: list[Answer])
             assert part == packed[first : first + len(part)]
 
 
-def test_what_follows_changes_nothing_in_full_packs(model: LocalModel, packed: list[Answer]) -> None:
+def test_what_follows_changes_nothing_in_full_packs(model: LocalModel, packed: list[RawAnswer]) -> None:
     prepared = model.prepare(Wanted(prompts()))
     cut = prepared.starts[-1]
     assert answers(model, Wanted(prompts()[:cut], n_head=prepared.n_head)) == packed[:cut]
@@ -121,7 +121,7 @@ def test_every_token_is_evaluated_once(model: LocalModel) -> None:
     assert prepared.n_evaluated == at_most
 
 
-def test_too_long_for_the_context_is_told_and_the_rest_is_scored(model: LocalModel, packed: list[Answer]) -> None:
+def test_too_long_for_the_context_is_told_and_the_rest_is_scored(model: LocalModel, packed: list[RawAnswer]) -> None:
     long = {"body": [["Read and answer.\n\n", True], ["word " * 400, False]], "cue": [], "continuations": [" a"]}
     mixed = (*prompts()[:5], long, *prompts()[5:])
     found = answers(model, Wanted(mixed, n_ctx=300))

@@ -7,12 +7,12 @@ import itertools
 import pytest
 
 from jmedlite.benchmarks.backends.local_engine import shared_head, split
-from jmedlite.benchmarks.backends.packing import Request, batches, packs, rows
+from jmedlite.benchmarks.backends.packing import PackedRequest, batches, packs, rows
 
 
-def request(stem: int, *branches: int, reserve: int = 0) -> Request:
+def request(stem: int, *branches: int, reserve: int = 0) -> PackedRequest:
     numbers = itertools.count(100)
-    return Request(tuple(range(stem)), tuple(tuple(next(numbers) for _ in range(b)) for b in branches), reserve)
+    return PackedRequest(tuple(range(stem)), tuple(tuple(next(numbers) for _ in range(b)) for b in branches), reserve)
 
 
 def test_a_choice_costs_one_token_less_than_it_has() -> None:
@@ -21,7 +21,7 @@ def test_a_choice_costs_one_token_less_than_it_has() -> None:
     assert r.n_longest == 10 + 7
     assert r.n_sequences == 2  # the one-token choice is scored where the stem ends
     assert request(10, 1, 1).n_sequences == 1
-    assert Request(()).n_sequences == 0
+    assert PackedRequest(()).n_sequences == 0
 
 
 def test_packs_are_consecutive_full_and_within_bounds() -> None:

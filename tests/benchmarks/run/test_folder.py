@@ -12,7 +12,7 @@ import pytest
 from jmedlite.base.errors import Busy, CannotCreate, DataError
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.records import AnswerRecord, MeasureRecord, QuestionRecord
-from jmedlite.benchmarks.run.folder import ITEMS, MEASURES, RUN, RunFolder, differences
+from jmedlite.benchmarks.run.folder import ITEMS, MEASURES, RUN, RunFolder, document_differences
 from tests.support import runs
 
 DOCUMENT: dict[str, Any] = {
@@ -135,4 +135,4 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 def test_differences_name_places() -> None:
     old = {"a": [1, 2], "b": [{"name": "x", "v": 1}]}
     new = {"a": [1, 3], "b": [{"name": "x", "v": 2}], "c": None}
-    assert list(differences(old, new)) == [(("a",), "[1, 2]", "[1, 3]"), (("b", "x", "v"), "1", "2")]
+    assert list(document_differences(old, new)) == [(("a",), "[1, 2]", "[1, 3]"), (("b", "x", "v"), "1", "2")]
