@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Condition
 from types import TracebackType
 
 from jmedlite.base.inputs import reading
+from jmedlite.base.progress import Progress, Stage
 
 CHUNK = 1 << 20
 AHEAD = 64 << 20
@@ -33,13 +34,12 @@ class FollowingHash:
         self._future = self._pool.submit(self._run)
         return self
 
-    def follow(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
-        """A progress callback for the pass that moves the hashing on, then calls `progress`."""
+    def follow(self, progress: Progress) -> Progress:
+        """A Progress for the pass that moves the hashing on, then tells `progress`."""
 
-        def report(done: int, total: int) -> None:
+        def report(stage: Stage, done: int, total: int, what: str) -> None:
             self._allow(self._total * done / max(1, total) + AHEAD)
-            if progress:
-                progress(done, total)
+            progress(stage, done, total, what)
 
         return report
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +24,7 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
 from jmedlite.base.native import F32, U8, quantize_rows, widen
 from jmedlite.base.outputs import OutputFile
+from jmedlite.base.progress import Progress, Stage, silent
 from jmedlite.convert.adapters.lora import TILE, LoadedUpdate, load_update
 from jmedlite.convert.sources.tensors import NOT_WEIGHTS, stored_bytes
 
@@ -35,7 +36,6 @@ LEAST_ELEMENTS = 1 << 14
 DECODED_ELEMENTS = 1 << 15
 DEFAULT_MEMORY = 900_000_000
 F16_MAX = 65504.0
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -299,10 +299,8 @@ class _Writer:
             )
 
 
-def write(
-    plan: QuantizePlan, *, threads: int, memory: int | None = None, progress: Progress | None = None
-) -> list[Written]:
-    """Run the pass. `progress(bytes done, bytes in all)` counts the source; nothing appears unless all is well.
+def write(plan: QuantizePlan, *, threads: int, memory: int | None = None, progress: Progress = silent) -> list[Written]:
+    """Run the pass. `progress` counts the source's bytes; nothing appears unless all is well.
 
     Raises DataError for weights that are not finite, IoFault where the disk fails, Busy where another run writes,
     UsageError where `memory` (bytes) is too little.
@@ -310,13 +308,13 @@ def write(
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         outputs = _Outputs(plan, stack)
-        for block, encoded in encode_blocks(plan, threads=threads, memory=memory, progress=progress):
+        for block, encoded in encode_blocks(plan, "quantizing", threads=threads, memory=memory, progress=progress):
             outputs.put(block, encoded)
         return outputs.publish(started)
 
 
 def encode_blocks(
-    plan: QuantizePlan, *, threads: int, memory: int | None = None, progress: Progress | None = None
+    plan: QuantizePlan, stage: Stage, *, threads: int, memory: int | None = None, progress: Progress = silent
 ) -> Iterator[tuple[Block, Encoded]]:
     """Every block of the plan in order, in every type its levels store; valid until the next one is asked for."""
     block_elements, slot_elements = _block_size(plan, threads, memory)
@@ -335,8 +333,7 @@ def encode_blocks(
                     yield taken, future.result()
                     free.append(slot)
                     done += taken.source_bytes
-                    if progress:
-                        progress(done, source_bytes)
+                    progress(stage, done, source_bytes, "")
                 if block is None:
                     return
                 if block.start == 0:

@@ -18,10 +18,11 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32, U8, widen
+from jmedlite.base.progress import Progress, silent
 from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
-from .pipeline import Block, Encoded, Progress, encode_blocks
+from .pipeline import Block, Encoded, encode_blocks
 from .planning import PlannedFile, PlannedLevel, QuantizePlan, assemble
 
 IDENTICAL, NEAR, DIFFERENT, MISSING, EXTRA, SHAPE = "identical", "near", "different", "missing", "extra", "shape"
@@ -134,7 +135,7 @@ def compare_with_base(
     requantize: bool = False,
     threads: int = 1,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Compare the GGUF at `path` (`parts`: what `read_parts` gives) with what `base` and `adapters` give at its types.
 
@@ -160,7 +161,7 @@ def compare_with_base(
     verdicts += [Verdict(n, t.dtype, EXTRA) for n, t in stored.items() if n not in {job.name for job in plan.jobs}]
     if comparisons:
         plan = _at_types_of(plan, comparisons)
-        for block, encoded in encode_blocks(plan, threads=threads, memory=memory, progress=progress):
+        for block, encoded in encode_blocks(plan, "verifying", threads=threads, memory=memory, progress=progress):
             comparisons[block.job.name].add(block, encoded, plan.files)
     plan.files.close()
     verdicts += [c.verdict(tolerance) for c in comparisons.values()]

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from jmedlite.base.errors import DataError, JmedliteError, Unavailable, UsageError
+from jmedlite.base.progress import Notice, silent
 from jmedlite.benchmarks.prompts.requests import as_text
 from jmedlite.benchmarks.tasks.items import LETTERS
 
@@ -89,7 +90,7 @@ class EndpointModel:
     """A model behind an OpenAI-compatible server. Every prompt is a pack of its own, `concurrency` are asked at once.
 
     `model` is one of the server's names, needed where it has several. Without `api_key`, JMEDLITE_API_KEY or
-    OPENAI_API_KEY is sent. `told` hears a `note` event where questions leave this machine unencrypted. A score of a
+    OPENAI_API_KEY is sent. `notice` hears where questions leave this machine unencrypted. A score of a
     letter that the server did not return is a bound: its answer has `bounded` true. Raises Unavailable where nobody
     answers, NotPermitted where the key is refused, DataError for what makes no sense, UsageError where the server can't
     do what is asked.
@@ -102,13 +103,13 @@ class EndpointModel:
         api_key: str | None = None,
         timeout: float = 300.0,
         concurrency: int = 8,
-        told: Callable[[dict[str, Any]], None] | None = None,
+        notice: Notice = silent,
     ) -> None:
         key = api_key or os.environ.get("JMEDLITE_API_KEY") or os.environ.get("OPENAI_API_KEY")
         self.server, self.concurrency = Server(url, key, timeout), concurrency
-        if self.server.is_open and told:
+        if self.server.is_open:
             what = "questions and the key" if key else "questions"
-            told({"event": "note", "sentence": f"{what} go to {self.server.host} unencrypted; use https or a tunnel"})
+            notice(f"{what} go to {self.server.host} unencrypted; use https or a tunnel")
         self.entry = self._find(model)
         self.model = str(self.entry["id"])
         self._facts = self._describe()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.inputs import MAX_CTX, check_range, read_document, reading
 from jmedlite.base.native import F64
 from jmedlite.base.outputs import fault
+from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import to_json
 from jmedlite.benchmarks.backends.base import Loading
 from jmedlite.benchmarks.records import DistanceRecord
@@ -32,7 +33,6 @@ from .divergence import record, summarize_distance, summarize_perplexity
 MAX_SCRATCH = 4_000_000_000  # bytes
 SCRATCH = ".distance.scratch"
 ADVICE = "use a narrower level, or --kv-type q8_0"
-Progress = Callable[[str, int, int], None]  # model, chunks done, chunks in all
 
 
 def measure_distance(
@@ -46,8 +46,8 @@ def measure_distance(
     chunks: int | None = None,
     done: Collection[str] = (),
     max_scratch: int = MAX_SCRATCH,
-    progress: Progress | None = None,
-    notice: Callable[[str], None] | None = None,
+    progress: Progress = silent,
+    notice: Notice = silent,
 ) -> Iterator[dict[str, Any]]:
     """The lines of `distance.jsonl` (docs/runs.md), one per model of `models` (name, file) that is not in `done`.
 
@@ -111,7 +111,7 @@ class _Text:
     sha256: str
     loading: Loading
     n_ctx: int
-    progress: Progress | None
+    progress: Progress
 
     def line(self, model: str, reference: str | None, n_chunks: int, figures: dict[str, Any]) -> dict[str, Any]:
         """A line of `distance.jsonl`."""
@@ -134,7 +134,7 @@ class _ChunkPlan:
     chunks: int | None
     max_scratch: int | None
     folder: Path
-    notice: Callable[[str], None] | None
+    notice: Notice
 
     def n_chunks(self, text: _Text, facts: dict[str, Any], *, will_keep: bool) -> int:
         """How many chunks to evaluate: by text, vocabulary and arguments alone, so that a resumed run agrees."""
@@ -154,7 +154,7 @@ class _ChunkPlan:
                 f"the reference's distributions over one chunk of {text.n_ctx:,} tokens take {_size(per_chunk)}, more "
                 f"than the {_size(self.max_scratch)} allowed; lower --text-ctx"
             )
-        if fitting < n and self.notice:
+        if fitting < n:
             self.notice(
                 f"{text.name}: {fitting:,} of {n:,} chunks are used, for which the reference's distributions take "
                 f"{_size(fitting * per_chunk)} of disk"
@@ -193,16 +193,14 @@ class _Reader:
         """`nll` and, comparing, `kl` and `same`, of every scored position (n,)."""
         names = {key: str(path.resolve()) if path else None for key, path in (("keep", keep), ("compare", compare))}
         found: dict[str, list[float]] = {}
-        if self.progress:
-            self.progress(self.name, 0, n_chunks)
+        self.progress("text", 0, n_chunks, self.name)
         done = 0
         for event in self.child.events({"op": "evaluate", "chunks": n_chunks, **names}, "done"):
             if event["event"] == "chunk":
                 for key in event.keys() - {"event"}:
                     found.setdefault(key, []).extend(event[key])
                 done += 1
-                if self.progress:
-                    self.progress(self.name, done, n_chunks)
+                self.progress("text", done, n_chunks, self.name)
         return {key: np.array(values, np.float64) for key, values in found.items()}
 
     def __enter__(self) -> _Reader:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
+from jmedlite.base.progress import Notice, Progress
 from jmedlite.benchmarks.backends.base import Loading, Wanted
 from jmedlite.benchmarks.records import DistanceRecord, MeasureRecord
 
@@ -17,12 +18,11 @@ from .distance import measure_distance
 from .folder import DISTANCE, MEASURES, RunFolder
 from .run import sample_evenly
 
-Progress = Callable[[str, int, int, str], None]  # "measuring" or "text", done, in all, model; "notice" and a sentence
 ModelFiles = Sequence[tuple[str, Path]]  # models by name
 
 
 def measure_costs(
-    folder: RunFolder, models: ModelFiles, loading: Loading, whole: Wanted, rounds: int, tell: Progress
+    folder: RunFolder, models: ModelFiles, loading: Loading, whole: Wanted, rounds: int, progress: Progress
 ) -> None:
     """What each model costs, on some of the prompts: every model once, then every model again."""
     there = {(m.model, m.round) for m in folder.records(MEASURES, MeasureRecord)}
@@ -30,11 +30,11 @@ def measure_costs(
     total = rounds * len(models)
     for round_ in range(rounds):
         for i, (name, path) in enumerate(models):
-            tell("measuring", round_ * len(models) + i, total, name)
+            progress("measuring", round_ * len(models) + i, total, name)
             if (name, round_) not in there:
                 folder.append(MEASURES, measure(name, round_, path, loading, replace(whole, prompts=few)))
     if total:
-        tell("measuring", total, total, "")
+        progress("measuring", total, total, "")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DistanceSettings:
 
 
 def measure_text(
-    folder: RunFolder, models: ModelFiles, loading: Loading, asked: DistanceSettings, tell: Progress
+    folder: RunFolder, models: ModelFiles, loading: Loading, asked: DistanceSettings, progress: Progress, notice: Notice
 ) -> None:
     """Every model's distance to the reference on a text; goes on behind what is there."""
     there = folder.records(DISTANCE, DistanceRecord)
@@ -69,7 +69,7 @@ def measure_text(
         n_ctx=asked.n_ctx,
         chunks=asked.chunks,
         done={old.model for old in there},
-        progress=lambda name, done, total: tell("text", done, total, name),
-        notice=lambda sentence: tell("notice", 0, 0, sentence),
+        progress=progress,
+        notice=notice,
     ):
         folder.append(DISTANCE, line)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jmedlite.base.progress import Progress
 from jmedlite.benchmarks.backends.base import Answerer, Prepared, RawAnswer, Wanted
 from jmedlite.benchmarks.prompts.requests import Ask
 from jmedlite.benchmarks.records import AnswerKey, AnswerRecord, NoiseRecord, Outcome, QuestionRecord
@@ -19,7 +20,6 @@ from jmedlite.benchmarks.tasks.items import NOT_ASKED, Dataset, Item, Left
 from .folder import NOISE, RunFolder
 
 N_NOISE = 16  # questions of each model, task and method that are asked once more, alone
-Progress = Callable[[int, int, str], None]  # questions done, in all, and what is being done
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def ask_all(
     sizes = [len(ask.questions) for ask in asks]
     total = len(models) * sum(sizes)
     noisy = {(n.model, n.task, n.method) for n in folder.records(NOISE, NoiseRecord)}
-    progress(folder.n_items, total, "")
+    progress("questions", folder.n_items, total, "")
     begin = 0
     for model in models:
         end = begin + sum(sizes)
@@ -103,7 +103,7 @@ def ask_all(
                     if settings.margin is not None and begin:
                         one.judge = Judge(folder.items(at - begin, at - begin + size), settings.margin)
                     if folder.n_items < at + size:
-                        one.ask(lambda n, name=model.name: progress(n, total, name))  # type: ignore[misc]
+                        one.ask(total, progress)
                     if ask in missing:
                         one.measure_noise()
                     at += size
@@ -139,14 +139,14 @@ class _Asking:
     prepared: Prepared | None = None
     judge: Judge | None = None
 
-    def ask(self, tell: Callable[[int], None]) -> None:
-        """Ask what has no result yet; a pack that was cut is asked again as a whole."""
+    def ask(self, total: int, progress: Progress) -> None:
+        """Ask what has no result yet, of `total` in the run; a pack that was cut is asked again as a whole."""
         self.prepared = prepared = self.answerer.prepare(self.wanted)
         done = max(0, self.folder.n_items - self.begin)
         first = max(0, bisect_right(prepared.starts, done) - 1)
         if done:
             self.folder.keep_items(self.begin + prepared.starts[first])
-        tell(self.folder.n_items)
+        progress("questions", self.folder.n_items, total, self.model)
         if self.judge and self.judge.sees(self.folder.items(self.begin)):
             self._skip()
             return
@@ -155,7 +155,7 @@ class _Asking:
                 assert self.begin + at == self.folder.n_items, "answers come in order"
                 results = [self._result(at + i, answer) for i, answer in enumerate(answers)]
                 self.folder.add_items(results)
-                tell(self.folder.n_items)
+                progress("questions", self.folder.n_items, total, self.model)
             if self.judge and self.judge.sees(results):
                 self._skip()
                 return

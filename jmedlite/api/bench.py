@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import UsageError
+from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.requests import Ask, make_ask
 from jmedlite.benchmarks.prompts.templates import Template, own_template, read_template
@@ -24,9 +25,6 @@ from jmedlite.runtime.hardware import describe_machine
 
 from .bench_options import BenchOptions
 from .participants import Participants, behind_a_server, files_here, files_on_a_cluster
-
-# what ("hashing", "questions", "measuring", "text"), done, in all, of what; ("notice", 0, 0, sentence)
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Planned:
     document: dict[str, Any]
     reference: str
 
-    def run(self, progress: Progress) -> Bench:
+    def run(self, progress: Progress, notice: Notice) -> Bench:
         """Ask and measure what is not in the folder yet."""
         out = self.options.out
         if out is None:
@@ -78,13 +76,13 @@ class Planned:
         settings = AskSettings(options.ctx, options.chat, options.max_tokens, margin)
         keys = run_keys([m.name for m in models], self.asks)
         with RunFolder(out, self.document, question_lines(self.datasets), keys) as folder:
-            ask_all(folder, models, self.asks, settings, lambda n, total, of: progress("questions", n, total, of))
+            ask_all(folder, models, self.asks, settings, progress)
             files = [(m.name, self.participants.files[m.name]) for m in models if m.name in self.participants.files]
             whole = settings.wanted(self.asks[0])
             measure_costs(folder, files, loading, whole, options.rounds, progress)
             if options.text:
                 read = DistanceSettings(options.text, self.reference, options.text_ctx, options.text_chunks)
-                measure_text(folder, files, loading, read, progress)
+                measure_text(folder, files, loading, read, progress, notice)
             return Bench(out, folder.n_items, folder.resumed)
 
 
@@ -94,7 +92,8 @@ def bench(
     tasks: Sequence[str],
     out: str | Path,
     options: BenchOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
+    notice: Notice = silent,
     **changes: Any,
 ) -> Bench:
     """Ask every model the same questions, measure what each costs, and leave a run folder (docs/runs.md).
@@ -105,13 +104,16 @@ def bench(
     Further arguments are the fields of `BenchOptions`: methods ("letter", "text", "generate"), languages, shots, limit,
     permutations, seed, template, chat, max_tokens, rounds, ctx, threads, text, cluster (an address), endpoint (a URL;
     `models` are then ids there), and more. A run that was interrupted goes on where it stopped; a folder that holds
-    another run is refused. Raises the exceptions of `jmedlite.base.errors`.
+    another run is refused. `progress` hears how far it is, `notice` sentences (docs/python.md). Raises the exceptions
+    of `jmedlite.base.errors`.
     """
-    tell: Progress = progress or (lambda *_: None)
-    return plan_bench(models, tasks, replace(options or BenchOptions(), out=Path(out), **changes), tell).run(tell)
+    options = replace(options or BenchOptions(), out=Path(out), **changes)
+    return plan_bench(models, tasks, options, progress, notice).run(progress, notice)
 
 
-def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: BenchOptions, tell: Progress) -> Planned:
+def plan_bench(
+    models: Sequence[str | Path], tasks: Sequence[str], options: BenchOptions, progress: Progress, notice: Notice
+) -> Planned:
     """Find and check all that a run needs, before anything is evaluated."""
     if not tasks:
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
@@ -119,7 +121,7 @@ def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: Benc
     datasets, asks = make_asks(tasks, options, template)
     if options.stop_when_decided and len(asks) > 1:
         raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
-    participants = find_participants(models, options, tell)
+    participants = find_participants(models, options, progress, notice)
     reference = participants.reference(options.reference)
     if options.stop_when_decided:
         participants = participants.first(reference)  # the others are compared with it as they go
@@ -128,13 +130,15 @@ def plan_bench(models: Sequence[str | Path], tasks: Sequence[str], options: Benc
     )
 
 
-def find_participants(models: Sequence[str | Path], options: BenchOptions, tell: Progress) -> Participants:
+def find_participants(
+    models: Sequence[str | Path], options: BenchOptions, progress: Progress, notice: Notice
+) -> Participants:
     """The models of a run, wherever they are."""
     if options.endpoint:
-        return behind_a_server(models, options.endpoint, tell)
+        return behind_a_server(models, options.endpoint, notice)
     if options.cluster:
-        return files_on_a_cluster(models, options.loading(), options.cluster, tell)
-    return files_here(models, options.loading(), tell)
+        return files_on_a_cluster(models, options.loading(), options.cluster, progress)
+    return files_here(models, options.loading(), progress)
 
 
 # ------------------------------------------------------------------------------------------------------- tasks

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import CannotCreate
 from jmedlite.base.outputs import fault
+from jmedlite.base.progress import Progress
 from jmedlite.benchmarks.report.report import Report, report
 from jmedlite.benchmarks.run.folder import read_lines
 from jmedlite.benchmarks.statistics import wilson
@@ -24,7 +25,6 @@ BITS = (16, 8, 6, 5, 4, 3, 2)
 QUESTIONS = ("三角筋を支配する神経は何ですか。", "Which nerve innervates the deltoid?")
 PARTS = ("base", "adapter")  # the groups of the demo's questions begin with what taught their facts
 RAM_BYTES = 8 * 10**9  # of the laptop that the report's verdict is for
-Tell = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Demo:
     def page(self) -> Path:
         return self.folder / "report.html"
 
-    def quantize(self, progress: Callable[[int, int], None]) -> list[Path]:
+    def quantize(self, progress: Progress) -> list[Path]:
         """The base alone at 16 bits, and with its adapter at every level, in one pass."""
         found = []
         for name, adapters, bits in (("base", [], [16]), ("demo", [str(ADAPTER)], list(BITS))):
@@ -68,7 +68,7 @@ class Demo:
             found += [w.path for w in job.run(progress=progress, remember=False)]
         return found
 
-    def bench(self, progress: Tell) -> Bench:
+    def bench(self, progress: Progress) -> Bench:
         """Every level asked all questions of the `demo` task.
 
         By one thread: so small a model's steps take microseconds, and threads that wait for each other after each of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from jmedlite.base.gguf import level_name, read_header, split_stem
 from jmedlite.base.inputs import reading
 from jmedlite.base.manifest import Manifest, read_manifest
 from jmedlite.base.outputs import sha256_file
+from jmedlite.base.progress import Progress
 from jmedlite.base.records import to_json
 from jmedlite.benchmarks.records import AdapterRecord, ModelRecord
 from jmedlite.runtime.loading import read_whole_header
-
-Progress = Callable[[str, int, int, str], None]
 
 
 def find_models(models: Sequence[str | Path]) -> list[Path]:
@@ -56,16 +55,16 @@ def path_name(path: Path) -> str:
     return split_stem(path.name)
 
 
-def describe_model(path: Path, tell: Progress) -> dict[str, Any]:
+def describe_model(path: Path, progress: Progress) -> dict[str, Any]:
     """A GGUF's entry in `run.json`; raises DataError where it is not what its manifest says."""
     files, header = read_whole_header(path)
     sizes = [p.stat().st_size for p in files]
     hashes = []
-    tell("hashing", 0, sum(sizes), path.name)
+    progress("hashing", 0, sum(sizes), path.name)
     for i, part in enumerate(files):
         with reading(part):
             hashes.append(sha256_file(part))
-        tell("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
+        progress("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
     manifest = read_manifest(path)
     if manifest:
         _check_manifest(manifest, {p.name: h for p, h in zip(files, hashes, strict=True)})

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import UsageError
+from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.benchmarks.backends.base import Loading, LocalModel
 from jmedlite.benchmarks.run.run import Participant
 
-from .model_facts import Progress, describe_model, find_models, path_name
+from .model_facts import describe_model, find_models, path_name
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Participants:
         return name
 
 
-def files_here(named: Sequence[str | Path], loading: Loading, tell: Progress) -> Participants:
+def files_here(named: Sequence[str | Path], loading: Loading, progress: Progress) -> Participants:
     """GGUF files, each in a child process of this machine."""
     paths = {path_name(p): p for p in find_models(named)}
     models = [
-        Participant(name, describe_model(p, tell), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
+        Participant(name, describe_model(p, progress), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
         for name, p in paths.items()
     ]
     return Participants(tuple(models), paths)
 
 
-def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: str, tell: Progress) -> Participants:
+def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: str, progress: Progress) -> Participants:
     """GGUF files that a Dask cluster's workers have too."""
     from jmedlite.benchmarks.backends.cluster import ClusterModel
 
-    here = files_here(named, loading, tell)
+    here = files_here(named, loading, progress)
 
     def opening(model: Participant) -> Callable[[], ClusterModel]:
         path, sha256 = here.files[model.name], model.facts["sha256"]
@@ -62,22 +63,15 @@ def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: s
     return Participants(tuple(models), here.files, workers)
 
 
-def behind_a_server(ids: Sequence[str | Path], url: str, tell: Progress) -> Participants:
+def behind_a_server(ids: Sequence[str | Path], url: str, notice: Notice) -> Participants:
     """Models of an OpenAI-compatible server by their ids there; the only one where none is named."""
     from jmedlite.benchmarks.backends.endpoint import EndpointModel
-
-    def opening(name: str | None, told: Callable[[dict[str, Any]], None] | None = None) -> EndpointModel:
-        return EndpointModel(url, name, told=told)
-
-    def note(event: dict[str, Any]) -> None:
-        if event["event"] == "note":
-            tell("notice", 0, 0, event["sentence"])
 
     models: list[Participant] = []
     names: list[str | None] = [str(i) for i in ids]
     for name in names or [None]:
-        with opening(name, note if not models else None) as model:
+        with EndpointModel(url, name, notice=silent if models else notice) as model:
             facts = model.describe()
         facts |= {"base": facts["base"] or facts["name"], "adapters": facts["adapters"] or []}
-        models.append(Participant(facts["name"], facts, lambda name=name: opening(name)))  # type: ignore[misc]
+        models.append(Participant(facts["name"], facts, lambda name=name: EndpointModel(url, name)))  # type: ignore[misc]
     return Participants(tuple(models), {})

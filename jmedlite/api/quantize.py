@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import check_range
 from jmedlite.base.options import parse_memory
 from jmedlite.base.outputs import sha256_file
+from jmedlite.base.progress import Progress, silent
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
@@ -49,7 +50,7 @@ class QuantizeJob:
         *,
         threads: int | None = None,
         memory: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = silent,
         remember: bool = True,
     ) -> list[Written]:
         """Run the pass, write the manifests, `remember` the level nearest to Q4_K_M as the default model of `ask`."""
@@ -182,13 +183,13 @@ def quantize(
     allow_requantize: bool = False,
     split_max_size: str | int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Path]:
     """Merge `lora` adapters into `model` and write one GGUF per level, in one pass; returns the files' paths.
 
     `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
     names ("Q4_K_S"); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
-    returned). Raises the exceptions of `jmedlite.base.errors`.
+    returned); `progress` hears how far it is (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
 
         >>> jmedlite.quantize("models/qwen", bits=[8, 4], out="gguf")  # doctest: +SKIP
         [PosixPath('gguf/qwen-Q8_0.gguf'), PosixPath('gguf/qwen-Q4_K_M.gguf')]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jmedlite.base.hub import resolve, resolve_adapter
 from jmedlite.base.imatrix import read_imatrix
 from jmedlite.base.inputs import check_range
 from jmedlite.base.manifest import check_hashes, read_manifest
+from jmedlite.base.progress import Progress, silent
 from jmedlite.base.records import to_json
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.sources.gguf_model import read_parts
@@ -44,14 +45,15 @@ def verify(
     allow_requantize: bool = False,
     threads: int | None = None,
     memory: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Proof:
     """Is the GGUF `path` that base plus those adapters, at the types it has? Everything is computed again.
 
         >>> jmedlite.verify("qwen-Q4_K_M.gguf", base="models/qwen").holds  # doctest: +SKIP
         True
 
-    `tolerance` is the relative distance up to which a tensor may differ, for files of another build or processor.
+    `tolerance` is the relative distance up to which a tensor may differ, for files of another build or processor;
+    `progress` hears how far it is (docs/python.md).
     """
     if threads is not None:
         check_range("--threads", threads, 1, 256)

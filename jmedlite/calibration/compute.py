@@ -6,7 +6,7 @@ once and 150,000 entries of the vocabulary (128 tokens: 160 MB), the cache of on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,12 +16,12 @@ from jmedlite.base.errors import InputMissing, UsageError
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import MAX_CTX, check_range, read_document
 from jmedlite.base.outputs import check_target
+from jmedlite.base.progress import Progress, silent
 from jmedlite.calibration.overlap import check_no_overlap, read_task, shipped
 from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.process import Child
 
 LANGUAGES = {"ja": ("ja",), "en": ("en",), "both": ("ja", "en")}
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def compute_imatrix(
     process_output: bool = False,
     exclude_tasks: Sequence[str | Path] = (),
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Computed:
     """Run a GGUF over calibration text and write the mean squares of what enters its matrix products.
 
@@ -56,8 +56,8 @@ def compute_imatrix(
     Without `texts` the medical text that comes with jmedlite is used, in `language` ("ja", "en" or "both"). The text is
     cut into chunks of `ctx` tokens, each evaluated on its own; what is left over is not used. The file is written to
     `out` (default: beside the model, `NAME.imatrix.gguf`) in llama.cpp's format, and equals llama-imatrix's. A text
-    that holds items of a known benchmark, or of one of the JSONL files `exclude_tasks`, is refused. `progress` hears
-    the bytes of text done and in all. Raises the exceptions of `jmedlite.base.errors`.
+    that holds items of a known benchmark, or of one of the JSONL files `exclude_tasks`, is refused. `progress`
+    hears how far it is (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
     """
     path = Path(model)
     if not path.is_file():
@@ -125,14 +125,13 @@ def _text(paths: list[Path], language: str, exclude: list[Path]) -> tuple[list[s
 # ------------------------------------------------------------------------------------------------------- child
 
 
-def _run(request: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+def _run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The `done` event of a child that worked on `request`."""
     n_bytes = len(request["text"].encode("utf-8"))
     with Child("jmedlite.calibration.worker", "use a smaller --ctx or a narrower level of the model") as child:
         for event in child.events(request, "done"):
             if event["event"] == "done":
                 return event
-            if progress:
-                used = n_bytes * event["total"] * request["ctx"] // event["n_tokens"]
-                progress(used * event["done"] // event["total"], used)
+            used = n_bytes * event["total"] * request["ctx"] // event["n_tokens"]
+            progress("calibrating", used * event["done"] // event["total"], used, "")
     raise AssertionError("a child's events end with done, or with an exception")

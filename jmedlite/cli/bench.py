@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +13,6 @@ from .options import JsonFlag, spread
 
 if TYPE_CHECKING:
     from jmedlite.api.bench import Bench
-
-LABELS = {"hashing": "checking the files", "questions": "asking", "measuring": "measuring", "text": "reading"}
 
 
 @spread
@@ -42,33 +38,14 @@ def bench(
         return
     from jmedlite.api.bench import plan_bench
 
-    with StagedProgress() as progress:
-        plan = plan_bench(models or [], task or [], options, progress)
+    with console.progress() as progress:
+        plan = plan_bench(models or [], task or [], options, progress, console.note)
         if not dry_run:
-            done = plan.run(progress)
+            done = plan.run(progress, console.note)
     if dry_run:
         console.document(plan.document) if as_json else _show_plan(plan.document)
         return
     console.document(done.describe()) if as_json else _show(done)
-
-
-class StagedProgress(ExitStack):
-    """One display after the other, as the work goes on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stage = ""
-        self.tell: Callable[..., None] = lambda *_: None
-
-    def __call__(self, stage: str, done: int, total: int, of: str) -> None:
-        if stage == "notice":
-            console.note(of)
-            return
-        if stage != self.stage:
-            self.close()
-            bar: Any = console.progress if stage == "hashing" else console.counter
-            self.stage, self.tell = stage, self.enter_context(bar(LABELS.get(stage, stage)))
-        self.tell(done, total) if stage == "hashing" else self.tell(done, total, of)
 
 
 def _show_tasks(as_json: bool) -> None:

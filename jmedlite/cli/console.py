@@ -7,13 +7,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jmedlite.base.errors import ClosedPipe
+from jmedlite.base.progress import IN_BYTES, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from jmedlite.base.progress import Progress, Stage
+
+LABELS: dict[Stage, str] = {"hashing": "checking the files", "questions": "asking", "text": "reading"}
 
 
 def size(n_bytes: float) -> str:
@@ -78,21 +83,28 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> 
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function for (bytes done, bytes in all): a bar with rate and time left, or a line per tenth in a pipe."""
-    with _progress(label, size) as tell:
-        yield lambda done, total: tell(done, total, "")
+def progress(first: Stage | None = None) -> Iterator[Progress]:
+    """A display for each stage, one after the other: a bar with rate and time left, or a line per tenth in a pipe.
 
+    `first` is shown before anything is heard of it.
+    """
+    with ExitStack() as stack:
+        shown = first
+        show = stack.enter_context(_display(first)) if first else silent
 
-@contextmanager
-def counter(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """The same for things that are counted: (done, in all, what is being done now)."""
-    with _progress(label, None) as tell:
+        def tell(stage: Stage, done: int, total: int, what: str) -> None:
+            nonlocal shown, show
+            if stage != shown:
+                stack.close()
+                shown, show = stage, stack.enter_context(_display(stage))
+            show(done, total, "" if stage in IN_BYTES else what)
+
         yield tell
 
 
 @contextmanager
-def _progress(label: str, unit: Callable[[float], str] | None) -> Iterator[Callable[[int, int, str], None]]:
+def _display(stage: Stage) -> Iterator[Callable[[int, int, str], None]]:
+    label, unit = LABELS.get(stage, stage), size if stage in IN_BYTES else None
     if sys.stderr.isatty():
         from rich import progress as bars
         from rich.console import Console

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .bench import StagedProgress
 from .options import JsonFlag
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def demo(
         console.note(f"   {path}  {console.size(path.stat().st_size)}")
     asked = "788 questions" if limit is None else f"{limit:,} questions in each language"
     _step(2, f"ask every level {asked}, and measure what it costs", "bench gguf --task igakuqa=IgakuQA")
-    with StagedProgress() as benching:
+    with console.progress() as benching:
         shown.bench(benching)
     if not as_json:
         _accuracies(shown)

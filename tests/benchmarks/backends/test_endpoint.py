@@ -367,18 +367,18 @@ def test_privacy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="JMEDLITE_API_KEY") as caught:
         EndpointModel("http://me:secret@127.0.0.1:1")
     assert "secret" not in str(caught.value)
-    heard: list[dict[str, Any]] = []
+    heard: list[str] = []
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nobody listens
     headers: list[Any] = []
     monkeypatch.setenv("OPENAI_API_KEY", "second")
     monkeypatch.setenv("JMEDLITE_API_KEY", "first")
     with serving(llama_server, headers) as url:
-        EndpointModel(url, told=heard.append)
+        EndpointModel(url, notice=heard.append)
     assert heard == []
     assert {h["Authorization"] for h in headers} == {"Bearer first"}
     with pytest.raises(Unavailable):
-        EndpointModel("http://nowhere.invalid:1", told=heard.append, timeout=2)
-    assert [e["sentence"].split(";")[0] for e in heard] == ["questions and the key go to nowhere.invalid unencrypted"]
+        EndpointModel("http://nowhere.invalid:1", notice=heard.append, timeout=2)
+    assert [sentence.split(";")[0] for sentence in heard] == ["questions and the key go to nowhere.invalid unencrypted"]
     assert is_this_machine("::1")
     assert is_this_machine("127.0.0.2")
     assert not is_this_machine("10.0.0.1")

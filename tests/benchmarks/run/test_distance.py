@@ -290,7 +290,7 @@ def test_done_models_are_left_alone(models: Models, text: Path, scratch: Path) -
 
     def again(*done: str) -> list[dict[str, Any]]:
         heard.clear()
-        return measure(models, text, scratch, done=done, progress=lambda name, *_: heard.append(name))
+        return measure(models, text, scratch, done=done, progress=lambda *told: heard.append(told[3]))
 
     assert again("F32", "Q4_K_M") == whole[2:]
     assert sorted(set(heard)) == ["F32", "Q8_0"]  # the reference's distributions are gone, so it is evaluated again
@@ -300,12 +300,12 @@ def test_done_models_are_left_alone(models: Models, text: Path, scratch: Path) -
 
 
 def test_progress_and_an_early_end(models: Models, text: Path, scratch: Path) -> None:
-    heard: list[tuple[str, int, int]] = []
+    heard: list[tuple[object, ...]] = []
     lines = measure_distance(
         models, "F32", text, LOADING, scratch=scratch, n_ctx=CTX, chunks=2, progress=lambda *x: heard.append(x)
     )
     assert next(lines)["model"] == "F32"
-    assert heard == [("F32", 0, 2), ("F32", 1, 2), ("F32", 2, 2)]
+    assert heard == [("text", 0, 2, "F32"), ("text", 1, 2, "F32"), ("text", 2, 2, "F32")]
     assert (scratch / SCRATCH).is_file()
     lines.close()  # type: ignore[attr-defined]
     assert list(scratch.iterdir()) == []
@@ -316,7 +316,7 @@ import sys, time
 from pathlib import Path
 from jmedlite.benchmarks.backends.base import Loading
 from jmedlite.benchmarks.run.distance import measure_distance
-def progress(name, done, total):
+def progress(stage, done, total, name):
     if done:
         print("here", flush=True)
         time.sleep(60)
@@ -342,7 +342,7 @@ def test_killed_midway(models: Models, text: Path, scratch: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_the_child_is_killed(models: Models, text: Path, scratch: Path) -> None:
-    def progress(name: str, done: int, total: int) -> None:
+    def progress(stage: str, done: int, total: int, name: str) -> None:
         if name == "Q4_K_M":
             for child in psutil.Process().children():
                 if "jmedlite.benchmarks.run.distance_worker" in child.cmdline():
