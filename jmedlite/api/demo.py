@@ -17,7 +17,7 @@ from jmedlite.demo import ADAPTER, MODEL
 from jmedlite.runtime.runner import Runner
 
 from .bench import Bench, bench
-from .bench_options import Options
+from .bench_options import BenchOptions
 from .quantize import plan_quantization
 
 BITS = (16, 8, 6, 5, 4, 3, 2)
@@ -39,7 +39,7 @@ class Demo:
 
     def check(self) -> None:
         """Raises CannotCreate where the folder holds something else, UsageError where the limit is none."""
-        Options(limit=self.limit)
+        BenchOptions(limit=self.limit)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             others = [p.name for p in self.folder.iterdir() if p.name not in ("gguf", "run") and p.stem != "report"]
@@ -75,7 +75,7 @@ class Demo:
         them stand still wherever the machine has anything else to do.
         """
         files = sorted(self.gguf.glob("*.gguf"), key=lambda p: (p.name.startswith("demo"), -p.stat().st_size))
-        options = Options(methods=("text",), limit=self.limit, rounds=1, threads=1)
+        options = BenchOptions(methods=("text",), limit=self.limit, rounds=1, threads=1)
         return bench(files, tasks=["demo"], out=self.folder / "run", options=options, progress=progress)
 
     def report(self, lang: str) -> tuple[Report, list[Path]]:

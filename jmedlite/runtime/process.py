@@ -107,8 +107,8 @@ class Child:
             )
         if status in ILLEGAL_INSTRUCTION:
             return NativeError(
-                "llama.cpp met an instruction that this processor does not have: llama-cpp-python was built for another "
-                "one; build it here: pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
+                "llama.cpp met an instruction that this processor does not have: llama-cpp-python was built for "
+                "another one; build it here: pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
             )
         lines = []
         if not self._stderr.closed:

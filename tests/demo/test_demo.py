@@ -37,7 +37,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     }  # the demo must not need, nor write, what these name
     isolated = allowed(*ISOLATE, "true")
     done = subprocess.run(
-        [*(ISOLATE if isolated else []), sys.executable, "-m", "jmedlite", "demo", "--out", "shown", "--limit", LIMIT, "--json"],
+        [*(ISOLATE if isolated else []), sys.executable, "-m", "jmedlite", "demo", "--json",
+         "--out", "shown", "--limit", LIMIT],
         capture_output=True, encoding="utf-8", check=False, cwd=home,
         env={**environment, **watched(tmp_path_factory.mktemp("watch")), "HOME": str(home), "LOCALAPPDATA": str(home)},
     )  # fmt: skip
