@@ -13,11 +13,14 @@ from jmedlite.benchmarks.scoring import pick, similarity
 
 from .compare import by_item
 from .pool import Facts, Item, Unit, View
+from .sections import Baseline
 
 Guess = Callable[[QuestionRecord, Sequence[int]], set[int]]  # of a question, and the order in which its choices stood
 
 
-def baselines(view: View, orders: Mapping[Unit, Sequence[int]], facts: Mapping[Item, Facts]) -> dict[str, float | None]:
+def baselines(
+    view: View, orders: Mapping[Unit, Sequence[int]], facts: Mapping[Item, Facts]
+) -> dict[Baseline, float | None]:
     """Shares of right answers over the units of `orders` (which give the places of the choices); None without units.
 
     `chance` draws as many choices as are right; `most_frequent` always takes the letters that are most often right,
@@ -25,7 +28,7 @@ def baselines(view: View, orders: Mapping[Unit, Sequence[int]], facts: Mapping[I
     the list of all choices. `human` is the mean accuracy of the people who sat the exam, where it is known.
     """
     frequent = _frequent(orders, facts)
-    guesses: dict[str, Guess] = {
+    guesses: dict[Baseline, Guess] = {
         "most_frequent": lambda q, order: {order[p] for p in frequent[len(q.choices), len(q.answers)]},
         "first_choice": lambda q, order: set(order[: len(q.answers)]),
     }

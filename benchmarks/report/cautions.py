@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from .labels import LANGUAGES, Bilingual, page_text, say
+from .labels import LANGUAGES, page_text, say
 from .numbers import percent
 from .pool import Pool
 from .read import Run
+from .sections import Bilingual, Family, View
 
 # what changes scores, of a run's settings
 _SETTINGS = ("seed", "shots", "permutations", "n_ctx", "kv_type", "flash_attn", "chat", "pack", "max_tokens")
@@ -86,7 +87,7 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
         yield say("w_no_noise")
 
 
-def guesses(families: list[dict[str, Any]], views: list[dict[str, Any]]) -> Iterable[Bilingual]:
+def guesses(families: list[Family], views: list[View]) -> Iterable[Bilingual]:
     """References that are not shown to beat the best of the baselines: comparing their levels means little."""
     if not views:
         return
@@ -95,7 +96,7 @@ def guesses(families: list[dict[str, Any]], views: list[dict[str, Any]]) -> Iter
     name, floor = max(known.items(), key=lambda item: item[1])
     for key in dict.fromkeys(f["reference"] for f in families if f["reference"]):
         r = results[key]
-        if r["n"] and r["interval"][0] <= floor:
+        if r["interval"] and r["interval"][0] <= floor:
             low, high = r["interval"]
             names = {lang: page_text(lang)[f"baseline_{name}"] for lang in LANGUAGES}
             yield say("w_floor", model=key, accuracy=percent(r["share"]), low=percent(low), high=percent(high),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from typing import Any
 
 from jmedlite.benchmarks import statistics
+from jmedlite.benchmarks.records import AnswerRecord
 
 from .pool import Facts, Item, Sheet, Unit, View
+from .sections import KINDS, Compared, Confidence, Contraindicated, Difference, Flips, Kind, Sequential, Share
 
 Verdicts = dict[Unit, float]  # per unit, 1 where right
-Json = dict[str, Any]
 
 
 def verdicts(view: View, sheet: Sheet, of: Callable[[Item], bool] = lambda item: True) -> Verdicts:
@@ -42,7 +41,7 @@ def by_question(values: Mapping[Item, float], facts: Mapping[Item, Facts]) -> tu
     return [math.fsum(found) for found in sums.values()], [len(found) for found in sums.values()]
 
 
-def share(values: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Json:
+def share(values: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Share:
     """A share of items with its Wilson interval, which counts every question once, however often it was asked.
 
     `n` questions, `n_items` (a question in two languages is two items), `n_answers`. The share is null where n is 0.
@@ -55,7 +54,7 @@ def share(values: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Json:
     return {"n": n, "n_items": len(items), "n_answers": len(values), "share": mean, "interval": interval}
 
 
-def difference(level: Mapping[Unit, float], reference: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Json:
+def difference(level: Mapping[Unit, float], reference: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Difference:
     """The mean difference over the units that both have, with its bootstrap interval."""
     common = {unit: level[unit] - reference[unit] for unit in level if unit in reference}
     items = by_item(common)
@@ -67,50 +66,66 @@ def difference(level: Mapping[Unit, float], reference: Mapping[Unit, float], fac
             "interval": list(statistics.bootstrap(sums, counts))}  # fmt: skip
 
 
-def compare(view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, Facts], margin: float | None) -> Json:
-    """A level against its reference: docs/report.md, `comparison`. `margin` is a share; None makes no claim of it."""
+def compare(view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, Facts]) -> Compared:
+    """A model against another: docs/report.md, `comparison`, but for what is said of the margin."""
     left, right = verdicts(view, level), verdicts(view, reference)
-    found = difference(left, right, facts)
+    shift = difference(left, right, facts)
     common = [unit for unit in left if unit in right]
-    sums, counts = by_question(by_item({unit: left[unit] - right[unit] for unit in common}), facts)
-    means = [s / c for s, c in zip(sums, counts, strict=True)]
+    means, losses, gains = _by_question(left, right, facts)
     n = len(means)
-    losses, gains = math.fsum(max(-m, 0) for m in means), math.fsum(max(m, 0) for m in means)
     pairs = statistics.effective_pairs(means)
     worth = pairs / n if n else 0.0
-    found |= {
-        "reference_share": math.fsum(by_item({u: right[u] for u in common}).values()) / found["n_items"] if n else None,
-        "share": math.fsum(by_item({u: left[u] for u in common}).values()) / found["n_items"] if n else None,
-        "questions_lost": sum(m < 0 for m in means),
-        "questions_gained": sum(m > 0 for m in means),
+    lost, gained = sum(m < 0 for m in means), sum(m > 0 for m in means)
+    return {
+        **shift,
+        "reference_share": math.fsum(by_item({u: right[u] for u in common}).values()) / shift["n_items"] if n else None,
+        "share": math.fsum(by_item({u: left[u] for u in common}).values()) / shift["n_items"] if n else None,
+        "questions_lost": lost,
+        "questions_gained": gained,
         "disagreement": (losses + gains) / n if n else None,
         "effective_pairs": pairs,
         "loss_bound": statistics.loss_bound(losses * worth, gains * worth, pairs) if n else None,
         "detectable_loss": statistics.detectable_loss(pairs, (losses + gains) / n) if n else None,
-        "flips": asdict(statistics.flips([_pair(view, level[u], reference[u]) for u in common])),
+        "flips": _flips([_pair(view, level[u], reference[u]) for u in common]),
+        "p": statistics.mcnemar(lost, gained) if n else None,
     }
-    found["p"] = statistics.mcnemar(found["questions_lost"], found["questions_gained"]) if n else None
-    if margin is not None:
-        test = statistics.Sequential(margin, losses=losses, gains=gains, ties=n - losses - gains)
-        found["no_meaningful_loss"] = n > 0 and found["loss_bound"] < margin
-        found["sequential"] = {"no_meaningful_loss": test.no_meaningful_loss, "meaningful_loss": test.meaningful_loss,
-                               "different": test.different, "decided": test.decided}  # fmt: skip
-    return found
 
 
-def _pair(view: View, level: Any, reference: Any) -> tuple[bool, bool, bool]:
+def sequential(view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, Facts], margin: float) -> Sequential:
+    """The tests that may be looked at after every question; `margin` is a share."""
+    means, losses, gains = _by_question(verdicts(view, level), verdicts(view, reference), facts)
+    test = statistics.Sequential(margin, losses=losses, gains=gains, ties=len(means) - losses - gains)
+    return {"no_meaningful_loss": test.no_meaningful_loss, "meaningful_loss": test.meaningful_loss,
+            "different": test.different, "decided": test.decided}  # fmt: skip
+
+
+def _by_question(left: Verdicts, right: Verdicts, facts: Mapping[Item, Facts]) -> tuple[list[float], float, float]:
+    """The mean difference of each question that both have; the sums of those that are losses and gains."""
+    sums, counts = by_question(by_item({unit: left[unit] - right[unit] for unit in left if unit in right}), facts)
+    means = [s / c for s, c in zip(sums, counts, strict=True)]
+    return means, math.fsum(max(-m, 0) for m in means), math.fsum(max(m, 0) for m in means)
+
+
+def _pair(view: View, level: AnswerRecord, reference: AnswerRecord) -> tuple[bool, bool, bool]:
     same = set(view.picks(level)) == set(view.picks(reference))
     return bool(view.correct(reference)), bool(view.correct(level)), same
 
 
-def flip_of(view: View, level: Any, reference: Any) -> str | None:
+def _flips(pairs: list[tuple[bool, bool, bool]]) -> Flips:
+    found = statistics.flips(pairs)
+    return {"right_to_wrong": found.right_to_wrong, "wrong_to_right": found.wrong_to_right,
+            "wrong_to_wrong": found.wrong_to_wrong, "unchanged": found.unchanged}  # fmt: skip
+
+
+def flip_of(view: View, level: AnswerRecord, reference: AnswerRecord) -> Kind | None:
     """`right_to_wrong`, `wrong_to_right`, `wrong_to_wrong` or None, of one answer."""
-    counts = asdict(statistics.flips([_pair(view, level, reference)]))
-    kind = next(kind for kind, count in counts.items() if count)
-    return None if kind == "unchanged" else kind
+    counts = _flips([_pair(view, level, reference)])
+    return next((kind for kind in KINDS if counts[kind]), None)
 
 
-def contraindicated(view: View, sheet: Sheet, reference: Sheet | None, facts: Mapping[Item, Facts]) -> Json | None:
+def contraindicated(
+    view: View, sheet: Sheet, reference: Sheet | None, facts: Mapping[Item, Facts]
+) -> Contraindicated | None:
     """How often a choice that harms was taken, of the items that have one; None where no item has one.
 
     `harm_weighted` counts a right answer 1, a wrong one 0 and a harmful one −1, over all items of the view.
@@ -121,11 +136,12 @@ def contraindicated(view: View, sheet: Sheet, reference: Sheet | None, facts: Ma
     before = _taken(view, reference, facts) if reference is not None else {}
     right = verdicts(view, sheet)
     weighted = {unit: right[unit] - taken.get(unit, 0.0) for unit in right}
-    found: Json = dict.fromkeys(("newly_taken", "no_longer_taken", "harm_weighted_difference"))
-    found |= {**share(taken, facts), "taken": math.fsum(by_item(taken).values())}
-    items = by_item(weighted)
-    found["harm_weighted"] = math.fsum(items.values()) / len(items)
-    found["chance"] = _mean(_chance_of_harm(facts[item]) for item in by_item(taken))
+    items, with_harm = by_item(weighted), by_item(taken)
+    found: Contraindicated = {
+        "newly_taken": None, "no_longer_taken": None, "harm_weighted_difference": None, **share(taken, facts),
+        "taken": math.fsum(with_harm.values()), "harm_weighted": math.fsum(items.values()) / len(items),
+        "chance": _mean(_chance_of_harm(facts[item]) for item in with_harm),
+    }  # fmt: skip
     if reference is not None:
         common = [u for u in taken if u in before]
         found["newly_taken"] = sum(taken[u] > before[u] for u in common)
@@ -152,7 +168,7 @@ def _chance_of_harm(facts: Facts) -> float:
     return 1 - math.comb(n - len(set(q.contraindicated)), k) / math.comb(n, k)
 
 
-def confidence(view: View, sheet: Sheet, facts: Mapping[Item, Facts]) -> Json | None:
+def confidence(view: View, sheet: Sheet, facts: Mapping[Item, Facts]) -> Confidence | None:
     """How sure the model was, against how often it was right, over items with one right answer (`letter` only)."""
     if view.key != "letter":
         return None

@@ -9,37 +9,37 @@ import numpy as np
 from jmedlite.benchmarks import statistics
 from jmedlite.benchmarks.records import MeasureRecord
 
-from .compare import Json
-
-_MEASURED = (
-    "load_seconds", "prompt_tps", "generation_tps", "first_token_seconds", "peak_rss_bytes", "peak_anonymous_bytes",
-    "peak_file_bytes", "kv_bytes",
-)  # fmt: skip
+from .sections import Cost, Measure, Measures, Model, Pareto, Spread, TradeOff, View
 
 
-def measures(rounds: Sequence[MeasureRecord]) -> Json | None:
+def measures(rounds: Sequence[MeasureRecord]) -> Measures | None:
     """Median and spread over rounds of all that was measured; None where nothing was, also for a single number."""
     if not rounds:
         return None
     first = rounds[0]
-    found: Json = {
+    devices = sorted({device for m in rounds for device in m.vram_bytes or {}})
+    return {
         "rounds": len(rounds),
         "n_ctx": first.n_ctx,
         "n_threads": first.n_threads,
         "n_gpu_layers": first.n_gpu_layers,
         "prompt_tokens": first.prompt_tokens,
         "generation_tokens": first.generation_tokens,
+        "load_seconds": _spread(m.load_seconds for m in rounds),
+        "prompt_tps": _spread(m.prompt_tps for m in rounds),
+        "generation_tps": _spread(m.generation_tps for m in rounds),
+        "first_token_seconds": _spread(m.first_token_seconds for m in rounds),
+        "peak_rss_bytes": _spread(m.peak_rss_bytes for m in rounds),
+        "peak_anonymous_bytes": _spread(m.peak_anonymous_bytes for m in rounds),
+        "peak_file_bytes": _spread(m.peak_file_bytes for m in rounds),
+        "kv_bytes": _spread(m.kv_bytes for m in rounds),
+        "question_seconds": _spread(s for m in rounds for s in m.question_seconds or ()),
+        "vram_bytes": {d: _spread((m.vram_bytes or {}).get(d) for m in rounds) for d in devices},
+        "vram_total_bytes": _spread(sum(m.vram_bytes.values()) for m in rounds if m.vram_bytes is not None),
     }
-    for name in _MEASURED:
-        found[name] = _spread(getattr(m, name) for m in rounds)
-    found["question_seconds"] = _spread(s for m in rounds for s in m.question_seconds or ())
-    devices = sorted({device for m in rounds for device in m.vram_bytes or {}})
-    found["vram_bytes"] = {d: _spread((m.vram_bytes or {}).get(d) for m in rounds) for d in devices}
-    found["vram_total_bytes"] = _spread(sum(m.vram_bytes.values()) for m in rounds if m.vram_bytes is not None)
-    return found
 
 
-def _spread(values: Iterable[float | None]) -> Json | None:
+def _spread(values: Iterable[float | None]) -> Spread | None:
     known = [v for v in values if v is not None]
     if not known:
         return None
@@ -47,26 +47,30 @@ def _spread(values: Iterable[float | None]) -> Json | None:
     return {"n": len(known), "median": median, "p95": p95, "min": min(known), "max": max(known)}
 
 
-def pareto_fronts(models: list[Json], views: list[Json], *, joined: bool) -> Json:
+def spread_of(model: Model, name: Measure) -> Spread | None:
+    """A measure of a model; None where it was not measured."""
+    return model["measures"] and model["measures"][name]
+
+
+def pareto_fronts(models: list[Model], views: list[View], *, joined: bool) -> Pareto:
     """Accuracy (first view) against memory and latency: which models no other beats. docs/report.md, `pareto`.
 
     Not `joined`, there are no fronts: models that were asked other questions beat nothing.
     """
     scores = {r["model"]: r["share"] for r in (views[0]["results"] if views else []) if r["share"] is not None}
-    rss = _costs(models, scores, "peak_rss_bytes")
-    memory = ("peak_rss_bytes", rss) if rss else ("n_bytes", {m["key"]: m["n_bytes"] for m in models if m["n_bytes"]})
+
+    def trade_off(cost: Cost, costs: dict[str, float]) -> TradeOff:
+        return {"cost": cost, "costs": costs, "front": _front(costs, scores) if joined else []}
+
+    def spent(name: Measure) -> dict[str, float]:
+        return {m["key"]: s["median"] for m in models if m["key"] in scores and (s := spread_of(m, name))}
+
+    files: dict[str, float] = {m["key"]: m["n_bytes"] for m in models if m["n_bytes"]}
+    rss = spent("peak_rss_bytes")
     return {
-        axis: {"cost": cost, "costs": costs, "front": _front(costs, scores) if joined else []}
-        for axis, (cost, costs) in (
-            ("memory", memory),
-            ("latency", ("question_seconds", _costs(models, scores, "question_seconds"))),
-        )
+        "memory": trade_off("peak_rss_bytes", rss) if rss else trade_off("n_bytes", files),
+        "latency": trade_off("question_seconds", spent("question_seconds")),
     }
-
-
-def _costs(models: list[Json], scores: Mapping[str, float], name: str) -> dict[str, float]:
-    measured = [m for m in models if m["key"] in scores and m["measures"] and m["measures"][name]]
-    return {m["key"]: m["measures"][name]["median"] for m in measured}
 
 
 def _front(costs: Mapping[str, float], scores: Mapping[str, float]) -> list[str]:

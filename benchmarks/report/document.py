@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,11 +14,12 @@ from jmedlite.benchmarks import statistics
 from jmedlite.benchmarks.records import DistanceRecord, TaskRecord
 from jmedlite.runtime.chat_template import NOTICE
 
+from . import sections
 from .baselines import baselines, orders_of
 from .cautions import cautions, guesses
-from .compare import Json, compare, confidence, contraindicated, difference, share, verdicts
+from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
 from .costs import measures, pareto_fronts
-from .flips import KINDS, flipped_items
+from .flips import flipped_items
 from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
 from .read import Run
 from .verdict import verdict
@@ -40,14 +42,14 @@ class Options:
         return self.margin / 100
 
 
-def summarise(runs: Sequence[Run], options: Options) -> Json:
+def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
     """The document. Raises UsageError where the reference is none of the models."""
     laid = pool(runs)
     views = laid.view_keys()
     references = _references(laid, options, views)
     models = [_model(laid, e) for e in laid.entrants]
     view_documents = [_view(laid, view, references, options) for view in views]
-    families = [
+    families: list[sections.Family] = [
         {"name": name, "reference": references.get(name), "models": [e.key for e in laid.family(name)]}
         for name in laid.families
     ]
@@ -56,8 +58,9 @@ def summarise(runs: Sequence[Run], options: Options) -> Json:
         "version": VERSION,
         "jmedlite": __version__,
         "notice": dict(NOTICE),
-        "options": {**asdict(options), "alpha": statistics.ALPHA, "power": statistics.POWER,
-                    "bootstrap_samples": statistics.SAMPLES},
+        "options": {"reference": options.reference, "margin": options.margin, "ram_bytes": options.ram_bytes,
+                    "vram_bytes": options.vram_bytes, "max_latency": options.max_latency, "alpha": statistics.ALPHA,
+                    "power": statistics.POWER, "bootstrap_samples": statistics.SAMPLES},
         "verdicts": [verdict(f, models, view_documents, options) for f in _judged(families, options)],
         "warnings": [*guesses(families, view_documents), *cautions(laid)],
         "runs": [_run(run) for run in runs],
@@ -70,7 +73,7 @@ def summarise(runs: Sequence[Run], options: Options) -> Json:
     }  # fmt: skip
 
 
-def _judged(families: list[Json], options: Options) -> list[Json]:
+def _judged(families: list[sections.Family], options: Options) -> list[sections.Family]:
     """Each family has a verdict of its own, unless one reference was named for all."""
     if options.reference is None or len(families) < 2:
         return families
@@ -118,7 +121,7 @@ def _named(laid: Pool, name: str) -> str:
 # ---------------------------------------------------------------------------------------- what was run and measured
 
 
-def _run(run: Run) -> Json:
+def _run(run: Run) -> sections.Run:
     return {
         "folder": run.folder.resolve().name,
         "created": run.created,
@@ -132,11 +135,11 @@ def _run(run: Run) -> Json:
     }
 
 
-def _tasks(runs: Sequence[Run]) -> list[Json]:
+def _tasks(runs: Sequence[Run]) -> list[sections.Task]:
     return [_task(i, task) for i, run in enumerate(runs) for task in run.tasks]
 
 
-def _task(run: int, task: TaskRecord) -> Json:
+def _task(run: int, task: TaskRecord) -> sections.Task:
     return {
         "run": run,
         "name": task.name,
@@ -153,7 +156,7 @@ def _task(run: int, task: TaskRecord) -> Json:
     }
 
 
-def _ask(run: Run, index: int) -> Json:
+def _ask(run: Run, index: int) -> sections.Ask:
     ask = run.asks[index]
     return {
         "run": run.folder.resolve().name,
@@ -166,7 +169,7 @@ def _ask(run: Run, index: int) -> Json:
     }
 
 
-def _model(laid: Pool, entrant: Entrant) -> Json:
+def _model(laid: Pool, entrant: Entrant) -> sections.Model:
     distance, model = laid.distance(entrant), entrant.model
     return {
         "key": entrant.key,
@@ -189,11 +192,11 @@ def _model(laid: Pool, entrant: Entrant) -> Json:
         "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
         "endpoint": model.endpoint,
         "measures": measures(laid.measures(entrant)),
-        "distance": distance and _distance(distance),
+        "distance": _distance(distance) if distance else None,
     }
 
 
-def _distance(line: DistanceRecord) -> Json:
+def _distance(line: DistanceRecord) -> sections.Distance:
     return {
         "reference": line.reference,
         "text_sha256": line.text_sha256,
@@ -214,7 +217,7 @@ def _distance(line: DistanceRecord) -> Json:
 # ----------------------------------------------------------------------------------------------------------- views
 
 
-def _view(laid: Pool, view: View, references: Mapping[str, str], options: Options) -> Json:
+def _view(laid: Pool, view: View, references: Mapping[str, str], options: Options) -> sections.View:
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
@@ -235,36 +238,36 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
         "across": _across(laid, view, references),
         "languages": _languages(laid, view),
         "n_flipped": len(flipped),
-        "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in KINDS},
+        "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in sections.KINDS},
         "flipped": flipped,
     }
 
 
-def _adjust(comparisons: list[Json]) -> None:
+def _adjust(comparisons: list[sections.Comparison]) -> None:
     """Holm over the levels of a family."""
-    known = [c for c in comparisons if c["p"] is not None]
-    for c, p in zip(known, statistics.holm([c["p"] for c in known]), strict=True):
+    known = [(c, c["p"]) for c in comparisons if c["p"] is not None]
+    for (c, _), p in zip(known, statistics.holm([p for _, p in known]), strict=True):
         c["p_holm"] = p
 
 
-def _result(laid: Pool, view: View, entrant: Entrant, reference_key: str | None, options: Options) -> Json:
+def _result(laid: Pool, view: View, entrant: Entrant, reference_key: str | None, options: Options) -> sections.Result:
     sheet = laid.sheets[view.method].get(entrant.key, {})
-    reference = None
+    reference: Sheet | None = None
+    compared: sections.Comparison | None = None
     if reference_key is not None and reference_key != entrant.key:
         reference = laid.sheets[view.method].get(reference_key, {})
-    right = verdicts(view, sheet)
-    compared = None
-    if reference is not None:
-        compared = {"reference": reference_key, "p_holm": None,
-                    **compare(view, sheet, reference, laid.facts, options.margin_share)}  # fmt: skip
-        early = any(laid.runs[i].settings.get("stop_when_decided") for i in entrant.runs)
-        if early:
+        found = compare(view, sheet, reference, laid.facts)
+        test = sequential(view, sheet, reference, laid.facts, options.margin_share)
+        shown = found["loss_bound"] is not None and found["loss_bound"] < options.margin_share
+        if any(laid.runs[i].settings.get("stop_when_decided") for i in entrant.runs):
             # a run that stopped when it liked what it saw: only the anytime-valid test may still be believed
-            compared["no_meaningful_loss"] = compared["sequential"]["decided"] == "no meaningful loss"
+            shown = test["decided"] == "no meaningful loss"
+        compared = {"reference": reference_key, "p_holm": None, **found, "no_meaningful_loss": shown,
+                    "sequential": test}  # fmt: skip
     return {
         "model": entrant.key,
         "family": entrant.family,
-        **share(right, laid.facts),
+        **share(verdicts(view, sheet), laid.facts),
         "accounting": _accounting(laid, view, entrant),
         "gestalt": _gestalt(view, sheet, laid),
         "comparison": compared,
@@ -275,7 +278,7 @@ def _result(laid: Pool, view: View, entrant: Entrant, reference_key: str | None,
     }
 
 
-def _accounting(laid: Pool, view: View, entrant: Entrant) -> list[Json]:
+def _accounting(laid: Pool, view: View, entrant: Entrant) -> list[sections.Accounting]:
     """Per task, what became of every item of it; the five add up to `n_items`."""
     sheet = laid.sheets[view.method].get(entrant.key, {})
     long = laid.too_long.get(view.method, {}).get(entrant.key, frozenset())
@@ -284,19 +287,19 @@ def _accounting(laid: Pool, view: View, entrant: Entrant) -> list[Json]:
         answer = sheet.get(unit)
         state = "too_long" if unit in long else "missing" if answer is None else answer.status
         states.setdefault(unit[0], set()).add(state)
-    found = []
+    worst = {item: next(s for s in ("missing", "too_long", "unparsed", "scored") if s in seen)
+             for item, seen in states.items()}  # fmt: skip
+    found: list[sections.Accounting] = []
     for run in (laid.runs[i] for i in entrant.runs):
         for task in (t for t in run.tasks if (t.name, view.method) in {(a.task, a.method) for a in run.asks}):
-            counts = {"scored": 0, "unparsed": 0, "too_long": 0, "missing": 0}
-            for item, seen in states.items():
-                if item.task == task.name:
-                    counts[next(s for s in ("missing", "too_long", "unparsed", "scored") if s in seen)] += 1
-            found.append({"task": task.name, "n_items": task.n_items, **counts,
+            n = Counter(state for item, state in worst.items() if item.task == task.name)
+            found.append({"task": task.name, "n_items": task.n_items, "scored": n["scored"],
+                          "unparsed": n["unparsed"], "too_long": n["too_long"], "missing": n["missing"],
                           "excluded": sum(task.excluded.values()), "reasons": task.excluded})  # fmt: skip
     return found
 
 
-def _gestalt(view: View, sheet: Sheet, laid: Pool) -> Json | None:
+def _gestalt(view: View, sheet: Sheet, laid: Pool) -> sections.Gestalt | None:
     """The mean of difflib's ratio between response and answer (`generate` only), with its bootstrap interval."""
     values = {unit: a.gestalt for unit, a in sheet.items() if a.gestalt is not None}
     if view.key != "generate" or not values:
@@ -306,14 +309,16 @@ def _gestalt(view: View, sheet: Sheet, laid: Pool) -> Json | None:
     return {"n": found["n"], "mean": found["difference"], "interval": found["interval"]}
 
 
-def _breakdowns(laid: Pool, view: View, sheet: Sheet, reference: Sheet | None) -> Json:
+def _breakdowns(
+    laid: Pool, view: View, sheet: Sheet, reference: Sheet | None
+) -> dict[sections.Side, list[sections.Part]]:
     """The same numbers for each task, language and group."""
-    sides: dict[str, Callable[[Item], str | None]] = {
+    sides: dict[sections.Side, Callable[[Item], str | None]] = {
         "task": lambda item: item.task,
         "lang": lambda item: laid.facts[item].question.lang,
         "group": lambda item: laid.facts[item].question.group,
     }
-    found: Json = {}
+    found: dict[sections.Side, list[sections.Part]] = {}
     right = verdicts(view, sheet)
     before = verdicts(view, reference) if reference is not None else {}
     for side, of in sides.items():
@@ -330,7 +335,7 @@ def _breakdowns(laid: Pool, view: View, sheet: Sheet, reference: Sheet | None) -
     return found
 
 
-def _noise(laid: Pool, view: View, entrant: Entrant, sheet: Sheet) -> Json | None:
+def _noise(laid: Pool, view: View, entrant: Entrant, sheet: Sheet) -> sections.Noise | None:
     """How many answers were decided by less than batching alone moves scores."""
     noise = {task: n for task, n in laid.noise(entrant, view.method).items() if n.max is not None}
     if view.kind != "picks" or not noise:
@@ -350,10 +355,10 @@ def _noise(laid: Pool, view: View, entrant: Entrant, sheet: Sheet) -> Json | Non
     }
 
 
-def _across(laid: Pool, view: View, references: Mapping[str, str]) -> list[Json]:
+def _across(laid: Pool, view: View, references: Mapping[str, str]) -> list[sections.Across]:
     """Models of different families on the same questions: their references, and levels of the same name."""
     first, *others = laid.families
-    found = []
+    found: list[sections.Across] = []
     for family in others:
         pairs = [(references.get(family), references.get(first))]
         for e in laid.family(family):
@@ -362,15 +367,15 @@ def _across(laid: Pool, view: View, references: Mapping[str, str]) -> list[Json]
             if key is None or against is None or key == against:
                 continue
             left, right = (laid.sheets[view.method].get(k, {}) for k in (key, against))
-            compared = compare(view, left, right, laid.facts, None)
+            compared = compare(view, left, right, laid.facts)
             if compared["n"]:
                 found.append({"model": key, "against": against, **compared})
     return found
 
 
-def _languages(laid: Pool, view: View) -> list[Json]:
+def _languages(laid: Pool, view: View) -> list[sections.Languages]:
     """Japanese against English: each model with itself, over the questions that it was asked in both."""
-    found = []
+    found: list[sections.Languages] = []
     for e in laid.entrants:
         by: dict[str, dict[Unit, float]] = {"ja": {}, "en": {}}
         facts = {}

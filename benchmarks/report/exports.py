@@ -6,16 +6,18 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from jmedlite.base.errors import UsageError
 from jmedlite.base.hub import parse_id
 
+from .costs import spread_of
 from .labels import page_text
 from .numbers import MISSING, fixed, gigabytes, p_value, percent, points
-from .verdict import Json, reasons
+from .sections import KINDS, Document, Measure, Model, Result, View
+from .verdict import reasons
 
 
 def _cell(text: Any) -> str:
@@ -37,15 +39,15 @@ def _interval(interval: Sequence[float] | None, write: Any) -> str:
     return f"{write(interval[0])} … {write(interval[1])}" if interval else MISSING
 
 
-def _median(model: Json, name: str, write: Any, *arguments: int) -> str:
-    spread = (model["measures"] or {}).get(name)
-    return str(write(spread["median"] if spread else None, *arguments))
+def _median(model: Model, name: Measure, write: Any, *arguments: int) -> str:
+    spread = spread_of(model, name)
+    return str(write(spread and spread["median"], *arguments))
 
 
 # --------------------------------------------------------------------------------------------------------- Markdown
 
 
-def to_markdown(document: Json, lang: str) -> str:
+def to_markdown(document: Document, lang: str) -> str:
     """The verdict, the table of levels, the comparisons, and the baselines."""
     t = page_text(lang)
     names = ", ".join(f["name"] for f in document["families"])
@@ -62,21 +64,21 @@ def to_markdown(document: Json, lang: str) -> str:
     return "\n".join(parts)
 
 
-def _levels(document: Json, t: dict[str, str]) -> str:
+def _levels(document: Document, t: dict[str, str]) -> str:
     results = {r["model"]: r for r in document["views"][0]["results"]} if document["views"] else {}
     head = [t["model"], t["file_size"], t["bits"], t["accuracy"], t["ci"], t["n"], t["rss"], t["question_median"],
             t["generation_tps"], t["licence"]]  # fmt: skip
     rows = []
     for m in document["models"]:
-        r = results.get(m["key"], {"share": None, "interval": None, "n": 0})
-        rows.append([m["key"], gigabytes(m["n_bytes"]), fixed(m["bits_per_weight"], 2), percent(r["share"]),
-                     _interval(r["interval"], percent), r["n"], _median(m, "peak_rss_bytes", gigabytes),
-                     _median(m, "question_seconds", fixed, 2), _median(m, "generation_tps", fixed, 1),
-                     m["license"] or t["licence_unknown"]])  # fmt: skip
+        r = results.get(m["key"])
+        rows.append([m["key"], gigabytes(m["n_bytes"]), fixed(m["bits_per_weight"], 2), percent(r and r["share"]),
+                     _interval(r and r["interval"], percent), r["n"] if r else 0,
+                     _median(m, "peak_rss_bytes", gigabytes), _median(m, "question_seconds", fixed, 2),
+                     _median(m, "generation_tps", fixed, 1), m["license"] or t["licence_unknown"]])  # fmt: skip
     return _table(head, rows)
 
 
-def _comparisons(view: Json, t: dict[str, str]) -> str:
+def _comparisons(view: View, t: dict[str, str]) -> str:
     head = [t["model"], t["against"], t["accuracy"], t["n"], t["difference"], t["ci"], t["loss_bound"], t["p"],
             t["p_holm"], t["right_to_wrong"], t["wrong_to_right"], t["wrong_to_wrong"], t["shown"]]  # fmt: skip
     rows = []
@@ -89,7 +91,7 @@ def _comparisons(view: Json, t: dict[str, str]) -> str:
             continue
         rows.append([r["model"], c["reference"], percent(r["share"]), c["n"], points(c["difference"]),
                      _interval(c["interval"], points), points(c["loss_bound"]), p_value(c["p"]), p_value(c["p_holm"]),
-                     *(c["flips"][k] for k in ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")),
+                     *(c["flips"][kind] for kind in KINDS),
                      t["yes"] if c["no_meaningful_loss"] else t["no"]])  # fmt: skip
     return _table(head, rows, n_text=2)
 
@@ -97,13 +99,13 @@ def _comparisons(view: Json, t: dict[str, str]) -> str:
 # -------------------------------------------------------------------------------------------------------------- CSV
 
 
-def to_csv(document: Json) -> str:
+def to_csv(document: Document) -> str:
     """A row for every model and view, with plain numbers: shares as fractions, bytes, seconds."""
     models = {m["key"]: m for m in document["models"]}
     rows = [_csv_row(models[r["model"]], view, r) for view in document["views"] for r in view["results"]]
     out = io.StringIO()
     out.write("\ufeff")  # without it spreadsheets on Japanese systems take UTF-8 for Shift JIS
-    writer = csv.DictWriter(out, list(rows[0]) if rows else list(_csv_model({})), lineterminator="\r\n")
+    writer = csv.DictWriter(out, list(rows[0]) if rows else list(_csv_model(None)), lineterminator="\r\n")
     writer.writeheader()
     writer.writerows({name: _safe(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
@@ -116,24 +118,26 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def _csv_model(model: Json) -> Json:
-    measures = model.get("measures") or {}
-    names = ("key", "family", "level", "file", "sha256", "license", "n_bytes", "bits_per_weight")
-    spreads = ("peak_rss_bytes", "kv_bytes", "load_seconds", "prompt_tps", "generation_tps", "first_token_seconds",
-               "question_seconds", "vram_total_bytes")  # fmt: skip
-    row = {name: model.get(name) for name in names}
+def _csv_model(model: Model | None) -> dict[str, Any]:
+    measures = model and model["measures"]
+    names: Final = ("key", "family", "level", "file", "sha256", "license", "n_bytes", "bits_per_weight")
+    spreads: Final = ("peak_rss_bytes", "kv_bytes", "load_seconds", "prompt_tps", "generation_tps",
+                      "first_token_seconds", "question_seconds", "vram_total_bytes")  # fmt: skip
+    row: dict[str, Any] = {name: model and model[name] for name in names}
     for name in spreads:
-        row[f"{name}_median"] = (measures.get(name) or {}).get("median")
-    row["question_seconds_p95"] = (measures.get("question_seconds") or {}).get("p95")
+        spread = measures and measures[name]
+        row[f"{name}_median"] = spread and spread["median"]
+    seconds = measures and measures["question_seconds"]
+    row["question_seconds_p95"] = seconds and seconds["p95"]
     return row
 
 
-def _csv_row(model: Json, view: Json, result: Json) -> Json:
-    c = result["comparison"] or {}
+def _csv_row(model: Model, view: View, result: Result) -> dict[str, Any]:
+    c, harm = result["comparison"], result["contraindicated"]
     low, high = result["interval"] or (None, None)
-    c_low, c_high = c.get("interval") or (None, None)
-    names = ("reference", "difference", "loss_bound", "no_meaningful_loss", "p", "p_holm", "disagreement",
-             "detectable_loss", "questions_lost", "questions_gained")  # fmt: skip
+    c_low, c_high = (c and c["interval"]) or (None, None)
+    names: Final = ("reference", "difference", "loss_bound", "no_meaningful_loss", "p", "p_holm", "disagreement",
+                    "detectable_loss", "questions_lost", "questions_gained")  # fmt: skip
     return {
         **_csv_model(model),
         "view": view["key"],
@@ -142,12 +146,12 @@ def _csv_row(model: Json, view: Json, result: Json) -> Json:
         "accuracy": result["share"],
         "accuracy_low": low,
         "accuracy_high": high,
-        "n_compared": c.get("n"),
-        **{name: c.get(name) for name in names},
+        "n_compared": c and c["n"],
+        **{name: c and c[name] for name in names},
         "difference_low": c_low,
         "difference_high": c_high,
-        **{kind: c.get("flips", {}).get(kind) for kind in ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")},
-        "contraindicated_taken": (result["contraindicated"] or {}).get("taken"),
+        **{kind: c and c["flips"][kind] for kind in KINDS},
+        "contraindicated_taken": harm and harm["taken"],
     }
 
 
@@ -162,7 +166,7 @@ def _hub_id(made_from: str | None) -> str | None:
     return repo if commit else None
 
 
-def model_card(document: Json) -> str:
+def model_card(document: Document) -> str:
     """A Hugging Face README: YAML front matter, the verdict, the levels, how it was measured."""
     if len(document["families"]) != 1:
         names = ", ".join(f["name"] for f in document["families"])
@@ -171,7 +175,8 @@ def model_card(document: Json) -> str:
     licences = list(dict.fromkeys(m["license"] for m in models if m["license"]))
     languages = sorted({t["lang"] for t in document["tasks"]})
     licence = licences[0] if len(licences) == 1 and _HUB_LICENCE.fullmatch(licences[0]) else "other"
-    head: Json = {"license": licence, "language": languages, "library_name": "gguf", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {"license": licence, "language": languages, "library_name": "gguf",
+                            "pipeline_tag": "text-generation"}  # fmt: skip
     if licence == "other" and licences:
         head["license_name"] = "; ".join(licences)
     if bases := list(dict.fromkeys(repo for m in models if (repo := _hub_id(m["made_from"])))):

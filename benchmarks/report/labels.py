@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from jmedlite.base.errors import UsageError
 
+from .sections import Bilingual
+
 LANGUAGES = ("en", "ja")
-Bilingual = dict[str, str]
 
 # key: (English, Japanese); fields in braces are filled in by `say`
 _TEXT: dict[str, tuple[str, str]] = {
@@ -366,7 +367,7 @@ _PAGE: dict[str, tuple[str, str]] = {
 }
 
 
-def page_text(lang: str) -> Bilingual:
+def page_text(lang: str) -> dict[str, str]:
     """The page's own words in one language; raises UsageError for another than en and ja."""
     if lang not in LANGUAGES:
         raise UsageError(f"--lang {lang}: expected {' or '.join(LANGUAGES)}")

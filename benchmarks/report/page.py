@@ -14,12 +14,12 @@ from markupsafe import Markup, escape
 from .labels import page_text
 from .numbers import MISSING, fixed, gigabytes, p_value, percent, points
 from .plots import draw
-from .verdict import Json
+from .sections import Document, Part, Result, Side
 
 SHOWN = 600  # items that unfold on the page; all are in the JSON
 
 
-def render(document: Json, lang: str) -> str:
+def render(document: Document, lang: str) -> str:
     """The page in "en" or "ja"."""
     text = page_text(lang)
     environment = jinja2.Environment(
@@ -55,14 +55,14 @@ def _resource(name: str) -> str:
     return (files("jmedlite.benchmarks.report") / name).read_text(encoding="utf-8")
 
 
-def _results(document: Json) -> dict[str, dict[str, Json]]:
+def _results(document: Document) -> dict[str, dict[str, Result]]:
     """View key to model key to result."""
     return {v["key"]: {r["model"]: r for r in v["results"]} for v in document["views"]}
 
 
-def _parts(document: Json) -> dict[str, dict[str, int]]:
+def _parts(document: Document) -> dict[Side, dict[str, int]]:
     """Of the first view: task, language and group to the names there, each with the most questions any model has."""
-    found: dict[str, dict[str, int]] = {"task": {}, "lang": {}, "group": {}}
+    found: dict[Side, dict[str, int]] = {"task": {}, "lang": {}, "group": {}}
     for result in document["views"][0]["results"] if document["views"] else []:
         for side, parts in result["breakdowns"].items():
             for part in parts:
@@ -70,12 +70,12 @@ def _parts(document: Json) -> dict[str, dict[str, int]]:
     return found
 
 
-def _answered(document: Json, key: str) -> bool:
+def _answered(document: Document, key: str) -> bool:
     """Whether the model has results in the first view."""
     return any(r["model"] == key and r["n"] for r in document["views"][0]["results"]) if document["views"] else False
 
 
-def _part_of(result: Json, side: str, name: str) -> Json | None:
+def _part_of(result: Result, side: Side, name: str) -> Part | None:
     return next((part for part in result["breakdowns"][side] if part["name"] == name), None)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from .verdict import Json
+from .sections import Document, Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _RULE: "--rule", _BAND: "--band"
 _SIZE = (5.6, 3.9)  # inches of 72 units: letters of 10 are readable on a phone, where the plot is 360 pixels wide
 
 
-def draw(document: Json, text: Mapping[str, str]) -> dict[str, str | None]:
+def draw(document: Document, text: Mapping[str, str]) -> dict[str, str | None]:
     """`memory`, `latency` and `difference` as SVG elements; None where there is nothing to draw."""
     if not document["views"]:
         return dict.fromkeys(("memory", "latency", "difference"))
@@ -80,14 +80,17 @@ def drawable(name: str, number: int) -> str:
 # ------------------------------------------------------------------------------------------------------ trade-offs
 
 
-def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mapping[str, str]) -> str | None:
+def _trade_off(
+    document: Document, axis: Literal["memory", "latency"], label: str, scale: float, text: Mapping[str, str]
+) -> str | None:
     """Accuracy with its interval against a cost; the Pareto front; every point named."""
     from matplotlib.figure import Figure
 
     found = document["pareto"][axis]
-    results = {r["model"]: r for r in document["views"][0]["results"]}
-    points = [(m, results[m["key"]]) for m in document["models"] if m["key"] in found["costs"]]
-    points = [(m, r) for m, r in points if r["share"] is not None]
+    scores = {r["model"]: (100 * r["share"], [100 * v for v in r["interval"]])
+              for r in document["views"][0]["results"] if r["share"] is not None and r["interval"]}  # fmt: skip
+    points = [(m, found["costs"][m["key"]] * scale, *scores[m["key"]]) for m in document["models"]
+              if m["key"] in found["costs"] and m["key"] in scores]  # fmt: skip
     if not points:
         return None
     families = [f["name"] for f in document["families"]]
@@ -96,15 +99,12 @@ def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mappin
     axes.set_xlabel(label)
     axes.set_ylabel(text["axis_accuracy"])
     axes.grid(axis="y")
-    front = [(found["costs"][k] * scale, 100 * results[k]["share"]) for k in found["front"]]
+    front = [(found["costs"][k] * scale, scores[k][0]) for k in found["front"]]
     if front:
         axes.plot(*zip(*front, strict=True), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1, clip_on=False)
-    for m, r in points:
-        series = families.index(m["family"])
-        y = 100 * r["share"]
-        low, high = (100 * v for v in r["interval"])
+    for m, x, y, (low, high) in points:
         reach = [[max(0, y - low)], [max(0, high - y)]]
-        axes.errorbar(found["costs"][m["key"]] * scale, y, yerr=reach, **_mark(series))
+        axes.errorbar(x, y, yerr=reach, **_mark(families.index(m["family"])))
     axes.margins(x=0.09)
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     low, high = axes.get_ylim()
@@ -113,10 +113,9 @@ def _trade_off(document: Json, axis: str, label: str, scale: float, text: Mappin
         _legend(figure, families)
     numbers = {m["key"]: i for i, m in enumerate(document["models"], 1)}
     names = []
-    for m, r in points:
+    for m, x, _, interval in points:
         colour = _SERIES[families.index(m["family"]) % len(_SERIES)] if len(families) > 1 else _INK
-        interval = [100 * v for v in r["interval"]]
-        names.append((drawable(m["label"], numbers[m["key"]]), colour, found["costs"][m["key"]] * scale, interval))
+        names.append((drawable(m["label"], numbers[m["key"]]), colour, x, interval))
     _name_points(figure, axes, names)
     return _svg(figure, axis, f"{text['axis_accuracy']} / {label}")
 
@@ -200,12 +199,16 @@ def _box(left: float, bottom: float, width: float, height: float) -> Bbox:
 # ------------------------------------------------------------------------------------------------------ differences
 
 
-def _forest(document: Json, text: Mapping[str, str]) -> str | None:
+def _forest(document: Document, text: Mapping[str, str]) -> str | None:
     """A row for every level: the difference from its reference, its interval, the bound of the loss, the margin."""
     from matplotlib.figure import Figure
 
     models = {m["key"]: (i, m) for i, m in enumerate(document["models"], 1)}
-    rows = [r for r in document["views"][0]["results"] if r["comparison"] and r["comparison"]["n"]]
+    rows = [
+        (r, [100 * v for v in (c["difference"], *c["interval"], c["loss_bound"])])
+        for r in document["views"][0]["results"]
+        if (c := r["comparison"]) and c["difference"] is not None and c["interval"] and c["loss_bound"] is not None
+    ]
     if not rows:
         return None
     families = [f["name"] for f in document["families"]]
@@ -214,13 +217,11 @@ def _forest(document: Json, text: Mapping[str, str]) -> str | None:
     margin = document["options"]["margin"]
     axes.axvline(0, color=_MUTED, linewidth=0.8, zorder=1)
     axes.axvline(-margin, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    for y, r in enumerate(rows):
-        c = r["comparison"]
-        series = families.index(r["family"])
-        d, low, high = (100 * v for v in (c["difference"], *c["interval"]))
-        axes.errorbar(d, y, xerr=[[max(0, d - low)], [max(0, high - d)]], **_mark(series))
-        axes.plot(-100 * c["loss_bound"], y, color=_INK, marker="|", markersize=10, markeredgewidth=1.4, zorder=3)
-    axes.set_yticks(range(len(rows)), [_row_name(*models[r["model"]], len(families) > 1) for r in rows])
+    for y, (r, (d, low, high, bound)) in enumerate(rows):
+        reach = [[max(0, d - low)], [max(0, high - d)]]
+        axes.errorbar(d, y, xerr=reach, **_mark(families.index(r["family"])))
+        axes.plot(-bound, y, color=_INK, marker="|", markersize=10, markeredgewidth=1.4, zorder=3)
+    axes.set_yticks(range(len(rows)), [_row_name(*models[r["model"]], len(families) > 1) for r, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -232,7 +233,7 @@ def _forest(document: Json, text: Mapping[str, str]) -> str | None:
     return _svg(figure, "difference", text["plot_difference"])
 
 
-def _row_name(number: int, model: Json, with_family: bool) -> str:
+def _row_name(number: int, model: Model, with_family: bool) -> str:
     name = f"{model['family']} {model['label']}" if with_family else model["label"]
     return drawable(name, number)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from jmedlite.base.errors import UsageError
 from jmedlite.base.outputs import check_target, write_text
@@ -14,7 +15,8 @@ from .document import Options, summarise
 from .exports import model_card, to_csv, to_markdown
 from .page import render
 from .read import read_run
-from .verdict import Json, reasons
+from .sections import Document
+from .verdict import reasons
 
 FORMAT, VERSION = "jmedlite.recommendation", 1
 
@@ -23,7 +25,7 @@ FORMAT, VERSION = "jmedlite.recommendation", 1
 class Report:
     """All numbers (`document`, docs/report.md), and the forms that they can take."""
 
-    document: Json
+    document: Document
 
     def reasons(self, lang: str = "en") -> list[str]:
         """The sentence of each verdict."""
@@ -85,10 +87,10 @@ def report(
     return Report(summarise(runs, Options(reference, margin, ram_bytes, vram_bytes, max_latency)))
 
 
-def recommendation(found: Report) -> Json:
+def recommendation(found: Report) -> dict[str, Any]:
     """The report's answer alone: one entry for each model with its levels."""
     document = found.document
-    keys = ("family", "kind", "key", "level", "file", "sha256", "reference", "view", "reason", "candidates")
+    keys: Final = ("family", "kind", "key", "level", "file", "sha256", "reference", "view", "reason", "candidates")
     return {
         "format": FORMAT,
         "version": VERSION,

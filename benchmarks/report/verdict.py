@@ -5,76 +5,81 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .labels import Bilingual, joined, say
+from .costs import spread_of
+from .labels import joined, say
 from .numbers import fixed, gigabytes, percent, plain, points
+from .sections import Bilingual, Candidate, Comparison, Decision, Document, Family, Model, Result, Verdict, View
 
 if TYPE_CHECKING:
     from .document import Options
 
-Json = dict[str, Any]
 AS_SMALL = 1.02  # memory within 2 % counts as equal
 
 
-def verdict(family: Json, models: list[Json], views: list[Json], options: Options) -> Json:
+def verdict(family: Family, models: list[Model], views: list[View], options: Options) -> Verdict:
     """docs/report.md, `verdicts`: a candidate for every level, the one chosen or None, and the reason as a sentence."""
     by_key = {m["key"]: m for m in models}
     results = {r["model"]: r for r in views[0]["results"]} if views else {}
-    able = [key for key in family["models"] if results.get(key, {}).get("n")]
+    able = [key for key in family["models"] if key in results and results[key]["n"]]
     candidates = [_candidate(by_key[key], results[key], family["reference"], options) for key in able]
-    found: Json = {
+    compared = {r["model"]: r["comparison"] for r in results.values() if r["comparison"]}
+    nearest = _nearest(candidates, compared)
+    kind, about = _choose(candidates, nearest, family["reference"], by_key)
+    chosen = by_key[about] if about and kind in ("recommended", "reference") else None
+    near = _compared("v_nearest", by_key[nearest], compared[nearest]) if nearest else _NOTHING
+    return {
         "family": family["name"],
         "reference": family["reference"],
         "view": views[0]["key"] if views else None,
         "candidates": candidates,
-    }
-    kind, about = _choose(candidates, results, family["reference"], by_key)
-    chosen = by_key[about] if about and kind in ("recommended", "reference") else {}
-    reason = _reason(kind, by_key.get(about or ""), by_key.get(family["reference"] or ""), results,
-                     _nearest(candidates, results), by_key, options)  # fmt: skip
-    return {**found, "kind": kind, **{name: chosen.get(name) for name in ("key", "level", "file", "sha256")},
-            "reason": reason}  # fmt: skip
+        "kind": kind,
+        "key": chosen and chosen["key"],
+        "level": chosen and chosen["level"],
+        "file": chosen and chosen["file"],
+        "sha256": chosen and chosen["sha256"],
+        "reason": _reason(kind, by_key.get(about or ""), by_key.get(family["reference"] or ""),
+                          results.get(about or ""), near, options),
+    }  # fmt: skip
 
 
-def reasons(document: Json, lang: str) -> list[str]:
+def reasons(document: Document, lang: str) -> list[str]:
     """The sentence of each verdict, with the family that it is about where there are several."""
     found = document["verdicts"]
     return [(f"{v['family']}: " if len(found) > 1 else "") + v["reason"][lang] for v in found]
 
 
-def _candidate(model: Json, result: Json, reference: str | None, options: Options) -> Json:
+def _candidate(model: Model, result: Result, reference: str | None, options: Options) -> Candidate:
     """Each test is true, false, or null: not asked for, or not known. A constraint on what is not known is not met."""
     c = result["comparison"]
     is_reference = model["key"] == reference
-    tests = {
-        "fits_ram": _within(ram_of(model), options.ram_bytes),
-        "fits_vram": _within(vram_of(model), options.vram_bytes),
-        "fast_enough": _within(latency_of(model), options.max_latency),
-    }
+    ram = _within(ram_of(model), options.ram_bytes)
+    vram = _within(vram_of(model), options.vram_bytes)
+    fast = _within(latency_of(model), options.max_latency)
     limits = (options.ram_bytes, options.vram_bytes, options.max_latency)
-    meets = all(limit is None or met is True for limit, met in zip(limits, tests.values(), strict=True))
+    meets = all(limit is None or met is True for limit, met in zip(limits, (ram, vram, fast), strict=True))
     shown = None if is_reference or c is None or not c["n"] else bool(c["no_meaningful_loss"])
-    return {"model": model["key"], "no_meaningful_loss": shown, **tests, "meets_constraints": meets,
+    return {"model": model["key"], "no_meaningful_loss": shown, "fits_ram": ram, "fits_vram": vram,
+            "fast_enough": fast, "meets_constraints": meets,
             "qualifies": meets and (is_reference or shown is True)}  # fmt: skip
 
 
-def ram_of(model: Json) -> float | None:
+def ram_of(model: Model) -> float | None:
     """The most memory that any round had resident, in bytes; None where it was not measured."""
-    spread = (model["measures"] or {}).get("peak_rss_bytes")
-    return spread["max"] if spread else None
+    spread = spread_of(model, "peak_rss_bytes")
+    return spread and spread["max"]
 
 
-def vram_of(model: Json) -> float | None:
+def vram_of(model: Model) -> float | None:
     """The most GPU memory of any round over all devices; 0 where no layer was on a GPU."""
-    measures = model["measures"] or {}
-    if measures.get("vram_total_bytes"):
-        return float(measures["vram_total_bytes"]["max"])
-    return 0.0 if measures.get("n_gpu_layers") == 0 else None
+    if spread := spread_of(model, "vram_total_bytes"):
+        return float(spread["max"])
+    return 0.0 if model["measures"] and model["measures"]["n_gpu_layers"] == 0 else None
 
 
-def latency_of(model: Json) -> float | None:
+def latency_of(model: Model) -> float | None:
     """The seconds within which 95 % of questions were answered."""
-    spread = (model["measures"] or {}).get("question_seconds")
-    return spread["p95"] if spread else None
+    spread = spread_of(model, "question_seconds")
+    return spread and spread["p95"]
 
 
 def _within(value: float | None, limit: float | None) -> bool | None:
@@ -82,8 +87,8 @@ def _within(value: float | None, limit: float | None) -> bool | None:
 
 
 def _choose(
-    candidates: list[Json], results: dict[str, Json], reference: str | None, models: dict[str, Json]
-) -> tuple[str, str | None]:
+    candidates: list[Candidate], nearest: str | None, reference: str | None, models: dict[str, Model]
+) -> tuple[Decision, str | None]:
     """(kind, the model that the sentence is about)."""
     if not candidates:
         return "empty", None
@@ -93,7 +98,6 @@ def _choose(
         return "none_fits", min(sizes, key=lambda k: sizes[k])
     if len(candidates) == 1:
         return "one_level", fitting[0]["model"]
-    nearest = _nearest(candidates, results)
     qualified = [c["model"] for c in fitting if c["qualifies"]]
     if any(key != reference for key in qualified):
         return "recommended", _smallest([k for k in qualified if k != reference], sizes, models)
@@ -102,36 +106,34 @@ def _choose(
     return ("reference" if qualified else "none_shown"), reference
 
 
-def _smallest(keys: list[str], sizes: dict[str, float], models: dict[str, Json]) -> str:
+def _smallest(keys: list[str], sizes: dict[str, float], models: dict[str, Model]) -> str:
     """Of those that need as little memory as the smallest, the smallest file: scatter in memory decides nothing."""
     least = min(sizes[k] for k in keys)
     near = [k for k in keys if sizes[k] <= least * AS_SMALL]
     return min(near, key=lambda k: (models[k]["n_bytes"] or math.inf, sizes[k]))
 
 
-def _nearest(candidates: list[Json], results: dict[str, Json]) -> str | None:
+def _nearest(candidates: list[Candidate], compared: dict[str, Comparison]) -> str | None:
     """Of the levels that meet the constraints, the one that is nearest to being shown without a meaningful loss."""
-    bounds = {
-        c["model"]: results[c["model"]]["comparison"]["loss_bound"]
-        for c in candidates
-        if c["meets_constraints"] and c["no_meaningful_loss"] is not None
-    }
+    able = [c["model"] for c in candidates if c["meets_constraints"] and c["model"] in compared]
+    bounds = {key: bound for key in able if (bound := compared[key]["loss_bound"]) is not None}
     return min(bounds, key=lambda k: bounds[k]) if bounds else None
 
 
-def _size(model: Json, all_models: list[Json]) -> float:
+def _size(model: Model, all_models: list[Model]) -> float:
     """Memory in use where it was measured for all, else the file's size."""
-    if all(ram_of(m) is not None for m in all_models):
-        return float((model["measures"] or {})["peak_rss_bytes"]["median"])
+    spread = spread_of(model, "peak_rss_bytes")
+    if spread and all(ram_of(m) is not None for m in all_models):
+        return float(spread["median"])
     return float(model["n_bytes"] or model["bits_per_weight"] or 0)
 
 
 def _reason(
-    kind: str, model: Json | None, reference: Json | None, results: dict[str, Json], nearest: str | None,
-    models: dict[str, Json], options: Options,
+    kind: Decision, model: Model | None, reference: Model | None, result: Result | None, nearest: Bilingual,
+    options: Options,
 ) -> Bilingual:  # fmt: skip
-    """The sentence."""
-    if model is None:
+    """The sentence about `model`, of which `result` is; `nearest` is the sentence about that level, or nothing."""
+    if model is None or result is None:
         return say("v_empty")
     fields: dict[str, Any] = {
         "label": model["label"],
@@ -139,12 +141,11 @@ def _reason(
         "margin": plain(options.margin),
         "resources": _resources(model, options),
         "constraints": _constraints(options),
-        "nearest": _compared("v_nearest", models[nearest], results[nearest]) if nearest else _NOTHING,
+        "nearest": nearest,
     }
-    if kind == "recommended":
-        return _compared("v_recommended", model, results[model["key"]], **fields)
-    if kind == "one_level":
-        result = results[model["key"]]
+    if kind == "recommended" and result["comparison"]:
+        return _compared("v_recommended", model, result["comparison"], **fields)
+    if kind == "one_level" and result["interval"]:
         low, high = result["interval"]
         return say("v_one_level", accuracy=percent(result["share"]), low=percent(low), high=percent(high),
                    n=f"{result['n']:,}", **fields)  # fmt: skip
@@ -154,16 +155,15 @@ def _reason(
 _NOTHING: Bilingual = {"en": "", "ja": ""}
 
 
-def _compared(key: str, model: Json, result: Json, **fields: Any) -> Bilingual:
+def _compared(key: str, model: Model, c: Comparison, **fields: Any) -> Bilingual:
     """A sentence with the numbers of a level's comparison."""
-    c = result["comparison"]
-    low, high = c["interval"]
+    low, high = c["interval"] or (None, None)
     fields |= {"label": model["label"], "difference": points(c["difference"]), "low": points(low),
                "high": points(high), "n": f"{c['n']:,}", "detectable": percent(c["detectable_loss"])}  # fmt: skip
     return say(key, **fields)
 
 
-def _resources(model: Json, options: Options) -> Bilingual:
+def _resources(model: Model, options: Options) -> Bilingual:
     """Size, memory and latency as far as they are known."""
     parts: list[Bilingual] = []
     if model["n_bytes"] is not None:
@@ -177,7 +177,7 @@ def _resources(model: Json, options: Options) -> Bilingual:
     if options.vram_bytes is not None:
         vram = vram_of(model)
         parts.append(say("r_vram_unknown") if vram is None else say("r_vram", vram=gigabytes(vram)))
-    seconds = (model["measures"] or {}).get("question_seconds")
+    seconds = spread_of(model, "question_seconds")
     if seconds:
         parts.append(say("r_seconds", median=fixed(seconds["median"], 2), p95=fixed(seconds["p95"], 2)))
     elif options.max_latency is not None:

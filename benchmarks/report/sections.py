@@ -1,0 +1,462 @@
+"""The report's document, section by section: every field of report.json, for writers and readers (docs/report.md).
+
+Shares and differences are fractions (0.02 is two points), sizes bytes, times seconds, distances nats. None is null: not
+measured, not known, or not there to be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypedDict
+
+Bilingual = dict[str, str]  # a sentence by language, "en" and "ja"
+Interval = list[float]  # low and high, of 95 %
+
+Measure = Literal[
+    "load_seconds", "prompt_tps", "generation_tps", "first_token_seconds", "peak_rss_bytes", "peak_anonymous_bytes",
+    "peak_file_bytes", "kv_bytes", "question_seconds", "vram_total_bytes",
+]  # fmt: skip
+Cost = Literal["peak_rss_bytes", "n_bytes", "question_seconds"]
+Baseline = Literal["chance", "most_frequent", "first_choice", "empty_output", "all_choices", "human", "n_human"]
+Side = Literal["task", "lang", "group"]
+Decision = Literal["recommended", "reference", "none_shown", "none_fits", "one_level", "not_compared", "empty"]
+Kind = Literal["right_to_wrong", "wrong_to_right", "wrong_to_wrong"]
+KINDS: Final[tuple[Kind, ...]] = ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")  # the worst first
+
+
+# ---------------------------------------------------------------------------------------- what was run and measured
+
+
+class Options(TypedDict):
+    """What was asked for (`margin` in points, sizes in bytes, `max_latency` in seconds), and the tests' α and power."""
+
+    reference: str | None
+    margin: float
+    ram_bytes: int | None
+    vram_bytes: int | None
+    max_latency: float | None
+    alpha: float
+    power: float
+    bootstrap_samples: int
+
+
+class Run(TypedDict):
+    """A run folder. `machine` and `settings` are as in its run.json; `torn` names files whose last line was cut."""
+
+    folder: str
+    created: str
+    jmedlite: str
+    llama_cpp_python: str | None
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    n_answers: int
+    n_expected: int
+    torn: list[str]
+
+
+class File(TypedDict):
+    """A file of a task."""
+
+    name: str
+    sha256: str
+
+
+class Task(TypedDict):
+    """A task in one language, of the run with that number; `excluded` is reason to count."""
+
+    run: int
+    name: str
+    task: str
+    lang: str
+    title: str
+    n_items: int
+    n_asked: int
+    excluded: dict[str, int]
+    source: str
+    revision: str | None
+    license: str | None
+    files: list[File]
+
+
+class Template(TypedDict):
+    """How a question becomes a prompt."""
+
+    name: str
+    sha256: str
+    text: str
+
+
+class Ask(TypedDict):
+    """A task asked in one way, in the run of that folder; `shots` are ids, `example` is the first prompt."""
+
+    run: str
+    task: str
+    method: str
+    template: Template
+    shots: list[str]
+    n_requests: int
+    example: str
+
+
+class Spread(TypedDict):
+    """A measure over rounds (questions, for `question_seconds`), in the measure's unit."""
+
+    n: int
+    median: float
+    p95: float
+    min: float
+    max: float
+
+
+class Measures(TypedDict):
+    """What a model costs: bytes, seconds, tokens, tokens per second (`_tps`); `vram_bytes` by device."""
+
+    rounds: int
+    n_ctx: int | None
+    n_threads: int | None
+    n_gpu_layers: int | None
+    prompt_tokens: int | None
+    generation_tokens: int | None
+    load_seconds: Spread | None
+    prompt_tps: Spread | None
+    generation_tps: Spread | None
+    first_token_seconds: Spread | None
+    peak_rss_bytes: Spread | None
+    peak_anonymous_bytes: Spread | None
+    peak_file_bytes: Spread | None
+    kv_bytes: Spread | None
+    question_seconds: Spread | None
+    vram_bytes: dict[str, Spread | None]
+    vram_total_bytes: Spread | None
+
+
+class Distance(TypedDict):
+    """A model on a text, and its divergence from the reference in nats; `top_agreement` is a fraction."""
+
+    reference: str | None
+    text_sha256: str
+    n_ctx: int
+    n_tokens: int
+    perplexity: float
+    perplexity_error: float
+    kl_mean: float | None
+    kl_error: float | None
+    kl_median: float | None
+    kl_quantiles: dict[str, float] | None
+    kl_max: float | None
+    top_agreement: float | None
+    top_agreement_error: float | None
+
+
+class Adapter(TypedDict):
+    """An adapter that a model holds."""
+
+    name: str
+    weight: float
+
+
+class Model(TypedDict):
+    """A model, by its unique `key`; `runs` are numbers of runs, `n_bytes` is the file's size."""
+
+    key: str
+    label: str
+    family: str
+    runs: list[int]
+    name: str
+    base: str
+    level: str | None
+    file: str | None
+    sha256: str | None
+    n_bytes: int | None
+    n_params: int | None
+    bits_per_weight: float | None
+    architecture: str | None
+    title: str | None
+    license: str | None
+    made_from: str | None
+    imatrix: str | None
+    adapters: list[Adapter]
+    endpoint: str | None
+    measures: Measures | None
+    distance: Distance | None
+
+
+class Family(TypedDict):
+    """Models of one base, by their keys."""
+
+    name: str
+    reference: str | None
+    models: list[str]
+
+
+# -------------------------------------------------------------------------------------------- numbers about answers
+
+
+class Share(TypedDict):
+    """A share of items, as a fraction: `n` questions, `n_items` in all languages, `n_answers` under all orders."""
+
+    n: int
+    n_items: int
+    n_answers: int
+    share: float | None
+    interval: Interval | None
+
+
+class Difference(TypedDict):
+    """The mean difference of two shares over what both have, as a fraction."""
+
+    n: int
+    n_items: int
+    difference: float | None
+    interval: Interval | None
+
+
+class Part(Share):
+    """A task, language or group."""
+
+    name: str
+    difference: Difference | None
+
+
+class Flips(TypedDict):
+    """Numbers of answers by what became of them."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    wrong_to_wrong: int
+    unchanged: int
+
+
+class Sequential(TypedDict):
+    """E-values of the tests that may be looked at after every question."""
+
+    no_meaningful_loss: float
+    meaningful_loss: float
+    different: float
+    decided: str | None
+
+
+class Compared(Difference):
+    """Two models on the same questions; shares and losses are fractions, `questions_` and `flips` are numbers."""
+
+    reference_share: float | None
+    share: float | None
+    questions_lost: int
+    questions_gained: int
+    disagreement: float | None
+    effective_pairs: float
+    loss_bound: float | None
+    detectable_loss: float | None
+    flips: Flips
+    p: float | None
+
+
+class Comparison(Compared):
+    """A level against its reference; `p_holm` is adjusted over the levels of the family."""
+
+    reference: str
+    p_holm: float | None
+    no_meaningful_loss: bool
+    sequential: Sequential
+
+
+class Across(Compared):
+    """A model against one of another family."""
+
+    model: str
+    against: str
+
+
+class Languages(Difference):
+    """A model with itself: Japanese − English."""
+
+    model: str
+    ja: Share
+    en: Share
+    p: float | None
+    only_en_right: int
+    only_ja_right: int
+
+
+class Accounting(TypedDict):
+    """What became of every item of a task; `reasons` of the excluded, with their numbers."""
+
+    task: str
+    n_items: int
+    scored: int
+    unparsed: int
+    too_long: int
+    missing: int
+    excluded: int
+    reasons: dict[str, int]
+
+
+class Gestalt(TypedDict):
+    """The mean similarity of response and answer, 0 to 1, over `n` questions."""
+
+    n: int
+    mean: float | None
+    interval: Interval | None
+
+
+class Contraindicated(Share):
+    """Choices taken that harm, over the items that have one; `harm_weighted` is from −1 to 1."""
+
+    newly_taken: int | None
+    no_longer_taken: int | None
+    harm_weighted_difference: Difference | None
+    taken: float
+    harm_weighted: float
+    chance: float | None
+
+
+class Confidence(TypedDict):
+    """How sure a model was against how often it was right, all as fractions; `mean_mass` is of all letters together."""
+
+    n_answers: int
+    mean_confidence: float | None
+    share: float | None
+    calibration_error: float
+    mean_mass: float | None
+
+
+class Noise(TypedDict):
+    """Answers decided by less than scores move by batching alone (`max` and `median`, in nats)."""
+
+    n_answers: int
+    n_below: int
+    max: float
+    median: float
+    n_checked: int
+    picks_changed: int
+
+
+class Result(Share):
+    """All that is said of a model in one view."""
+
+    model: str
+    family: str
+    accounting: list[Accounting]
+    gestalt: Gestalt | None
+    comparison: Comparison | None
+    breakdowns: dict[Side, list[Part]]
+    contraindicated: Contraindicated | None
+    confidence: Confidence | None
+    noise: Noise | None
+
+
+class Given(TypedDict):
+    """A model's answer; `probabilities` relative to the choices (similarities, for `generate`), `margin` in nats."""
+
+    picks: list[int]
+    correct: bool | None
+    probabilities: list[float] | None
+    margin: float | None
+    response: str | None
+    model: str
+
+
+class Changed(Given):
+    """An answer that is not the reference's."""
+
+    kind: Kind
+
+
+class Flipped(TypedDict):
+    """An item that some level answered otherwise than its reference; `human_accuracy` in percent."""
+
+    family: str
+    kind: Kind
+    task: str
+    id: str
+    question: str
+    choices: list[str]
+    answers: list[int]
+    lang: str
+    group: str | None
+    contraindicated: list[int]
+    human_accuracy: float | None
+    context: str
+    permutation: int
+    reference: str
+    before: Given
+    changed: list[Changed]
+
+
+class View(TypedDict):
+    """One way of counting answers. Baselines are fractions, but for `n_human`, a number of items."""
+
+    key: str
+    method: str
+    tasks: list[str]
+    baselines: dict[Baseline, float | None]
+    baselines_by_task: dict[str, dict[Baseline, float | None]]
+    results: list[Result]
+    across: list[Across]
+    languages: list[Languages]
+    n_flipped: int
+    flipped_by_kind: dict[Kind, int]
+    flipped: list[Flipped]
+
+
+# --------------------------------------------------------------------------------------------------- what follows
+
+
+class Candidate(TypedDict):
+    """A level and the tests that it passes; None where a test was not asked for, or its number is not known."""
+
+    model: str
+    no_meaningful_loss: bool | None
+    fits_ram: bool | None
+    fits_vram: bool | None
+    fast_enough: bool | None
+    meets_constraints: bool
+    qualifies: bool
+
+
+class Verdict(TypedDict):
+    """Which level of a family to use: `key`, `level`, `file` and `sha256` of the chosen model, or None; and why."""
+
+    family: str
+    reference: str | None
+    view: str | None
+    candidates: list[Candidate]
+    kind: Decision
+    key: str | None
+    level: str | None
+    file: str | None
+    sha256: str | None
+    reason: Bilingual
+
+
+class TradeOff(TypedDict):
+    """A cost by model, in bytes or seconds, and the models that no other beats, the cheapest first."""
+
+    cost: Cost
+    costs: dict[str, float]
+    front: list[str]
+
+
+class Pareto(TypedDict):
+    """Accuracy (first view) against costs."""
+
+    memory: TradeOff
+    latency: TradeOff
+
+
+class Document(TypedDict):
+    """All of report.json."""
+
+    format: str
+    version: int
+    jmedlite: str
+    notice: Bilingual
+    options: Options
+    verdicts: list[Verdict]
+    warnings: list[Bilingual]
+    runs: list[Run]
+    tasks: list[Task]
+    asks: list[Ask]
+    families: list[Family]
+    models: list[Model]
+    pareto: Pareto
+    views: list[View]
