@@ -22,7 +22,9 @@ HEAD = """\
 # Commands
 
 Made from the commands by `tools/make_cli_docs.py`. `-h` shows the same. Every option can be set by an environment
-variable too: `JMEDLITE_ASK_MAX_TOKENS` is `--max-tokens` of `ask`.
+variable too: `JMEDLITE_ASK_MAX_TOKENS` is `--max-tokens` of `ask`. `JMEDLITE_MODEL`, `JMEDLITE_LANG`,
+`JMEDLITE_THREADS`, `JMEDLITE_GPU_LAYERS`, `JMEDLITE_KV_TYPE` and `JMEDLITE_FLASH_ATTN` serve every command that has the
+option; a command's own goes before them.
 """
 KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.gguf import level_name, read_header, split_stem
 from jmedlite.base.inputs import reading
 from jmedlite.base.manifest import Manifest, read_manifest
-from jmedlite.base.outputs import sha256_file
+from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress
 from jmedlite.base.records import to_json
 from jmedlite.benchmarks.records import AdapterRecord, ModelRecord
@@ -77,7 +76,7 @@ def describe_model(path: Path, progress: Progress) -> dict[str, Any]:
         file=path.name,
         base=name.removesuffix(f"-{level}") if level else name,
         level=level,
-        sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        sha256=joint_sha256(hashes),
         n_bytes=sum(sizes),
         n_params=n_params,
         bits_per_weight=round(8 * sum(t.nbytes for t in header.tensors) / n_params, 4),

@@ -10,11 +10,12 @@ from typing import Any
 
 from jmedlite import __version__
 from jmedlite.base.errors import UsageError
+from jmedlite.base.gguf import split_stem
 from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import check_range
 from jmedlite.base.options import parse_memory
-from jmedlite.base.outputs import sha256_file
+from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress, silent
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
@@ -26,9 +27,7 @@ from jmedlite.convert.pipeline import Written, write
 from jmedlite.convert.planning import QuantizePlan, make_quantize_plan
 from jmedlite.runtime.hardware import available_processors
 
-from .last_model import remember_model
-
-Q4_K_M_BITS = 4.8  # bits per weight of a 7B at that level
+from .made_models import MadeModel, remember_models
 
 
 def as_bytes(amount: str | int | None) -> int | None:
@@ -53,7 +52,7 @@ class QuantizeJob:
         progress: Progress = silent,
         remember: bool = True,
     ) -> list[Written]:
-        """Run the pass, write the manifests, `remember` the level nearest to Q4_K_M as the default model of `ask`."""
+        """Run the pass, write the manifests, `remember` the models for `ask`."""
         if threads is not None:
             check_range("--threads", threads, 1, 256)
         with FollowingHash(self.plan.weight_files) as hashes:
@@ -63,7 +62,16 @@ class QuantizeJob:
                 self.plan, written, self.source.describe(), hashes.result(), self.adapter_files, self.options
             )
         if remember:
-            remember_model(min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path)
+            remember_models(
+                MadeModel(
+                    path=str(w.path.resolve()),
+                    name=split_stem(w.path.name).removesuffix(f"-{w.level}"),
+                    level=w.level,
+                    bits_per_weight=w.bits_per_weight,
+                    sha256=joint_sha256([f.sha256 for f in w.files]),
+                )
+                for w in written
+            )
         return written
 
 

@@ -20,13 +20,16 @@ from . import console
 from .ask import ask
 from .bench import bench
 from .chat import chat
+from .command import Command, warn_of_variables
 from .demo import demo
 from .doctor import doctor
 from .imatrix import imatrix
 from .inspect import inspect
+from .models import models
 from .quantize import quantize
 from .recommend import recommend
 from .report import report
+from .use import use
 from .verify import verify
 
 app = typer.Typer(
@@ -54,9 +57,9 @@ def root(
     """Medical language models on one laptop: merge LoRA, quantize to GGUF in one pass, ask offline."""
 
 
-COMMANDS = (quantize, imatrix, ask, chat, doctor, bench, demo, inspect, verify, report, recommend)
+COMMANDS = (quantize, imatrix, ask, chat, models, use, doctor, bench, demo, inspect, verify, report, recommend)
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
 def main() -> None:
@@ -65,6 +68,7 @@ def main() -> None:
         # a pipe on Windows has the code page of the system, which may lack what a model writes
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")
+    warn_of_variables(os.environ, app)
     try:
         app()
     except ClosedPipe as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,24 +14,56 @@ from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.sampling import Sampling
 
 from . import console
-from .open_model import answer_footer, check_language, open_runner
+from .open_model import answer_footer, check_language, open_runner, take_model
 from .options import JsonFlag, Language, ModelFile, System, Timings, spread
 
 if TYPE_CHECKING:
     from jmedlite.runtime.answers import Answer
 
 
-def _read_question(argument: str | None) -> str:
-    if argument is not None and argument != "-":
-        return argument
-    if argument is None and sys.stdin.isatty():
-        raise UsageError("no question; give it as an argument, or on standard input")
-    return decode(sys.stdin.buffer.read(MAX_QUESTION + 1), MAX_QUESTION, "the question")
+WAIT_SECONDS = 5  # for standard input, before it is said that this is what is waited for
+
+
+def _read_question(words: list[str]) -> str:
+    """The question from the arguments, from standard input, or of both: the text, an empty line, what is asked."""
+    question = " ".join(words)
+    if question in ("", "-"):
+        if not words and _is_terminal():
+            raise UsageError("no question; give it as an argument, or on standard input")
+        return _read_stdin()
+    piped = "" if _is_terminal() else _read_stdin().strip("\n")
+    return f"{piped}\n\n{question}" if piped.strip() else question
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is None or sys.stdin.isatty()
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:  # closed
+        return ""
+    waiting = threading.Timer(WAIT_SECONDS, console.note, ["(reading standard input; < /dev/null leaves it away)"])
+    waiting.daemon = True
+    if not sys.stdin.isatty():
+        waiting.start()
+    try:
+        raw = sys.stdin.buffer.read(MAX_QUESTION + 1)
+    except OSError:  # a terminal's other side is gone
+        return ""
+    finally:
+        waiting.cancel()
+    return decode(raw, MAX_QUESTION, "the question").replace("\r\n", "\n")
 
 
 @spread
 def ask(
-    question: Annotated[str | None, typer.Argument(help="The question; - or nothing: standard input.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL.gguf] [QUESTION]",
+            help="The question; - or nothing: standard input. A text that is piped in stands before the question.",
+        ),
+    ] = None,
     *,
     model: ModelFile = None,
     system: System = None,
@@ -47,23 +80,27 @@ def ask(
     from jmedlite.runtime.runner import check_question
 
     check_language(language)
-    text = _read_question(question)
+    model, words = take_model(model, words or [])
+    text = _read_question(words)
     check_question(text)
     with open_runner(model, loading) as runner:
         answer: Answer | None = None
+        shown = console.Stream()
         for piece in runner.stream(text, system=system, language=language, **vars(sampling)):
             if isinstance(piece, Answer):
                 answer = piece
             elif not (as_json or no_stream):
-                console.out(piece, end="")
+                shown.write(piece)
         assert answer is not None
         facts = {"file": runner.path.name, **runner.facts}
         plan = runner.plan
     notice = NOTICE[language or language_of(text)]
     if as_json:
-        console.document({**_describe_answer(answer), "model": facts, "plan": plan, "notice": notice})
+        console.document({"question": text, **_describe_answer(answer), "model": facts, "plan": plan, "notice": notice})
         return
-    console.out(answer.text if no_stream else "")
+    if no_stream:
+        shown.write(answer.text)
+    shown.end()
     if cut := describe_cut(answer):
         console.note(cut)
     console.note(answer_footer(facts, notice))

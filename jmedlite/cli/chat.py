@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
+from jmedlite.base.errors import UsageError
 from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.sampling import Sampling
 
 from . import console
-from .open_model import answer_footer, check_language, open_runner
+from .open_model import answer_footer, check_language, open_runner, take_model
 from .options import Language, ModelFile, System, Timings, spread
 
 
 @spread
 def chat(
+    file: Annotated[str | None, typer.Argument(metavar="[MODEL.gguf]", help="GGUF file; default: as --model.")] = None,
     *,
     model: ModelFile = None,
     system: System = None,
@@ -35,6 +37,9 @@ def chat(
     from .chat_loop import Chat, line_reader
 
     check_language(language)
+    model, others = take_model(model, [file] if file else [])
+    if others:
+        raise UsageError(f"{file}: expected a GGUF file; ask in the conversation, or with `jmedlite ask`")
     with open_runner(model, loading) as runner:
         conversation = Conversation(
             runner,
@@ -46,10 +51,10 @@ def chat(
         if save and save.exists():
             conversation.load(save)
             console.note(f"(going on with {save}: {len(conversation.turns) // 2} questions so far)")
-        notices = [NOTICE[language]] if language else NOTICE.values()
-        console.note(answer_footer(runner.facts, " ".join(notices)))
+        notice = " ".join([NOTICE[language]] if language else NOTICE.values())
+        console.note(answer_footer(runner.facts, notice))
         console.note("/help shows the commands, /exit leaves.")
-        Chat(conversation, save, timings).run(line_reader())
+        Chat(conversation, save, timings).run(line_reader(notice))
 
 
 def _describe_drop(question: str) -> str:

@@ -23,15 +23,21 @@ HELP = """\
 /system [TEXT]    show the system prompt, or set it ("none": no prompt) and begin anew
 /save FILE        write the conversation to FILE, now and after every answer
 /help             this
-/exit             leave (or Ctrl-D)
+/exit             leave (or exit, quit, :q, Ctrl-D)
 Several lines: end a line with \\, or write \"\"\" before and after the text, or press Alt-Enter.
 Ctrl-C stops the answer."""
 FENCE = '"""'
 Read = Callable[[str], str]  # a line for a prompt; raises EOFError at the end, KeyboardInterrupt for Ctrl-C
 
 
-def line_reader() -> Read:
-    """prompt_toolkit on a terminal (editing, history in memory only), plain lines elsewhere."""
+LEAVING = ("exit", "quit", "bye", ":q", ":quit", "終了")  # as well as /exit
+
+
+def line_reader(notice: str) -> Read:
+    """prompt_toolkit on a terminal (editing, history in memory only), plain lines elsewhere.
+
+    The terminal's last line shows the notice whenever a question is typed.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return _plain_line
     from prompt_toolkit import PromptSession
@@ -47,7 +53,10 @@ def line_reader() -> Read:
 
     # on standard error, so that standard output holds nothing but answers
     session: PromptSession[str] = PromptSession(
-        history=InMemoryHistory(), key_bindings=keys, output=create_output(stdout=sys.stderr)
+        history=InMemoryHistory(),
+        key_bindings=keys,
+        output=create_output(stdout=sys.stderr),
+        bottom_toolbar=lambda: notice,
     )
     return session.prompt
 
@@ -126,6 +135,8 @@ class Chat:
                 continue
             if not entry.strip():
                 continue
+            if entry.strip().lower() in LEAVING:
+                return
             try:
                 if entry.startswith("/"):
                     if self._command(*entry[1:].strip().partition(" ")[::2]):
@@ -139,14 +150,14 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         check_question(question)
-        answer = None
+        answer, shown = None, console.Stream()
         with interrupt(self.conversation.runner.stop), contextlib.closing(self.conversation.send(question)) as pieces:  # type: ignore[type-var]
             for piece in pieces:
                 if isinstance(piece, Answer):
                     answer = piece
                 else:
-                    console.out(piece, end="")
-        console.out("")
+                    shown.write(piece)
+        shown.end()
         assert answer is not None
         if cut := describe_cut(answer):
             console.note(cut)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -30,10 +32,75 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.2f} GB"
 
 
+# What steers a terminal, or turns the direction of writing, is shown and not sent: file names, a model's name and its
+# answers, and what servers say come from outside. Carriage returns are part of Windows' line ends.
+_CONTROLS: dict[int, int | None] = {
+    **{c: 0x2400 + c for c in range(0x20) if chr(c) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
+    ord("\r"): None,
+}
+_UNESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which JSON lets stand as they are
+_CLOSING = frozenset("、。，．・：；？！」』）】〉》〕］｝ー…ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%")
+
+
+def plain(text: str) -> str:
+    """Text without control sequences."""
+    return text.translate(_CONTROLS)
+
+
 def out(text: str, end: str = "\n") -> None:
     """Text on standard output, at once; raises ClosedPipe where nobody reads it any more."""
     with _pipe():
-        print(text, end=end, flush=True)
+        print(plain(text), end=end, flush=True)
+
+
+class Stream:
+    """An answer that arrives in pieces, on standard output; on a terminal its lines end between words.
+
+    The last word is held back until it is known where it ends; `end` shows it, and ends the line.
+    """
+
+    def __init__(self) -> None:
+        from rich.cells import cell_len
+
+        self._cells = cell_len
+        self._width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        self._column, self._word = 0, ""
+
+    def write(self, piece: str) -> None:
+        """The next piece."""
+        if not self._width:
+            out(piece, end="")
+            return
+        out("".join(map(self._take, plain(piece))), end="")
+
+    def end(self) -> None:
+        """What is left, and a line end."""
+        out(self._flush())
+
+    def _take(self, c: str) -> str:
+        if c.isspace():
+            told = self._flush()
+            if c == "\n" or self._column + 1 >= self._width:
+                self._column = 0
+                return told + "\n"
+            self._column += 1
+            return told + " "
+        # Japanese has no spaces: a line may end before any wide character that does not close something
+        told = self._flush() if self._cells(c) == 2 and c not in _CLOSING else ""
+        if self._word and self._cells(self._word[-1]) == 2 and self._cells(c) == 1 and c not in _CLOSING:
+            told = self._flush()
+        self._word += c
+        return told
+
+    def _flush(self) -> str:
+        word, self._word = self._word, ""
+        width = self._cells(word)
+        begins = "\n" if self._column and self._column + width > self._width else ""
+        total = (0 if begins else self._column) + width
+        self._column = (total - 1) % self._width + 1 if total > self._width else total  # too long a word is cut
+        return begins + word
 
 
 @contextmanager
@@ -48,7 +115,7 @@ def _pipe() -> Iterator[None]:
 
 def note(text: str) -> None:
     """One line for the person, never on standard output."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def error(text: str) -> None:
@@ -61,19 +128,21 @@ def warn(text: str) -> None:
 
 def document(value: Any) -> None:
     """One JSON document on standard output."""
-    out(json.dumps(value, ensure_ascii=False, indent=1))
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    out(_UNESCAPED.sub(lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; columns are (heading, "left" or "right")."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for heading, justify in columns:
-        grid.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        grid.add_column(Text(plain(heading)), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(plain(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
@@ -115,13 +184,13 @@ def _display(stage: Stage) -> Iterator[Callable[[int, int, str], None]]:
             bars.BarColumn(),
             *columns,
             bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[now]}"),
+            bars.TextColumn("{task.fields[now]}", markup=False),
             console=Console(stderr=True),
             refresh_per_second=4,
             speed_estimate_period=600,  # batches come seconds apart
         ) as bar:
             task = bar.add_task(label, total=None, now="")
-            yield lambda done, total, now: bar.update(task, completed=done, total=total, now=now)
+            yield lambda done, total, now: bar.update(task, completed=done, total=total, now=plain(now))
         return
     show = unit or (lambda n: f"{n:,.0f}")
     started, told, first = time.monotonic(), 0, -1

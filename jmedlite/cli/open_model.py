@@ -10,20 +10,25 @@ from jmedlite.base.errors import InputMissing, UsageError
 from . import console
 
 if TYPE_CHECKING:
+    from jmedlite.api.made_models import MadeModel
     from jmedlite.runtime.load_options import LoadOptions
     from jmedlite.runtime.runner import Runner
 
+SHOWN = 5  # names in a message
+
 
 def find_gguf(model: str | None) -> Path:
-    """The GGUF file that `-m` names; the model quantized last where nothing is named."""
-    from jmedlite.api.last_model import last_model
+    """The GGUF file that `-m` names, by its path or as `jmedlite models` does; the default model where nothing is."""
+    from jmedlite.api.made_models import made_models
 
     if not model:
-        found = last_model()
+        found = made_models().default()
         if found is None:
             raise InputMissing("no model given, and none quantized yet; run `jmedlite quantize MODEL`, or give -m FILE")
         return found
     path = Path(model).expanduser()
+    if not path.exists() and (made := made_models().find(model)):
+        return made
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
@@ -31,8 +36,31 @@ def find_gguf(model: str | None) -> Path:
         listing = ", ".join(f.name for f in files) or "none"
         raise UsageError(f"{model}: is a folder (GGUF files in it: {listing}); name the file, or quantize it first")
     if not path.is_file():
-        raise InputMissing(f"{model}: no such GGUF file; make one with `jmedlite quantize {model}`")
+        raise InputMissing(f"{model}: no such GGUF file; {_what_there_is(path, made_models().there)}")
     return path
+
+
+def _what_there_is(path: Path, made: list[MadeModel]) -> str:
+    """The models that a wrong name may have meant."""
+    beside = sorted(f.name for f in path.parent.glob("*.gguf")) if path.parent.is_dir() else []
+    if beside:
+        return f"in that folder there are {_some(beside)}"
+    if made:
+        return f"`jmedlite models` lists {_some([m.file.name for m in reversed(made)])}"
+    return f"make one with `jmedlite quantize {path.with_suffix('') if path.suffix == '.gguf' else path}`"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def take_model(model: str | None, words: list[str]) -> tuple[str | None, list[str]]:
+    """The model that stands before a question's words, and the rest; raises UsageError where -m names one as well."""
+    if not words or not words[0].lower().endswith(".gguf"):
+        return model, words
+    if model and Path(model) != Path(words[0]):
+        raise UsageError(f"two models: -m {model} and {words[0]}; give one")
+    return words[0], words[1:]
 
 
 def check_language(language: str | None) -> None:

@@ -79,7 +79,7 @@ class Group:
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 # what answers: ask, chat
-ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file; default: the last one made.")]
+ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file, or a name of `jmedlite models`.")]
 System = Annotated[str | None, typer.Option(help='System prompt; "" for none.')]
 Language = Annotated[str | None, typer.Option("--lang", help="ja or en; default: the question's.")]
 Timings = Annotated[bool, typer.Option("--timings", help="Show how long each step took.")]

@@ -55,6 +55,7 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Say which level to use and how sure that is: one offline page, and the same as JSON, Markdown and CSV."""
+    from jmedlite.api.made_models import Verdict, remember_verdicts
     from jmedlite.base.errors import UsageError
     from jmedlite.base.outputs import check_target, write_text
 
@@ -63,6 +64,13 @@ def report(
         raise UsageError(f"--out {page}: expected a name that ends in .html; the other forms are written beside it")
     found = read_folders(folders, options)
     written = found.write(page, lang)
+    remember_verdicts(
+        [
+            Verdict(sha256=v["sha256"], report=str(page.resolve()), reason=v["reason"]["en"])
+            for v in found.document["verdicts"]
+            if v["sha256"]
+        ]
+    )
     if model_card is not None:
         check_target(model_card, overwrite=True)
         write_text(model_card, found.model_card())
@@ -76,12 +84,24 @@ def report(
         })  # fmt: skip
     else:
         tell_verdicts(found, lang)
+        _offer(found)
         for path in written:
             console.note(f"wrote {path}")
     if show:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+def _offer(found: Report) -> None:
+    """The way to make what was chosen the default, where it was made here."""
+    from jmedlite.api.made_models import made_models
+
+    known = made_models()
+    chosen = {v["sha256"] for v in found.document["verdicts"] if v["sha256"]}
+    for model in known.there:
+        if model.sha256 in chosen and model.path != known.chosen:
+            console.note(f"next: jmedlite use {model.file.name.removesuffix('.gguf')}    to ask it from now on")
 
 
 def read_folders(folders: list[Path], options: ReportOptions) -> Report:

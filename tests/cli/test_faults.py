@@ -92,7 +92,8 @@ def test_japanese_in_a_pipe_of_another_code_page(tiny_gguf: Path) -> None:
     assert "診断" in done.stderr.decode("utf-8")
 
 
-def test_ask_missing_and_foreign_files(tmp_path: Path) -> None:
+def test_ask_missing_and_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMEDLITE_STATE", str(tmp_path))
     check(run("ask", "q", "-m", str(tmp_path / "none.gguf")), 66, "none.gguf", "jmedlite quantize")
     (tmp_path / "x.gguf").write_bytes(b"<html>")
     check(run("ask", "q", "-m", str(tmp_path / "x.gguf")), 65, "x.gguf", "not a GGUF")

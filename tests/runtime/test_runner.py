@@ -18,6 +18,7 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.native import libllama
+from jmedlite.cli.console import plain
 from jmedlite.runtime.chat_template import Message, Part, build_prompt
 from jmedlite.runtime.runner import Answer
 from jmedlite.runtime.sampling import Sampling
@@ -254,7 +255,7 @@ def test_ask_prints_the_answer_and_the_notice_once(model: Path, tmp_path: Path) 
     assert done.stderr.count("診断や治療の判断には使わないでください") == 1
     assert "licence: not stated" in done.stderr
     with jmedlite.Runner(model) as runner:
-        assert done.stdout.rstrip() == runner.ask("高血圧とは。", max_tokens=8).text
+        assert done.stdout.rstrip() == plain(runner.ask("高血圧とは。", max_tokens=8).text).rstrip()
 
 
 def ask_here(model: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

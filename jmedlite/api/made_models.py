@@ -1,0 +1,146 @@
+"""Made models: what jmedlite remembers between runs: the GGUFs this user quantized, the one chosen, what reports said.
+
+All of it is in one file of the user's state folder, which holds paths and no text of anybody's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jmedlite.base.errors import DataError, InputMissing, JmedliteError
+from jmedlite.base.gguf import split_files
+from jmedlite.base.inputs import read_json
+from jmedlite.base.outputs import write_text
+from jmedlite.base.records import from_json, to_json
+
+FORMAT = 1
+FILE = "models.json"
+Q4_K_M_BITS = 4.8  # bits per weight of a 7B at that level
+KEPT = 200  # models, and verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeModel:
+    """A GGUF that was quantized; `name` is that of all levels that were made of the same model."""
+
+    path: str
+    name: str
+    level: str
+    bits_per_weight: float
+    sha256: str
+
+    @property
+    def file(self) -> Path:
+        return Path(self.path)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all parts, as far as they are there."""
+        return sum(p.stat().st_size for p in split_files(self.file) if p.is_file())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a report chose: the file of this SHA-256, for `reason`."""
+
+    sha256: str
+    report: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeModels:
+    """All that is remembered, the newest last; `chosen` is the path that `jmedlite use` named."""
+
+    format: int = FORMAT
+    chosen: str | None = None
+    models: tuple[MadeModel, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def chosen_is_there(self) -> bool:
+        return bool(self.chosen) and Path(str(self.chosen)).is_file()
+
+    @property
+    def there(self) -> list[MadeModel]:
+        """Those whose file still is there."""
+        return [m for m in self.models if m.file.is_file()]
+
+    def verdict_of(self, model: MadeModel) -> Verdict | None:
+        """The newest report's word on a model."""
+        return next((v for v in reversed(self.verdicts) if v.sha256 == model.sha256), None)
+
+    def default(self) -> Path | None:
+        """What `ask` takes where nothing is named: what was chosen, else the model made last, nearest to Q4_K_M.
+
+        Raises InputMissing where what was chosen is gone.
+        """
+        if self.chosen:
+            if not self.chosen_is_there:
+                raise InputMissing(f"{self.chosen}: was chosen by `jmedlite use` and is gone; choose another")
+            return Path(self.chosen)
+        if not self.there:
+            return None
+        newest = self.there[-1]
+        levels = [m for m in self.there if (m.name, m.file.parent) == (newest.name, newest.file.parent)]
+        return min(levels, key=lambda m: abs(m.bits_per_weight - Q4_K_M_BITS)).file
+
+    def find(self, name: str) -> Path | None:
+        """A model by its file's name, with or without .gguf, or by a level that only one model has."""
+        named = [m for m in self.there if name in (m.file.name, m.file.name.removesuffix(".gguf"))]
+        found = named[-1:] or [m for m in self.there if m.level.lower() == name.lower()]
+        return found[0].file if len(found) == 1 else None
+
+
+def state_folder() -> Path:
+    """Where this user's state is kept: $JMEDLITE_STATE, else the system's place for it."""
+    if named := os.environ.get("JMEDLITE_STATE"):
+        return Path(named)
+    import typer
+
+    return Path(typer.get_app_dir("jmedlite"))
+
+
+def made_models() -> MadeModels:
+    """What is remembered; raises DataError where the file is not one of jmedlite's."""
+    path = state_folder() / FILE
+    if not path.is_file():
+        return MadeModels()
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        raise DataError(f"{path}: is not of format {FORMAT}; move it away, and name the model with -m")
+    return from_json(found, MadeModels, str(path))
+
+
+def remember_models(made: Iterable[MadeModel]) -> None:
+    """Keep models that were just made; a state folder that can't be written is no fault."""
+    new = tuple(made)
+    paths = {m.path for m in new}
+    _change(lambda kept: replace(kept, models=(*(m for m in kept.models if m.path not in paths), *new)[-KEPT:]))
+
+
+def remember_verdicts(said: Sequence[Verdict]) -> None:
+    """Keep what a report chose; a state folder that can't be written is no fault."""
+    new = {v.sha256 for v in said}
+    _change(lambda kept: replace(kept, verdicts=(*(v for v in kept.verdicts if v.sha256 not in new), *said)[-KEPT:]))
+
+
+def choose_model(path: Path | None) -> None:
+    """Make a model the default, or with None leave the choice to jmedlite; raises CannotCreate."""
+    _write(replace(made_models(), chosen=None if path is None else str(path.resolve())))
+
+
+def _change(change: Callable[[MadeModels], MadeModels]) -> None:
+    with contextlib.suppress(OSError, JmedliteError):
+        _write(change(made_models()))
+
+
+def _write(models: MadeModels) -> None:
+    folder = state_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / FILE, json.dumps(to_json(models), ensure_ascii=False, indent=1) + "\n")
