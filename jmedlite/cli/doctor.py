@@ -43,7 +43,7 @@ def doctor(
     console.table([("this machine", "left"), ("", "left")], rows)
     if fit is not None:
         console.out("")
-        _show_fit(fit)
+        _show_fit(str(model), fit)
 
 
 def _fit(path: Path, kv_type: str) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     return {"file": path.name, "plan": plan.figures(), "sentence": plan.sentence(grows=True), "levels": levels}
 
 
-def _show_fit(fit: dict[str, Any]) -> None:
+def _show_fit(model: str, fit: dict[str, Any]) -> None:
     console.table(
         [
-            (fit["file"], "left"),
+            (model, "left"),
             *((name, "right") for name in ("weights", "cache", "buffers, processes", "needed", "free")),
         ],
         [

@@ -43,7 +43,7 @@ def _show_facts(facts: dict[str, Any]) -> None:
     manifest = facts["manifest"] or {}
     made, base = facts["made"], manifest.get("base") or {}
     rows = [
-        ["file", ", ".join(facts["files"])],
+        ["file", ", ".join([facts["file"], *facts["files"][1:]])],
         ["name", str(facts["name"] or "not stated")],
         ["licence", str(facts["license"] or "not stated")],
         ["level", f"{facts['level'] or 'unknown'}, {facts['bits_per_weight']:.2f} bits per weight"],

@@ -75,3 +75,22 @@ def test_lines_end_between_words(
         stream.write(text[at : at + size])
     stream.end()
     assert capsys.readouterr().out.split("\n")[:-1] == lines
+
+
+def test_names_are_neither_markup_nor_control_sequences(tiny_gguf: Path, tmp_path: Path) -> None:
+    for name in ("model[v2].gguf", "m[/bold].gguf", "x:pill:.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tiny_gguf, tmp_path / name)
+        for command in ("doctor", "inspect"):
+            done = run_text(command, str(tmp_path / name))
+            assert done.returncode == 0, done.stderr
+            assert name in done.stdout
+    shown = check(run("inspect", "x\x1b]0;owned\x07\u202e.gguf"), 66, "x␛]0;owned␇\ufffd.gguf")
+    assert "\x1b" not in shown
+
+
+def test_json_holds_no_control_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    console.document({"text": "\x1b[2J\x9b\x7f\u202eあ"})
+    text = capsys.readouterr().out
+    assert not any(c in text for c in "\x1b\x9b\x7f\u202e")
+    assert json.loads(text) == {"text": "\x1b[2J\x9b\x7f\u202eあ"}
