@@ -59,7 +59,12 @@ def _own_numbering(by_place: Sequence[float], order: Sequence[int]) -> tuple[flo
 
 def _picked(item: Item, scores: Sequence[float], order: Sequence[int]) -> Picked:
     picks, margin = pick(scores, order, len(item.answers))
-    return Picked(picks=tuple(picks), correct=set(picks) == set(item.answers), margin=margin)
+    return Picked(picks=tuple(picks), correct=is_right(picks, item.answers, item.choices), margin=margin)
+
+
+def is_right(picks: Sequence[int], answers: Sequence[int], choices: Sequence[str]) -> bool:
+    """Are these the right answers? By their text: data have the same choice twice, and one is as right as the other."""
+    return sorted(choices[i] for i in picks) == sorted(choices[i] for i in answers)
 
 
 def ratio(a: str, b: str) -> float:

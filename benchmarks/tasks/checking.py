@@ -105,25 +105,30 @@ def letter(value: Any, n: int, what: str = "answer") -> int:
     return LETTERS.index(plain)
 
 
-def place(value: Any, choices: Sequence[str], what: str = "answer") -> int:
-    """A choice by its index (from 0), its letter, or its own text; raises BadRow where that is not one choice."""
+def place(value: Any, choices: Sequence[str], what: str = "answer", numbers: bool = False) -> int:
+    """A choice by its index (from 0), its letter, or its own text; raises BadRow where that is not one choice.
+
+    With `numbers` an index may be text, as all is in a CSV.
+    """
     if not isinstance(value, str):
         return index(value, len(choices), what)
     same = [i for i, choice in enumerate(choices) if choice == value.strip()]
+    if numbers and re.fullmatch("[0-9]{1,3}", value.strip()) and (not same or int(value) < len(choices)):
+        same = sorted({*same, index(int(value), len(choices), what)})
     if re.fullmatch("[a-zA-Z]", unicodedata.normalize("NFKC", value).strip()):
         if not same:
             return letter(value, len(choices), what)
         same = sorted({*same, letter(value, len(choices), what)})
-    if len(same) > 1:
+    if len(same) > 1 and len({choices[i] for i in same}) > 1:
         raise BadRow(f"{what} {value!r} could be choice {' or '.join(map(str, same))}, give its index instead")
     if not same:
         raise BadRow(f"{what} {value[:40]!r} is neither a letter nor one of the choices")
     return same[0]
 
 
-def places(value: Any, choices: Sequence[str], what: str = "answer") -> tuple[int, ...]:
-    """One choice or a list of them, in the order of the choices."""
-    found = [place(v, choices, what) for v in (value if isinstance(value, list) else [value])]
+def places(value: Any, choices: Sequence[str], what: str = "answer", numbers: bool = False) -> tuple[int, ...]:
+    """One choice or a list of them, in the order of the choices; arguments as for `place`."""
+    found = [place(v, choices, what, numbers) for v in (value if isinstance(value, list) else [value])]
     if len(set(found)) != len(found):
         raise BadRow(f"{what} names a choice twice")
     return tuple(sorted(found))
@@ -148,9 +153,10 @@ def own(row: Row) -> Item:
     """The project's own format (docs/tasks.md); a CSV has its choices in columns A, B, C, …"""
     fields = row.fields
     question = text(need(row, "question"), "question")
-    choices = texts(lettered(fields) if "choices" not in fields and "A" in fields else need(row, "choices"), "choices")
+    in_columns = "choices" not in fields and "A" in fields
+    choices = texts(lettered(fields) if in_columns else need(row, "choices"), "choices")
     check_choices(choices)
-    answers = places(need(row, "answer"), choices)
+    answers = places(need(row, "answer"), choices, numbers=in_columns)
     if not answers:
         raise BadRow("answer is empty")
     lang = fields.get("lang") or language_of("".join((question, *choices)))
@@ -166,7 +172,7 @@ def own(row: Row) -> Item:
         answers=answers,
         lang=lang,
         group=text(fields["group"], "group") if fields.get("group") else None,
-        contraindicated=places(fields.get("contraindicated") or [], choices, "contraindicated"),
+        contraindicated=places(fields.get("contraindicated") or [], choices, "contraindicated", in_columns),
         human_accuracy=None if right is None else percentage(right, "human_accuracy"),
         context=text(fields["context"], "context") if fields.get("context") else "",
     )

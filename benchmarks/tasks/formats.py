@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -63,6 +63,15 @@ def medmcqa(row: Row) -> Item | Left:
     return Item(
         item_id, question, choices, (index(right, 4, "cop"),), "en", group=row.fields.get("subject_name") or None
     )
+
+
+def check_counting(items: Sequence[Item], task: str) -> None:
+    """Raises DataError for MedMCQA rows that may count from 0 or from 1: the authors' first release did the latter."""
+    if items and not any(0 in item.answers for item in items):
+        raise DataError(
+            f"{task}: none of the {len(items):,} rows has cop 0, so nothing tells whether cop counts from 0 or from 1; "
+            "give more rows, or the questions in jmedlite's own form (docs/tasks.md)"
+        )
 
 
 def pubmedqa(row: Row) -> Item:

@@ -120,7 +120,10 @@ def _published(task: Task, path: Path | None, skip_bad: bool, with_examples: boo
 def _read(task: Task, files: Iterable[_File], skip_bad: bool) -> tuple[list[Item], list[Left]]:
     """Ids are unique over all of the files."""
     if task.parse is not None:
-        return collect((row for f in files for row in read_rows(f.path, f.label)), task.parse, skip_bad)
+        found = collect((row for f in files for row in read_rows(f.path, f.label)), task.parse, skip_bad)
+        if task.parse is formats.medmcqa:
+            formats.check_counting(found[0], task.name)
+        return found
     items: list[Item] = []
     left: list[Left] = []
     for label, rows in _by_subject(files):

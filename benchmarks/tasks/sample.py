@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -51,24 +52,49 @@ def draw_examples(dataset: Dataset, shots: int, seed: int) -> tuple[tuple[Item, 
     """`shots` few-shot examples, and the data set without them: nothing that is shown is scored.
 
     They come from `dataset.examples` where it has enough that are no copy of an item, else from the items, which then
-    are left out. Fewer shots are the first of more. Raises UsageError where no item would be left to ask.
+    are left out, with every copy under another id. Fewer shots are the first of more. Raises UsageError where no item
+    would be left to ask.
     """
-    asked = {item.question for item in dataset.items}
-    pool = [e for e in dataset.examples if e.question not in asked]
+    if not shots:
+        return (), dataset
+    asked = {text for item in dataset.items for text in _texts(item)}
+    pool = _different([e for e in dataset.examples if asked.isdisjoint(_texts(e))], seed)
     own = len(pool) < shots
     if own:
-        pool = list(dataset.items)
+        pool = _different(dataset.items, seed)
         if len(pool) <= shots:
             raise UsageError(
                 f"--shots {shots}: {dataset.name} has only {len(pool)} questions, none would be left to ask"
             )
-    drawn = tuple(sorted(pool, key=lambda item: _key(seed, "example", item.id))[:shots])
-    if not own or not drawn:
+    drawn = tuple(pool[:shots])
+    if not own:
         return drawn, dataset
-    used = {item.id for item in drawn}
-    kept = tuple(item for item in dataset.items if item.id not in used)
-    gone = tuple(Left(item.id, USED, item) for item in dataset.items if item.id in used)
+    used = {text for item in drawn for text in _texts(item)}
+    kept = tuple(item for item in dataset.items if used.isdisjoint(_texts(item)))
+    gone = tuple(Left(item.id, USED, item) for item in dataset.items if not used.isdisjoint(_texts(item)))
     return drawn, replace(dataset, items=kept, left=(*dataset.left, *gone))
+
+
+def _different(items: Sequence[Item], seed: int) -> list[Item]:
+    """The items in the order in which they become examples, each once whatever its ids."""
+    found: list[Item] = []
+    seen: set[tuple[str, ...]] = set()
+    for item in sorted(items, key=lambda item: _key(seed, "example", item.id)):
+        if seen.isdisjoint(_texts(item)):
+            found.append(item)
+        seen.update(_texts(item))
+    return found
+
+
+def _texts(item: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What makes two items one: the same question with the same choices in any order, or with the same right answer."""
+
+    def normal(texts: Iterable[str]) -> list[str]:
+        return ["".join(unicodedata.normalize("NFKC", t).casefold().split()) for t in texts]
+
+    question = normal((item.question, item.context))
+    right = sorted(normal(item.choices[i] for i in item.answers))
+    return ("choices", *question, *sorted(normal(item.choices))), ("answer", *question, *right)
 
 
 def orders(n_choices: int, n_permutations: int, seed: int, item_id: str) -> list[tuple[int, ...]]:

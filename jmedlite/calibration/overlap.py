@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.inputs import reading
+from jmedlite.runtime.chat_template import language_of
 
 WINDOWS_JA, WINDOWS = (32, 24, 16), (64, 48, 32)
 PER_ITEM, COMMON = 4, 3
@@ -60,13 +61,9 @@ def normalise(text: str) -> str:
     return "".join(c for c in folded if c in kept)
 
 
-def _is_japanese(text: str) -> bool:
-    return any("\u3040" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff" for c in text)
-
-
 def windows(item: str, smallest: bool = True) -> list[str]:
     """The stretches of an item's normal form that stand for it; only those of full length without `smallest`."""
-    lengths = WINDOWS_JA if _is_japanese(item) else WINDOWS
+    lengths = WINDOWS_JA if language_of(item) == "ja" else WINDOWS
     length = next((n for n in (lengths if smallest else lengths[:1]) if n <= len(item)), None)
     if length is None:
         return []

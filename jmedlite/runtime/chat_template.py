@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,11 @@ SYSTEM = {
         "確かでないことは、そのように述べてください。"
     ),
 }
+# kana and their extensions, kanji with all their extensions and compatibility forms, 々〆〇, half-width katakana
+JAPANESE = re.compile(
+    "[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U0001aff0-\U0001b16f\U00020000-\U000323af]"
+)
 PLAIN = {"en": ("Question: ", "Answer:"), "ja": ("質問：", "回答：")}
 MAX_RENDERED = 1 << 20
 MAX_REPEAT = 100_000
@@ -54,8 +60,8 @@ class Message:
 
 
 def language_of(text: str) -> str:
-    """ "ja" where the text has kana or kanji, else "en"."""
-    return "ja" if any("\u3040" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff" for c in text) else "en"
+    """ "ja" where the text has kana (of half width, too) or kanji, else "en"."""
+    return "ja" if JAPANESE.search(text) else "en"
 
 
 def build_prompt(
@@ -133,7 +139,7 @@ def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: st
     """
     import jinja2
     from jinja2.exceptions import SecurityError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
@@ -155,16 +161,30 @@ def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: st
                 raise SecurityError("the template makes something too large")
             return super().call_binop(context, operator, left, right)
 
+    class Generation(Extension):
+        """`{% generation %}`, by which transformers marks what was generated: what it holds, as if it was not there."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    def tojson(
+        x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().strftime(fmt)
-    environment.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = tojson
     try:
         pieces, length = [], 0
-        for piece in environment.from_string(template).generate(
+        for piece in environment.from_string(template.replace("\r\n", "\n")).generate(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, bos_token=bos, eos_token=eos
         ):
             length += len(piece)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
+
+from .cgroup import cpu_quota, memory_left
 
 
 def available_processors() -> int:
-    """The processors (hardware threads) this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The processors (hardware threads) this process may use: those it is bound to, within a container's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return bound if quota is None else max(1, min(bound, math.ceil(quota)))
 
 
 def physical_cores() -> int:
@@ -29,15 +31,8 @@ def free_ram() -> int:
     """Bytes of memory that processes can still take: what the system has available, within a container's limit."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        # the cache of files counts as used there, but gives way
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return free if limit == "max" else min(free, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        return free
+    free, left = int(psutil.virtual_memory().available), memory_left()
+    return free if left is None else max(0, min(free, left))
 
 
 def cpu_features() -> list[str]:

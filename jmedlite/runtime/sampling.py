@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,22 @@ def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:
             llama.llama_sampler_init_top_p(sampling.top_p, 1),
             llama.llama_sampler_init_min_p(sampling.min_p, 1),
             llama.llama_sampler_init_temp(sampling.temperature),
-            llama.llama_sampler_init_dist(sampling.seed & 0xFFFFFFFF),
+            llama.llama_sampler_init_dist(seed_of(sampling.seed)),
         ]
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
     for step in steps:
         llama.llama_sampler_chain_add(chain, step)
     return chain
+
+
+def seed_of(seed: int) -> int:
+    """llama.cpp's 32-bit seed for one of 64 bits: the same where it fits, else drawn from all of its bits.
+
+    llama.cpp takes 2³² − 1 (LLAMA_DEFAULT_SEED) for "a random one".
+    """
+    if 0 <= seed < (1 << 32) - 1:
+        return seed
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big") % ((1 << 32) - 1)
 
 
 def gbnf_of(schema: str) -> str:

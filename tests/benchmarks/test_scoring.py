@@ -106,3 +106,13 @@ def test_gestalt_score_joins_answers_with_commas() -> None:
     assert generate("heart,kidney", TWO)["gestalt"] == 1.0
     assert generate("heart,kidney", TWO)["exact"] is True
     assert generate("肝臓。", Item("j", "?", ("肝臓", "腎臓"), (0,), "ja"))["exact"] is True
+
+
+def test_equal_choices_are_judged_by_their_text() -> None:
+    item = Item("q", "?", ("heart", "lung", "heart"), (2,), "en")
+    found = letter(item, [-1.0, -2.0, -3.0], order=(0, 1, 2))
+    assert found["picks"] == [0]
+    assert found["correct"] is True
+    two = Item("q", "?", ("heart", "lung", "heart"), (1, 2), "en")
+    assert letter(two, [-1.0, -2.0, -3.0], order=(0, 1, 2))["correct"] is True
+    assert letter(two, [-1.0, -3.0, -2.0], order=(0, 1, 2))["correct"] is False

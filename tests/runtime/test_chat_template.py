@@ -80,3 +80,13 @@ def test_question_must_appear_once(template: str) -> None:
 )
 def test_language(question: str, language: str) -> None:
     assert language_of(question) == language
+
+
+def test_templates_see_what_transformers_gives_them() -> None:
+    marked = (
+        "{% for m in messages %}{{ m.role }}:\r\n{% if m.role == 'user' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% endif %}{% endfor %}{{ {'b': 1, 'a': 'あ'} | tojson(sort_keys=true, separators=(',', ':')) }}"
+        "{{ {'a': 'あ'} | tojson(ensure_ascii=true) }}{{ tools is none }}{{ documents is none }}"
+    )
+    parts = build_prompt([Message("user", "熱")], system="", template=marked)
+    assert "".join(p.text for p in parts) == 'user:\n熱{"a":"あ","b":1}{"a": "\\u3042"}TrueTrue'

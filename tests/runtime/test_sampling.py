@@ -12,7 +12,7 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.runtime.runner import Runner
-from jmedlite.runtime.sampling import Sampling, gbnf_of
+from jmedlite.runtime.sampling import Sampling, gbnf_of, seed_of
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,14 @@ def test_senseless_options(options: dict[str, Any], words: str) -> None:
 def test_unknown_options_are_named(runner: Runner) -> None:
     with pytest.raises(UsageError, match="nonsense"):
         runner.ask("q", nonsense=1)
+
+
+def test_seeds_have_all_their_bits(tiny_gguf: Path) -> None:
+    seeds = (0, 7, -1, (1 << 32) - 1, 1 << 32, (1 << 32) + 7, -(1 << 63))
+    assert len({seed_of(s) for s in seeds}) == len(seeds)
+    assert seed_of(7) == 7
+    assert (1 << 32) - 1 not in map(seed_of, seeds)  # llama.cpp's word for a random seed
+    with jmedlite.Runner(tiny_gguf, threads=1) as model:
+        for seed in (-1, (1 << 32) - 1):
+            texts = {model.ask("q", temperature=1.2, seed=seed, max_tokens=16).text for _ in range(3)}
+            assert len(texts) == 1

@@ -106,3 +106,37 @@ def test_every_choice_comes_to_every_place() -> None:
     firsts = Counter(orders(4, 2, 0, f"q{i}")[1][0] for i in range(2000))
     assert all(400 < n < 600 for n in firsts.values())
     assert len(firsts) == 4
+
+
+def test_no_copy_of_an_example_is_asked() -> None:
+    """The same question under another id, with its choices in another order, or with other wrong ones."""
+    copies = [
+        Item(f"{i}-{k}", q, choices, (choices.index("右a"),), "ja")
+        for i in range(6)
+        for k, (q, choices) in enumerate(
+            [
+                (f"どれか。症例{i}", ("右a", "乙", "丙")),
+                (f"どれか。 症例{i}", ("丙", "右a", "乙")),
+                (f"どれか。症例{i}", ("右a", "丁")),
+            ]
+        )
+    ]
+    dataset = Dataset("t-ja", "t", "ja", "T", tuple(copies))
+    examples, rest = draw_examples(dataset, 3, seed=0)
+    shown = {e.id.split("-")[0] for e in examples}
+    assert len(shown) == 3  # three different ones
+    assert len(rest.items) == 9
+    assert not shown & {item.id.split("-")[0] for item in rest.items}
+    assert Counter(left.reason for left in rest.left) == {USED: 9}
+    with pytest.raises(UsageError, match="only 6 questions"):
+        draw_examples(dataset, 6, seed=0)
+    pool = replace(dataset, examples=(copies[0], *(replace(c, question=f"other {c.id}") for c in copies[1:9:3])))
+    examples, rest = draw_examples(pool, 2, seed=0)
+    assert rest is pool
+    assert all(e.question.startswith("other") for e in examples)
+
+
+def test_one_stem_with_other_choices_is_another_question() -> None:
+    items = [Item(str(i), "正しいのはどれか。", (f"右{i}", f"左{i}"), (0,), "ja") for i in range(5)]
+    _, rest = draw_examples(Dataset("t-ja", "t", "ja", "T", tuple(items)), 2, seed=0)
+    assert len(rest.items) == 3
