@@ -76,7 +76,16 @@ def test_question_must_appear_once(template: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "language"), [("胃潰瘍とは", "ja"), ("カルテ", "ja"), ("What?", "en"), ("é", "en")]
+    ("question", "language"),
+    [
+        ("胃潰瘍とは", "ja"),
+        ("カルテ", "ja"),
+        ("ﾍﾓｸﾞﾛﾋﾞﾝ 8.2", "ja"),
+        ("𠮷", "ja"),
+        ("々", "ja"),
+        ("What?", "en"),
+        ("é", "en"),
+    ],
 )
 def test_language(question: str, language: str) -> None:
     assert language_of(question) == language
@@ -84,7 +93,8 @@ def test_language(question: str, language: str) -> None:
 
 def test_templates_see_what_transformers_gives_them() -> None:
     marked = (
-        "{% for m in messages %}{{ m.role }}:\r\n{% if m.role == 'user' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% for m in messages %}{{ m.role }}:\r\n{% if m.role == 'user' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}"
         "{% endif %}{% endfor %}{{ {'b': 1, 'a': 'あ'} | tojson(sort_keys=true, separators=(',', ':')) }}"
         "{{ {'a': 'あ'} | tojson(ensure_ascii=true) }}{{ tools is none }}{{ documents is none }}"
     )

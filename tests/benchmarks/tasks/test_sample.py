@@ -110,16 +110,15 @@ def test_every_choice_comes_to_every_place() -> None:
 
 def test_no_copy_of_an_example_is_asked() -> None:
     """The same question under another id, with its choices in another order, or with other wrong ones."""
+    forms = [
+        ("どれか。症例{}", ("右a", "乙", "丙")),
+        ("どれか。 症例{}", ("丙", "右A", "乙")),
+        ("どれか。症例{}", ("右a", "丁")),
+    ]
     copies = [
-        Item(f"{i}-{k}", q, choices, (choices.index("右a"),), "ja")
+        Item(f"{i}-{k}", question.format(i), choices, (1 if k == 1 else 0,), "ja")
         for i in range(6)
-        for k, (q, choices) in enumerate(
-            [
-                (f"どれか。症例{i}", ("右a", "乙", "丙")),
-                (f"どれか。 症例{i}", ("丙", "右a", "乙")),
-                (f"どれか。症例{i}", ("右a", "丁")),
-            ]
-        )
+        for k, (question, choices) in enumerate(forms)
     ]
     dataset = Dataset("t-ja", "t", "ja", "T", tuple(copies))
     examples, rest = draw_examples(dataset, 3, seed=0)
