@@ -164,7 +164,7 @@ def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: st
     class Generation(Extension):
         """`{% generation %}`, by which transformers marks what was generated: what it holds, as if it was not there."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 - so jinja declares it
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
