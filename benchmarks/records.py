@@ -13,8 +13,9 @@ from jmedlite.base.records import along
 from jmedlite.benchmarks.tasks.items import NOT_ASKED
 
 FORMAT, VERSION = "jmedlite.run", 1
-SCORED, UNPARSED, TOO_LONG = "scored", "unparsed", "too long"  # an answer's status
-STATUSES = (SCORED, UNPARSED, TOO_LONG, NOT_ASKED)
+# an answer's status; FAILED is a question that a server never answered
+SCORED, UNPARSED, TOO_LONG, FAILED = "scored", "unparsed", "too long", "failed"
+STATUSES = (SCORED, UNPARSED, TOO_LONG, FAILED, NOT_ASKED)
 
 AnswerKey = tuple[str, str, str, int, str]  # model, task, method, permutation, item: what only one answer of a run has
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from jmedlite.benchmarks.records import SCORED, TOO_LONG, UNPARSED, Outcome, Picked
+from jmedlite.benchmarks.records import FAILED, SCORED, TOO_LONG, UNPARSED, Outcome, Picked
 from jmedlite.benchmarks.tasks.items import Item
 
+LOW_MASS = 0.1  # what the letters have of the probability together, below which a model wanted to say something else
 DIGITS = 6  # decimals of a score: more than the kernels agree on, and the same text on every machine
 NAMED = 0.6  # Gestalt similarity from which a response is taken to name a choice that it does not contain
 
@@ -29,6 +30,8 @@ def pick(scores: Sequence[float], order: Sequence[int], n: int) -> tuple[list[in
 def score(method: str, item: Item, order: Sequence[int], answer: dict[str, Any]) -> Outcome:
     """What comes of a worker's `answer` to an item whose choices stood in `order` (docs/runs.md, items.jsonl)."""
     n_prompt = answer["n_prompt"]
+    if answer.get("failed"):
+        return no_outcome(FAILED)
     if "scores" not in answer and "response" not in answer:
         return no_outcome(TOO_LONG, n_prompt)
     if method == "generate":
@@ -41,6 +44,8 @@ def score(method: str, item: Item, order: Sequence[int], answer: dict[str, Any])
         scores=scores,
         **vars(_picked(item, scores, order)),
     )
+    if method == "letter" and answer.get("unread"):  # every score is a bound: none is the answer
+        return replace(found, status=UNPARSED, picks=(), correct=False, margin=None)
     if method == "letter":
         return replace(found, mass=round(math.fsum(math.exp(s) for s in scores), DIGITS))
     n_tokens = tuple(answer["n_tokens"][order.index(choice)] for choice in range(len(order)))

@@ -18,7 +18,7 @@ from jmedlite.benchmarks.prompts.requests import as_text
 from jmedlite.benchmarks.tasks.items import LETTERS
 
 from .base import Prepared, RawAnswer, Wanted
-from .http import Refused, Server
+from .http import Failed, Refused, Server
 from .local_engine import split
 from .responses import (
     choice_of,
@@ -32,6 +32,7 @@ from .responses import (
     top_tokens,
 )
 
+TIMEOUT, CONCURRENCY = 300.0, 8  # seconds for an answer; questions in flight
 TOPS = (100, 20, 5)  # log-probabilities asked for: as many as the server allows; vLLM has 20, OpenAI 5
 # A first token that is half a character, which llama-server tells nothing of, or the end, of which llama-cpp-python's
 # server tells nothing, is kept from being taken so; the log-probabilities are those before that.
@@ -40,6 +41,7 @@ ASCII = "root ::= [ -~]+"
 # llama.cpp's name and vLLM's. A strict server refuses names that are not OpenAI's.
 PLAIN = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}
 STRICT = re.compile(r"unrecogni[sz]ed|extra inputs|unknown (field|param|arg)|repeat_penalty|repetition_penalty", re.I)
+FAILURES = 5  # questions in a row that a server can't answer, after which it is the server's fault and not theirs
 STOPS = {"length": "length", "stop": "eos", "eos_token": "eos"}
 # what `run.json` says of a model, and a server does not tell
 UNTOLD = ("file", "base", "level", "sha256", "n_bytes", "n_params", "bits_per_weight", "architecture", "title",
@@ -101,12 +103,12 @@ class EndpointModel:
         url: str,
         model: str | None = None,
         api_key: str | None = None,
-        timeout: float = 300.0,
-        concurrency: int = 8,
+        timeout: float = TIMEOUT,
+        concurrency: int = CONCURRENCY,
         notice: Notice = silent,
     ) -> None:
         key = api_key or os.environ.get("JMEDLITE_API_KEY") or os.environ.get("OPENAI_API_KEY")
-        self.server, self.concurrency = Server(url, key, timeout), concurrency
+        self.server, self.concurrency = Server(url, key, timeout, notice), concurrency
         if self.server.is_open:
             what = "questions and the key" if key else "questions"
             notice(f"{what} go to {self.server.host} unencrypted; use https or a tunnel")
@@ -114,6 +116,7 @@ class EndpointModel:
         self.model = str(self.entry["id"])
         self._facts = self._describe()
         self._n_top, self._plain = TOPS[0], PLAIN
+        self._answered = False  # any question at all
         self._repeats = False  # an answer's beginning, before what the model adds to it
         self._wanted = Wanted(())
 
@@ -197,6 +200,8 @@ class EndpointModel:
         def one(i: int) -> tuple[int, list[RawAnswer]]:
             try:
                 answer = ask(wanted, wanted.prompts[i])
+            except Failed as e:
+                return i, [{"n_prompt": None, "failed": e}]
             except Refused as e:
                 if not e.is_too_long:
                     raise
@@ -206,7 +211,23 @@ class EndpointModel:
                 answer = {"n_prompt": n}
             return i, [answer]
 
-        return in_order(one, range(first, stop), self.concurrency)
+        return self._few_failed(in_order(one, range(first, stop), self.concurrency))
+
+    def _few_failed(self, answers: Iterator[tuple[int, list[RawAnswer]]]) -> Iterator[tuple[int, list[RawAnswer]]]:
+        """Go on where a server can't answer one question; raise where it answers none any more."""
+        in_a_row: list[tuple[int, list[RawAnswer]]] = []  # held back until another question is answered
+        for at, found in answers:
+            if "failed" not in found[0]:
+                yield from in_a_row
+                in_a_row, self._answered = [], True
+                yield at, found
+                continue
+            in_a_row.append((at, found))
+            if len(in_a_row) == FAILURES:
+                raise found[0]["failed"]
+        if in_a_row and not self._answered:
+            raise in_a_row[-1][1][0]["failed"]
+        yield from in_a_row
 
     def _post(
         self, wanted: Wanted, prompt: dict[str, Any], options: dict[str, Any], added: str = ""
@@ -239,7 +260,9 @@ class EndpointModel:
             answer, where = self._likeliest(wanted, prompt, {"grammar": ASCII})
         scores, bounded = letter_scores(top_tokens(choice_of(answer, where), where), prompt["continuations"])
         found: RawAnswer = {"n_prompt": n_prompt_of(answer), "scores": scores, "n_tokens": [1] * len(scores)}
-        return found | ({"bounded": True} if bounded else {})
+        if bounded:
+            found |= {"bounded": True} | ({"unread": True} if bounded == len(scores) else {})
+        return found
 
     def _likeliest(self, wanted: Wanted, prompt: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """`_post` for one token with as many log-probabilities as the server gives."""

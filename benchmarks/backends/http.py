@@ -13,10 +13,12 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from jmedlite.base.errors import DataError, JmedliteError, NotPermitted, Unavailable, UsageError
+from jmedlite.base.progress import Notice, silent
 
 TRIES = 6
 FIRST_PAUSE = 0.5  # seconds, doubled each time: about 15 s in all
 LONGEST_PAUSE = 30.0  # whatever Retry-After asks for
+LOADING_SECONDS = 900.0  # for a server that loads its model
 MAX_ANSWER = 64 << 20
 MAX_TOLD = 200  # characters of a server's own words
 TOO_LONG = re.compile(r"context (length|size|window)|maximum model length|max_model_len|too long|too many tokens", re.I)
@@ -46,6 +48,10 @@ class Refused(DataError):
         return int(next(group for group in found.groups() if group)) if found else None
 
 
+class Failed(Unavailable):
+    """The server is there and says that it failed, however often it was asked."""
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Questions and the key go to the address that was given, and nowhere else."""
 
@@ -64,7 +70,7 @@ def is_this_machine(host: str) -> bool:
 class Server:
     """The server at `url`, with or without `/v1`. Threads may share it."""
 
-    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
+    def __init__(self, url: str, api_key: str | None, timeout: float, notice: Notice = silent) -> None:
         parts = urlsplit(url if "://" in url else f"//{url}")
         try:
             known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
@@ -79,7 +85,7 @@ class Server:
         self.root = f"{parts.scheme}://{parts.netloc}{path}"
         self.base = f"{self.root}/v1"
         self.is_open = parts.scheme == "http" and not is_this_machine(self.host)  # others can read along
-        self.timeout = timeout
+        self.timeout, self._notice = timeout, notice
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -87,7 +93,7 @@ class Server:
         if is_this_machine(self.host):
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
-        self.reached = False
+        self.reached = self._told_of_loading = False
 
     def get(self, path: str) -> dict[str, Any]:
         """What is at `path` (from the server's root)."""
@@ -98,26 +104,39 @@ class Server:
         return self._ask(f"{self.base}{path}", json.dumps(body, ensure_ascii=False).encode("utf-8"))
 
     def _ask(self, url: str, body: bytes | None) -> dict[str, Any]:
-        pause = FIRST_PAUSE
-        for left in reversed(range(TRIES)):
+        pause, left, until = FIRST_PAUSE, TRIES - 1, time.monotonic() + LOADING_SECONDS
+        while True:
             wait = pause
             try:
                 request = urllib.request.Request(url, body, self._headers)
                 with self._opener.open(request, timeout=self.timeout) as response:
                     self.reached = True
-                    return self._read(url, response)
+                    found = self._read(url, response)
+                if "error" not in found or found.keys() & {"choices", "data"}:
+                    return found
+                fault, again = self._fault(url, 200, *_words_of(found), None)
             except urllib.error.HTTPError as e:
                 self.reached = True
                 with e:
-                    fault, again = self._fault(url, e)
+                    error, words = _words(e)
+                    fault, again = self._fault(url, e.code, error, words, e.headers.get("Location"))
                     wait = _asked_for(e.headers.get("Retry-After")) or pause
+                if e.code == 503 and "loading" in words.lower() and time.monotonic() < until:
+                    if self._loading_is_new():
+                        self._notice(f"{self.root}: is loading its model; waiting for it")
+                    time.sleep(min(wait, 2.0))
+                    continue
             except (OSError, http.client.HTTPException) as e:
                 fault, again = self._no_answer(url, e), self.reached  # else the address is wrong, most likely
             if not left or not again:
                 raise fault
+            left -= 1
             time.sleep(min(wait, LONGEST_PAUSE))
             pause *= 2
-        raise AssertionError("not reached")
+
+    def _loading_is_new(self) -> bool:
+        first, self._told_of_loading = not self._told_of_loading, True
+        return first
 
     @staticmethod
     def _read(url: str, response: IO[bytes]) -> dict[str, Any]:
@@ -143,20 +162,25 @@ class Server:
         return Unavailable(f"{url}: can't be reached ({why}); is the server running, and the address right?")
 
     @staticmethod
-    def _fault(url: str, response: urllib.error.HTTPError) -> tuple[JmedliteError, bool]:
-        """(the exception for an answer with this status, whether it helps to ask again)."""
-        code = response.code
-        error, words = _words(response)
+    def _fault(
+        url: str, code: int, error: dict[str, Any], words: str, location: str | None
+    ) -> tuple[JmedliteError, bool]:
+        """(the exception for an answer with this status, whether it helps to ask again).
+
+        Gateways answer 200 and put the status of what failed behind them into the error.
+        """
+        if code == 200:
+            code = error["code"] if isinstance(error.get("code"), int) and error["code"] >= 400 else 500
         said = f"{code}: {words}" if words else str(code)
         if code in (401, 403):
             return NotPermitted(f"{url}: refuses access ({said}); set JMEDLITE_API_KEY to a key that it takes"), False
         if code == 404:
             return Unavailable(f"{url}: is not there ({said}); is it an OpenAI-compatible server's address?"), False
         if 300 <= code < 400:
-            to = response.headers.get("Location", "elsewhere")[:MAX_TOLD]
+            to = (location or "elsewhere")[:MAX_TOLD]
             return UsageError(f"{url}: sends on to {to}; give that server's address if you trust it"), False
         if (code == 429 or code >= 500) and not re.search(r"\becho\b|not supported|unsupported", words, re.I):
-            return Unavailable(f"{url}: does not answer ({said}); run again later, it goes on where it stopped"), True
+            return Failed(f"{url}: does not answer ({said}); run again later, it goes on where it stopped"), True
         return Refused(f"{url}: refuses the request ({said})", words, error), False
 
 
@@ -166,6 +190,11 @@ def _words(response: urllib.error.HTTPError) -> tuple[dict[str, Any], str]:
         found = json.loads(response.read(1 << 20))
     except (ValueError, RecursionError, OSError, http.client.HTTPException):
         return {}, ""
+    return _words_of(found)
+
+
+def _words_of(found: Any) -> tuple[dict[str, Any], str]:
+    """The same of the answer's JSON."""
     error = found.get("error", found) if isinstance(found, dict) else found
     if not isinstance(error, dict):
         error = {"message": error}

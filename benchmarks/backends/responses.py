@@ -14,7 +14,9 @@ SLACK = 1e-6  # what a sum of float32 probabilities may be wrong by
 
 
 def log_probability(value: Any, where: str) -> float:
-    """A server's ln p, checked."""
+    """A server's ln p, checked. Of a probability of 0, JSON has no logarithm: servers write null or -Infinity."""
+    if value is None or value == -math.inf:
+        return FLOOR
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value > SLACK:
         raise DataError(f"{where}: gave {value!r} as the logarithm of a probability")
     return max(min(float(value), 0.0), FLOOR)
@@ -50,8 +52,8 @@ def entries_of(choice: dict[str, Any]) -> list[Any]:
     return entries if isinstance(entries, list) else []
 
 
-def letter_scores(top: Sequence[tuple[str, float]], continuations: Sequence[str]) -> tuple[list[float], bool]:
-    """(ln p of each continuation, whether any is only a bound), found by its text among the likeliest tokens.
+def letter_scores(top: Sequence[tuple[str, float]], continuations: Sequence[str]) -> tuple[list[float], int]:
+    """(ln p of each continuation, how many are only a bound), found by its text among the likeliest tokens.
 
     " A" and "A" are two tokens, so the text must be the same, a leading space included, however it is written. Only
     where a server shows no leading space of any token (vLLM with SentencePiece strips them) is the space left away.
@@ -62,7 +64,7 @@ def letter_scores(top: Sequence[tuple[str, float]], continuations: Sequence[str]
         continuations = [c.lstrip() for c in continuations]
     left = max(0.0, 1 - math.fsum(math.exp(lp) for _, lp in top)) + SLACK
     bound = max(min(top[-1][1], math.log(left)), FLOOR)
-    return [texts.get(c, bound) for c in continuations], any(c not in texts for c in continuations)
+    return [texts.get(c, bound) for c in continuations], sum(c not in texts for c in continuations)
 
 
 def echoed(answer: dict[str, Any], where: str) -> tuple[list[str], list[Any]]:

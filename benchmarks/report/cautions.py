@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
+
+from jmedlite.benchmarks.records import FAILED
+from jmedlite.benchmarks.scoring import LOW_MASS
 
 from .labels import LANGUAGES, page_text, say
 from .numbers import percent
@@ -81,10 +85,33 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
     for name, (share, model) in ((name, max(found)) for name, found in empty.items()):
         if share > _OFTEN:
             yield say("w_unparsed", model=model, task=name, share=percent(share))
+    for name, (mass, model) in _masses(laid).items():
+        if mass < LOW_MASS:
+            yield say("w_mass", model=model, task=name, share=_few_percent(mass))
+    for run in laid.runs:
+        if failed := sum(a.status == FAILED for a in run.answers):
+            yield say("w_failed", run=_name(run), n=failed)
     complete = any(len(run.answers) >= run.n_expected > 0 for run in laid.runs)
     scored = any(a.method != "generate" for run in laid.runs for a in run.asks)  # responses are compared as text
     if complete and scored and not any(run.noise for run in laid.runs):
         yield say("w_no_noise")
+
+
+def _masses(laid: Pool) -> dict[str, tuple[float, str]]:
+    """Per task, the smallest median of the letters' probability that any model has, and that model."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for e in laid.entrants:
+        by_task: dict[str, list[float]] = {}
+        for a in laid.sheets.get("letter", {}).get(e.key, {}).values():
+            if a.mass is not None:
+                by_task.setdefault(a.task, []).append(a.mass)
+        for task, masses in by_task.items():
+            found.setdefault(task, []).append((median(masses), e.key))
+    return {task: min(models) for task, models in found.items()}
+
+
+def _few_percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share >= 0.0005 else "0.1"
 
 
 def guesses(families: list[Family], views: list[View]) -> Iterable[Bilingual]:

@@ -122,6 +122,17 @@ _TEXT: dict[str, tuple[str, str]] = {
         "{task}: up to {share} % of the responses ({model}) name no choice; Gestalt accuracy counts them all the same.",
         "{task}：応答の最大{share}％（{model}）はどの選択肢も示していませんが、Gestalt正答率には数えられています。",
     ),
+    "w_mass": (
+        "{task}: in half of the questions, the letters together have at most {share} % of the probability ({model}): "
+        "the model wanted to say something else, such as a thought, and which letter is the likeliest tells little of what "
+        "it knows.",
+        "{task}：半数の問題で、選択肢の記号の確率は合計しても{share}％以下です（{model}）。モデルは別のこと（思考など）を述べよう"
+        "としており、どの記号の確率が最も高いかから知識はほとんど分かりません。",
+    ),
+    "w_failed": (
+        "{run}: the server failed on {n} question(s); they are missing from all results of that model.",
+        "{run}：サーバーが{n}問に回答できませんでした。そのモデルの結果には含まれていません。",
+    ),
     "w_floor": (
         "{model} is right in {accuracy} % (95 % {low}…{high}), which is not shown to be more than {floor} %, what one "
         "gets without knowing anything ({name}). Levels that only guess don't differ: that no loss is found "

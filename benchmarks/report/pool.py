@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jmedlite.benchmarks.records import (
+    FAILED,
     TOO_LONG,
     AnswerRecord,
     AskRecord,
@@ -162,7 +163,7 @@ def pool(runs: Sequence[Run]) -> Pool:
                 asked[method][key] |= {(item, p) for p in range(orders[task, method])}
         for a in run.answers:
             unit = items[a.task, a.method, a.id], a.permutation
-            if a.status == NOT_ASKED:
+            if a.status in (NOT_ASKED, FAILED):
                 continue
             if a.status == TOO_LONG:
                 too_long[a.method][names[a.model]].add(unit)

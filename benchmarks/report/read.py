@@ -14,6 +14,7 @@ from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.inputs import reading
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.records import (
+    FAILED,
     FORMAT,
     SCORED,
     STATUSES,
@@ -227,7 +228,7 @@ def _check_answer(run: Run, a: AnswerRecord, names: set[str], asked: set[tuple[s
         fail(f"its status is {a.status!r}, known are {', '.join(STATUSES)}")
     if sorted(a.order) != list(range(len(q.choices))):
         fail(f"its order {list(a.order)} is none of {len(q.choices)} choices")
-    if a.status in (TOO_LONG, NOT_ASKED):
+    if a.status in (TOO_LONG, FAILED, NOT_ASKED):
         return
     if a.picks is None or a.correct is None:
         fail("was scored, but has no picks or no correct")

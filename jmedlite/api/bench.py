@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jmedlite.benchmarks.records import AskRecord, FileRecord, ModelRecord, RunR
 from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.run.measure import DistanceSettings, measure_costs, measure_text
 from jmedlite.benchmarks.run.run import AskSettings, ask_all, question_lines, run_keys
+from jmedlite.benchmarks.scoring import LOW_MASS
 from jmedlite.benchmarks.tasks.items import Dataset, Left
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
@@ -48,6 +50,14 @@ class Bench:
             {**dict(zip(names, key, strict=True)), "accuracy": right / n if n else None, "n_correct": right, "n": n}
             for key, (right, n) in counts.items()
         ]
+
+    def low_masses(self) -> list[tuple[str, str, float]]:
+        """(model, task, median) where the letters together have less of the probability than `LOW_MASS`."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for line in read_lines(self.folder / ITEMS):
+            if line.get("mass") is not None:
+                found.setdefault((line["model"], line["task"]), []).append(line["mass"])
+        return [(*key, statistics.median(m)) for key, m in found.items() if statistics.median(m) < LOW_MASS]
 
     def describe(self) -> dict[str, Any]:
         """For `--json`."""
@@ -135,7 +145,7 @@ def find_participants(
 ) -> Participants:
     """The models of a run, wherever they are."""
     if options.endpoint:
-        return behind_a_server(models, options.endpoint, notice)
+        return behind_a_server(models, options.endpoint, notice, options.timeout, options.concurrency)
     if options.cluster:
         return files_on_a_cluster(models, options.loading(), options.cluster, progress)
     return files_here(models, options.loading(), progress)

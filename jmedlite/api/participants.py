@@ -63,15 +63,25 @@ def files_on_a_cluster(named: Sequence[str | Path], loading: Loading, address: s
     return Participants(tuple(models), here.files, workers)
 
 
-def behind_a_server(ids: Sequence[str | Path], url: str, notice: Notice) -> Participants:
+def behind_a_server(
+    ids: Sequence[str | Path], url: str, notice: Notice, timeout: float, concurrency: int
+) -> Participants:
     """Models of an OpenAI-compatible server by their ids there; the only one where none is named."""
     from jmedlite.benchmarks.backends.endpoint import EndpointModel
+
+    def opening(name: str | None) -> Callable[[], EndpointModel]:
+        return lambda: EndpointModel(url, name, None, timeout, concurrency)
 
     models: list[Participant] = []
     names: list[str | None] = [str(i) for i in ids]
     for name in names or [None]:
-        with EndpointModel(url, name, notice=silent if models else notice) as model:
+        with EndpointModel(url, name, None, timeout, concurrency, silent if models else notice) as model:
             facts = model.describe()
+        if twin := next((m for m in models if m.name == facts["name"]), None):
+            raise UsageError(
+                f"{twin.facts['title']} and {facts['title']} would both be called {facts['name']}; ask each in a run "
+                "of its own, `jmedlite report` takes several"
+            )
         facts |= {"base": facts["base"] or facts["name"], "adapters": facts["adapters"] or []}
-        models.append(Participant(facts["name"], facts, lambda name=name: EndpointModel(url, name)))  # type: ignore[misc]
+        models.append(Participant(facts["name"], facts, opening(name)))
     return Participants(tuple(models), {})

@@ -85,6 +85,11 @@ def _show(done: Bench) -> None:
     ]
     columns = (("model", "left"), ("task", "left"), ("method", "left"), ("accuracy", "right"), ("n", "right"))
     console.table(columns, rows)
+    for model, task, mass in done.low_masses():
+        console.warn(
+            f"{model}, {task}: the letters together have {100 * mass:.2g} % of the probability in half of the "
+            "questions; the model wanted to say something else, so --method generate tells more"
+        )
     console.note(f"{done.n_results:,} results in {done.folder}" + (" (resumed)" if done.resumed else ""))
     console.note(f"next: jmedlite report {done.folder}    which level to use, and how sure that is")
     console.note(NOTICE["en"])

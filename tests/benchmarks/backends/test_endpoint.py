@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import jmedlite
+from jmedlite.api.participants import behind_a_server
 from jmedlite.base.errors import DataError, JmedliteError, NotPermitted, Unavailable, UsageError
 from jmedlite.benchmarks.backends import http as http_server
 from jmedlite.benchmarks.backends.base import Wanted
 from jmedlite.benchmarks.backends.endpoint import EndpointModel, in_order
 from jmedlite.benchmarks.backends.http import is_this_machine
-from jmedlite.benchmarks.backends.responses import letter_scores
+from jmedlite.benchmarks.backends.responses import letter_scores, log_probability
 from jmedlite.benchmarks.scoring import score as judge
 from jmedlite.benchmarks.tasks.items import Item
 from tests.support.openai_servers import (
@@ -285,7 +289,9 @@ def logprobs(value: Any) -> dict[str, Any]:
         (400, {"error": {"message": "no"}}, DataError, r"refuses the request \(400: no\)"),
         (422, {"detail": [{"msg": "Field required", "input": "secret"}]}, DataError, r"\(422: Field required\)"),
         (429, {"error": {"message": "slow down"}}, Unavailable, r"\(429: slow down\)"),
-        (503, {"error": {"message": "Loading model"}}, Unavailable, r"\(503: Loading model\)"),
+        (503, {"error": {"message": "overloaded"}}, Unavailable, r"\(503: overloaded\)"),
+        (200, {"error": {"message": "Model crashed", "code": 502}}, Unavailable, r"\(502: Model crashed\)"),
+        (200, {"error": {"message": "bad prompt", "code": 400}}, DataError, r"\(400: bad prompt\)"),
         (200, b"<html>hello", DataError, "answered with '<html>hello', not with a JSON object"),
         (200, b"[]", DataError, "not with a JSON object"),
         (200, b"\xff", DataError, "not with a JSON object"),
@@ -294,7 +300,7 @@ def logprobs(value: Any) -> dict[str, Any]:
         (200, logprobs(None), UsageError, "returns no log-probabilities"),
         (200, logprobs({"content": []}), UsageError, "returns no log-probabilities"),
         (200, logprobs({"top_logprobs": [{" A": math.nan}]}), DataError, "gave nan as the logarithm"),
-        (200, logprobs({"top_logprobs": [{" A": None}]}), DataError, "gave None as the logarithm"),
+        (200, logprobs({"top_logprobs": [{" A": "?"}]}), DataError, "gave '[?]' as the logarithm"),
         (200, logprobs({"top_logprobs": [{" A": 0.7}]}), DataError, r"gave 0\.7 as the logarithm"),
         (200, logprobs({"content": [{"token": 3, "logprob": -1, "top_logprobs": []}]}), DataError, "gave 3 as a token"),
     ],
@@ -312,7 +318,7 @@ def test_faults(status: int, found: Any, kind: type[JmedliteError], words: str) 
             answers(model, Wanted(LETTERS.prompts[:1]))
         assert "\n" not in str(caught.value)
         assert "secret" not in str(caught.value)
-        assert (n == http_server.TRIES) == (status in (429, 503))
+        assert (n == http_server.TRIES) == (kind is Unavailable and status != 404)
 
 
 def test_a_chat_answer_that_is_no_text() -> None:
@@ -336,6 +342,77 @@ def test_what_passes_is_tried_again() -> None:
         right = answers(model, LETTERS)
     with serving(moody) as url, EndpointModel(url) as model:
         assert answers(model, LETTERS) == right
+
+
+def test_a_server_that_loads_its_model_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, told = 0, list[str]()
+
+    def loading(path: str, body: dict[str, Any]) -> Answered:
+        nonlocal n
+        n += 1
+        return (503, {"error": {"message": "Loading model"}}) if n <= 8 else llama_server(path, body)
+
+    monkeypatch.setattr(http_server, "FIRST_PAUSE", 0.01)
+    with serving(loading) as url, EndpointModel(url, notice=told.append) as model:
+        assert model.model == "/m/tiny-Q8_0.gguf"
+    assert told == [f"{url}: is loading its model; waiting for it"]
+    n = 0
+    monkeypatch.setattr(http_server, "LOADING_SECONDS", 0)
+    with serving(loading) as url, pytest.raises(Unavailable, match=r"\(503: Loading model\)"):
+        EndpointModel(url)
+
+
+def test_one_question_that_always_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is counted and the run goes on; where none is answered any more, it ends."""
+    monkeypatch.setattr(http_server, "FIRST_PAUSE", 0.001)
+    broken: set[str] = {"Which? 3"}
+
+    def failing(path: str, body: dict[str, Any]) -> Answered:
+        bad = any(f"{b}\n" in body.get("prompt", "") for b in broken)
+        return (500, {"error": {"message": "can't parse"}}) if bad else vllm(path, body)
+
+    rows = [{"id": f"q{i}", "question": f"Which? {i}", "choices": ["a b", "c d"], "answer": 1} for i in range(9)]
+    task = tmp_path / "t.jsonl"
+    task.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with serving(failing) as url:
+        done = jmedlite.bench([], tasks=[str(task)], out=tmp_path / "run", endpoint=url)
+        lines = [json.loads(line) for line in (tmp_path / "run" / "items.jsonl").read_text().splitlines()]
+        assert [x["status"] for x in lines].count("failed") == 1
+        assert lines[3]["id"] == "q3"
+        assert lines[3]["picks"] is None
+        assert done.n_results == 9
+        broken |= {f"Which? {i}" for i in range(2, 9)}
+        with pytest.raises(Unavailable, match="can't parse"):
+            jmedlite.bench([], tasks=[str(task)], out=tmp_path / "other", endpoint=url, concurrency=1)
+    document = jmedlite.report([tmp_path / "run"]).document
+    (result,) = document["views"][0]["results"]
+    assert (result["n"], result["accounting"][0]["missing"]) == (8, 1)
+    assert any("1 question" in w["en"] and "failed" in w["en"] for w in document["warnings"])
+
+
+def test_two_models_of_one_name() -> None:
+    def two(path: str, body: dict[str, Any]) -> Answered:
+        return 200, {"data": [{"id": "org1/m"}, {"id": "org2/m"}]}
+
+    with serving(two) as url, pytest.raises(UsageError, match="org1/m and org2/m would both be called m"):
+        behind_a_server(["org1/m", "org2/m"], url, list().append, 5, 1)
+
+
+def test_what_a_server_writes_for_no_probability() -> None:
+    assert log_probability(None, "x") == log_probability(-math.inf, "x") == log_probability(-3.4e38, "x") == -1000
+    assert letter_scores([(" <think>", -0.1), (" x", -3.0)], [" A", " B"])[1] == 2
+
+
+def test_an_answer_without_any_letter_is_unparsed() -> None:
+    def thinking(path: str, body: dict[str, Any]) -> Answered:
+        return (200, logprobs({"top_logprobs": [{"<think>": -0.01, "\n": -6.0}]})) if body else vllm(path, body)
+
+    with serving(thinking) as url, EndpointModel(url) as model:
+        (answer,) = answers(model, Wanted(LETTERS.prompts[:1]))
+    n = len(answer["scores"])
+    item = Item("1", "q", tuple(f"c{i}" for i in range(n)), (0,), "en")
+    line = judge("letter", item, range(n), answer)
+    assert (line.status, line.picks, line.correct) == ("unparsed", (), False)
 
 
 def test_slow_and_gone(monkeypatch: pytest.MonkeyPatch) -> None:
