@@ -10,6 +10,7 @@ from typing import Any
 
 from jmedlite.benchmarks.records import FAILED, SCORED, TOO_LONG, UNPARSED, Outcome, Picked
 from jmedlite.benchmarks.tasks.items import Item
+from jmedlite.runtime.thoughts import split_thought
 
 LOW_MASS = 0.1  # what the letters have of the probability together, below which a model wanted to say something else
 DIGITS = 6  # decimals of a score: more than the kernels agree on, and the same text on every machine
@@ -86,9 +87,15 @@ def _generated(item: Item, order: Sequence[int], n_prompt: int | None, response:
     """The papers' three scores: exact match, Gestalt score, and Gestalt accuracy as `correct`.
 
     The papers join several right answers with commas and remove "." from the response before anything is compared.
-    For the exact match the Japanese full stop is removed too.
+    For the exact match the Japanese full stop is removed too. What a model thought is no part of its answer; where it
+    never ended its thought, there is none.
     """
-    clean = response.replace(".", "").strip()
+    said = split_thought(response)
+    if said.is_open:
+        none = Picked(picks=(), correct=False, margin=None)
+        return Outcome(status=UNPARSED, n_prompt=n_prompt, scores=(0.0,) * len(item.choices), **vars(none),
+                       response=response, stop=stop, exact=False, gestalt=0.0, parsed=False)  # fmt: skip
+    clean = said.answer.replace(".", "").strip()
     answer = ",".join(item.choices[i] for i in sorted(item.answers))
     scores = tuple(round(similarity(c, clean), DIGITS) for c in item.choices)
     named = max(scores) >= NAMED or any(c.replace(".", "") in clean for c in item.choices)
@@ -99,7 +106,7 @@ def _generated(item: Item, order: Sequence[int], n_prompt: int | None, response:
         **vars(_picked(item, scores, order)),
         response=response,
         stop=stop,
-        exact=_bare(response) == _bare(answer),
+        exact=_bare(said.answer) == _bare(answer),
         gestalt=round(ratio(clean, answer.replace(".", "").strip()), DIGITS),
         parsed=named,
     )

@@ -16,6 +16,7 @@ from jmedlite.base.errors import DataError, JmedliteError, Unavailable, UsageErr
 from jmedlite.base.progress import Notice, silent
 from jmedlite.benchmarks.prompts.requests import as_text
 from jmedlite.benchmarks.tasks.items import LETTERS
+from jmedlite.runtime.thoughts import split_thought
 
 from .base import Prepared, RawAnswer, Wanted
 from .http import Failed, Refused, Server
@@ -312,13 +313,15 @@ class EndpointModel:
 
     def _generated(self, wanted: Wanted, prompt: dict[str, Any]) -> RawAnswer:
         text, answer, choice = self._text(wanted, prompt, ["\n"] if wanted.newline_ends else [])
-        if wanted.newline_ends and not text.strip() and choice.get("finish_reason") == "stop":
-            # empty lines before an answer don't end it, but a server does not know
+        unfinished = not text.strip() or split_thought(text).is_open
+        if wanted.newline_ends and unfinished and choice.get("finish_reason") == "stop":
+            # neither empty lines before an answer nor those of a thought end it, but a server does not know
             text, answer, choice = self._text(wanted, prompt, [])
         stop = STOPS.get(str(choice.get("finish_reason")), str(choice.get("finish_reason")))
-        head, newline, _ = text.lstrip().partition("\n")
+        said = split_thought(text.lstrip())
+        head, newline, _ = said.answer.partition("\n")
         if wanted.newline_ends and newline:
-            text, stop = head, "newline"
+            text, stop = text.lstrip().removesuffix(said.answer) + head, "newline"
         elif choice.get("stop_reason") == "\n":
             stop = "newline"
         elif stop == "eos" and wanted.newline_ends and "stop_reason" not in choice:

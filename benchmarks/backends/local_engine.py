@@ -12,6 +12,7 @@ import numpy as np
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
+from jmedlite.runtime.thoughts import split_thought
 from jmedlite.runtime.vocabulary import common_prefix
 
 from .packing import PackedRequest, PackedRow, batches, packs, rows
@@ -151,7 +152,7 @@ class ScoringEngine:
                     stops[i] = "eos"
                     continue
                 texts[i].append(token)
-                if newline_ends and b"\n" in self._text(texts[i]).lstrip():
+                if newline_ends and has_line(self.text(texts[i])):
                     stops[i] = "newline"
                 elif len(texts[i]) < requests[i].reserve:
                     part.append(PackedRow(token, len(requests[i].stem) + len(texts[i]) - 1, (i + 1,), i, last=True))
@@ -170,6 +171,12 @@ class ScoringEngine:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens; bytes of a character that was cut are dropped."""
         return codecs.getincrementaldecoder("utf-8")("replace").decode(self._text(tokens))
+
+
+def has_line(text: str) -> bool:
+    """Whether the answer has come to the end of a line; a thought before it has lines of its own."""
+    said = split_thought(text)
+    return not said.is_open and "\n" in said.answer.lstrip()
 
 
 def shared_head(contexts: Sequence[Sequence[int]]) -> int:

@@ -124,8 +124,8 @@ _TEXT: dict[str, tuple[str, str]] = {
     ),
     "w_mass": (
         "{task}: in half of the questions, the letters together have at most {share} % of the probability ({model}): "
-        "the model wanted to say something else, such as a thought, and which letter is the likeliest tells little of what "
-        "it knows.",
+        "the model wanted to say something else, such as a thought, and which letter is the likeliest tells little of "
+        "what it knows.",
         "{task}：半数の問題で、選択肢の記号の確率は合計しても{share}％以下です（{model}）。モデルは別のこと（思考など）を述べよう"
         "としており、どの記号の確率が最も高いかから知識はほとんど分かりません。",
     ),

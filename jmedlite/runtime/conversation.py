@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,10 +18,10 @@ from .answers import Answer
 from .chat_template import language_of
 from .runner import Runner
 from .sampling import Sampling
+from .thoughts import split_thought
 
 FORMAT = 1
 MAX_SAVED = 1 << 24
-THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
 class Conversation:
@@ -82,7 +81,7 @@ class Conversation:
             finally:
                 if text:
                     # a model's thoughts are not part of what it said
-                    self.turns = [*turns, ("assistant", THOUGHTS.sub("", text).strip() or text)]
+                    self.turns = [*turns, ("assistant", split_thought(text).answer.strip() or text)]
 
     def reset(self) -> None:
         """Forget all turns; what was saved stays as it is."""

@@ -116,3 +116,11 @@ def test_equal_choices_are_judged_by_their_text() -> None:
     two = Item("q", "?", ("heart", "lung", "heart"), (1, 2), "en")
     assert letter(two, [-1.0, -2.0, -3.0], order=(0, 1, 2))["correct"] is True
     assert letter(two, [-1.0, -3.0, -2.0], order=(0, 1, 2))["correct"] is False
+
+
+def test_a_thought_is_no_answer() -> None:
+    right, wrong = ITEM.choices[2], ITEM.choices[0]
+    found = generate(f"<think>\nIs it the {wrong}? No.\n</think>\n\n{right}")
+    assert (found["correct"], found["exact"], found["status"]) == (True, True, "scored")
+    found = generate(f"<think>\nIs it the {right}?")
+    assert (found["correct"], found["exact"], found["status"], found["picks"]) == (False, False, "unparsed", [])
