@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Answer:
     """A finished answer.
 
-    `stop` is "eos" (the model ended), "length" (max_tokens), "context" (it is full) or "stopped" (by the reader).
+    `stop` is "eos" (the model ended), "stop" (it came to a stop text, or began to speak for the person), "length"
+    (max_tokens), "context" (it is full) or "stopped" (by the reader).
     `n_cached` tokens of the prompt's `n_prompt` were not evaluated anew.
     """
 

@@ -14,6 +14,7 @@ from jmedlite.base.options import check, option
 
 PENALTY_WINDOW = 64  # tokens that the repeat penalty looks back on
 MAX_GRAMMAR = 1 << 20
+MOST_STOPS, LONGEST_STOP = 16, 1000
 
 
 def read_grammar(path: Path) -> str:
@@ -26,7 +27,8 @@ class Sampling:
 
     With a temperature above 0, a token is drawn (by `seed`) from the `top_k` most likely ones (0: all), of those from
     the most likely that together have `top_p`, without those below `min_p` times the most likely. `repeat_penalty`
-    above 1 makes tokens of the last 64 less likely. `grammar` is GBNF, `json_schema` a JSON schema, as text.
+    above 1 makes tokens of the last 64 less likely. The answer ends where it says one
+    of `stop`. `grammar` is GBNF, `json_schema` a JSON schema, as text.
     """
 
     max_tokens: int = option(1024, low=1, high=1 << 24, help="Longest answer, in tokens.")
@@ -36,6 +38,7 @@ class Sampling:
     min_p: float = option(0.0, low=0, high=1, help="Leave out tokens below P times the most likely.")
     repeat_penalty: float = option(1.0, low=0.1, high=10, help="Above 1: less of what was just said.")
     seed: int = option(0, low=-(1 << 63), high=(1 << 63) - 1, help="For temperatures above 0.")
+    stop: tuple[str, ...] = option((), typed=str, metavar="TEXT", help="End the answer where it says TEXT; repeatable.")
     grammar: str | None = option(None, typed=Path, read=read_grammar, help="GBNF file that the answer must follow.")
     json_schema: str | None = option(
         None, typed=Path, read=read_grammar, help="JSON schema that the answer must follow."
@@ -45,6 +48,8 @@ class Sampling:
         check(self)
         if self.grammar is not None and self.json_schema is not None:
             raise UsageError("--grammar and --json-schema exclude each other; give one")
+        if any(not text or len(text) > LONGEST_STOP for text in self.stop) or len(self.stop) > MOST_STOPS:
+            raise UsageError(f"--stop: expected up to {MOST_STOPS} texts of 1 to {LONGEST_STOP:,} characters")
         for text in (self.grammar, self.json_schema):
             if text is not None and (len(text) > MAX_GRAMMAR or "\0" in text):
                 raise DataError(f"the grammar or schema is not a text of up to {MAX_GRAMMAR:,} characters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
 from typing import Any
@@ -60,6 +60,11 @@ class Vocabulary:
             for i, raw in enumerate(self.metadata["tokenizer.ggml.tokens"])
             if raw and self.llama.llama_vocab_is_control(self.vocab, i)
         }
+
+    @property
+    def controls(self) -> Collection[str]:
+        """The texts of all control tokens."""
+        return self._control.keys()
 
     def text_of(self, key: str) -> str:
         """The text of the token that the header names `tokenizer.ggml.KEY_token_id`, "" where it names none."""

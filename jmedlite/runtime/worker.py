@@ -25,6 +25,7 @@ from .loading import LoadedModel
 from .protocol import Emit, Request, Stopped, serve
 from .sampling import Sampling, make_chain
 from .state_cache import fingerprint
+from .stops import StopTexts, turn_header
 from .vocabulary import common_prefix
 
 TEMPLATE_SECONDS = 1.0
@@ -143,6 +144,7 @@ class AnswerEngine:
         prompt, prefix = self.vocabulary.tokenize_parts(parts), self.vocabulary.public_prefix(parts)
         self._check_room(len(prompt), min(request.get("reserve", 0), sampling.max_tokens))
         chain = make_chain(self.llama, self.vocabulary.vocab, sampling)
+        stops = StopTexts(self._stop_texts(sampling, parts))
         n_cached, times = 0, [started]
         stop, n = "stopped", 0
         try:
@@ -151,11 +153,16 @@ class AnswerEngine:
             n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
             self.loaded.integrity.check()
             times.append(time.monotonic())
-            for n, stop, text in self._generate(chain, sampling.max_tokens):  # noqa: B007 - the last ones count
-                if text:
+            for n, stop, piece in self._generate(chain, sampling.max_tokens):  # noqa: B007 - the last n counts
+                if text := stops.take(piece):
                     emit("token", text=text)
                 if len(times) == 2:
                     times.append(time.monotonic())
+                if stops.met:
+                    stop = "stop"  # noqa: PLW2901 - whatever else would have ended it
+                    break
+            if not stops.met and (text := stops.rest()):
+                emit("token", text=text)
         except Stopped:
             pass
         finally:
@@ -175,6 +182,13 @@ class AnswerEngine:
             first_token_seconds=first - started,
             generation_seconds=ended - prompted,
         )
+
+    def _stop_texts(self, sampling: Sampling, parts: list[Part]) -> list[str]:
+        """Those that were asked for, and the next turn of the person; a grammar alone says what an answer may be."""
+        if sampling.grammar is not None or sampling.json_schema is not None:
+            return list(sampling.stop)
+        header = turn_header(parts, self.vocabulary.controls, [self.vocabulary.text_of(t) for t in ("bos", "eos")])
+        return [*sampling.stop, *([f"\n{header}"] if header else [])]
 
     def _generate(self, chain: Any, limit: int) -> Iterator[tuple[int, str, str]]:
         """(tokens so far, why it would end here, text that is whole now) for each token of an answer."""
