@@ -17,6 +17,7 @@ from jmedlite.convert.families.families import (
     find_family,
     hf_name,
     is_tied,
+    quantization_method,
     row_order,
     text_config,
 )
@@ -40,23 +41,35 @@ class CheckpointModel:
         self._config = text_config(family, checkpoint.config)
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
-        self._tensors, self.warnings = checkpoint.tensors, list[str]()
-        self._tied = is_tied(self._config)
+        self._tensors, self.warnings = checkpoint.tensors, checkpoint.warnings
+        self._embedding = hf_name(family.embedding, family, self._tensors)
+        self._head = hf_name(family.head, family, self._tensors)
+        self._tied = self._config["tie_word_embeddings"] = self._is_tied()
         if family.head_is == "tied" and not self._tied:
             raise DataError(f"config.json: the head is not tied to the embedding, llama.cpp has no such {family.title}")
         rules = expected_rules(family, self._config, self._tensors)
-        self._embedding = hf_name(family.embedding, family, self._tensors)
-        self._head = next(
-            (r.hf for r in rules if r.gguf == "output.weight"), hf_name(family.head, family, self._tensors)
-        )
-        self._check_names(rules)
+        method = quantization_method(checkpoint.config)
+        try:
+            self._check_names(rules)
+            specs = [self._spec(rule) for rule in rules]
+        except DataError:
+            if method is None:
+                raise
+            raise DataError(
+                f"config.json: the weights are quantized already ({method}); give the original checkpoint"
+            ) from None
+        if method is not None:
+            self.warnings.append(
+                f"{self.label}: config.json calls its weights quantized ({method}), but they are not; they are "
+                "converted as they are"
+            )
         window = self._config.get("sliding_window")
         if family.ignores_window and isinstance(window, int) and window > 0:
             self.warnings.append(
                 f"{self.label}: llama.cpp does not compute its window of {window:,} tokens; longer prompts may be "
                 "answered differently than by the original"
             )
-        self.specs: Sequence[Spec] = [*self._constants(), *(self._spec(rule) for rule in rules)]
+        self.specs: Sequence[Spec] = [*self._constants(), *specs]
         self.head: Spec | None = None
         if self._tied:
             embedding = self._tensors[self._embedding]
@@ -65,6 +78,31 @@ class CheckpointModel:
                 self.specs = [*self.specs, head]
             elif family.head_is == "optional":
                 self.head = head
+
+    def _is_tied(self) -> bool:
+        """Do head and embedding share one table? Not where the file has another head, whatever config.json says.
+
+        That is transformers' rule (`tie_weights`). Raises DataError where llama.cpp has no place for such a head.
+        """
+        if not is_tied(self._config):
+            return False
+        one, other = self._tensors.get(self._embedding), self._tensors.get(self._head)
+        if one is None or other is None:
+            return True
+        if not {one.dtype, other.dtype} <= {*WEIGHT_DTYPES}:
+            return False  # what can't be read is refused by its type
+        if self._files.equal(one, other):
+            return True
+        if self._family.head_is == "tied":
+            raise DataError(
+                f"{other.path.name}: {self._head} has other values than {self._embedding}, config.json ties them "
+                f"(tie_word_embeddings); llama.cpp has no {self.title} with a head of its own"
+            )
+        self.warnings.append(
+            f"{self.label}: config.json ties head and embedding, but {self._head} has values of its own; it is "
+            "written untied, as transformers loads it"
+        )
+        return False
 
     def _constants(self) -> list[Spec]:
         kind = rope_parameters(self._config).get("rope_type", "default")

@@ -455,7 +455,6 @@ def test_unknown_architecture_lists_the_known(tmp_path: Path, architectures: Any
         ({"rope_scaling": {"rope_type": "longrope"}}, ["rope", "longrope", "Qwen2"]),
         ({"rope_scaling": {"rope_type": "yarn"}}, ["rope", "factor"]),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, ["rope", "x"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq", "original checkpoint"]),
     ],
 )
 def test_bad_config_values(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
