@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Entries
+from jmedlite.base.inputs import read_json
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     NOT_TEXT,
@@ -23,7 +24,8 @@ from jmedlite.convert.families.families import (
 )
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
 from jmedlite.convert.metadata.keys import build_metadata
-from jmedlite.convert.metadata.tokenizer import read_vocabulary
+from jmedlite.convert.metadata.specials import GENERATION, AdapterFiles, decide
+from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 
 from .base import Base, Spec
 from .checkpoint import Checkpoint
@@ -38,7 +40,7 @@ class CheckpointModel:
         self.label, self._folder, self._files = folder.resolve().name, folder, files
         self._family = family = find_family(checkpoint.config)
         self.title, self.architecture = family.title, family.gguf_arch
-        self._config = text_config(family, checkpoint.config)
+        self._whole, self._config = checkpoint.config, text_config(family, checkpoint.config)
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
         self._tensors, self.warnings = checkpoint.tensors, checkpoint.warnings
@@ -166,13 +168,17 @@ class CheckpointModel:
         )
 
     def metadata(
-        self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
+        self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
     ) -> tuple[Entries, list[str]]:
         """See base.SourceModel."""
-        folder = tokenizer or self._folder
-        vocabulary = read_vocabulary(folder, n_vocab)
-        dims = {**self._dims, "n_vocab": n_vocab}
-        entries = build_metadata(
-            self._folder, name, self._family, self._config, dims, vocabulary, n_weights, tokenizer_folder=folder
+        generation = self._folder / GENERATION
+        vocabulary, specials, warnings = decide(
+            read_tokenizer_files(self._folder),
+            adapters,
+            self._whole,
+            read_json(generation) if generation.is_file() else {},
+            n_vocab,
         )
-        return entries, [*self.warnings, *vocabulary.warnings]
+        dims = {**self._dims, "n_vocab": n_vocab}
+        entries = build_metadata(self._folder, name, self._family, self._config, dims, vocabulary, specials, n_weights)
+        return entries, [*self.warnings, *warnings]
