@@ -187,10 +187,10 @@ def _vocabulary(writer: Any, vocabulary: SourceVocabulary) -> None:
 
 
 def _specials(writer: Any, specials: Specials) -> None:
-    for kind, token_id in specials.ids.items():
-        getattr(writer, f"add_{kind}_token_id")(token_id)
-    for kind, value in specials.adds.items():
-        if add := getattr(writer, f"add_add_{kind}_token", None):
+    methods = [(f"add_{kind}_token_id", i) for kind, i in specials.ids.items()]
+    methods += [(f"add_add_{kind}_token", value) for kind, value in specials.adds.items()]
+    for name, value in methods:
+        if add := getattr(writer, name, None):  # GGUF has no places for some kinds ("cls")
             add(value)
     if specials.template is not None:
         writer.add_chat_template(specials.template)

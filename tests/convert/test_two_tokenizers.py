@@ -203,6 +203,11 @@ def test_special_tokens_map_alone(tmp_path: Path) -> None:
     assert meta(plan)["ggml.eos_token_id"] == IM_START
 
 
+def test_kinds_that_gguf_does_not_know_are_left_out(tmp_path: Path) -> None:
+    plan = assemble(with_files(tmp_path / "m", {"tokenizer_config.json": {"cls_token": "<|im_start|>"}}))
+    assert not [key for key in plan.metadata if "cls" in key]
+
+
 @pytest.mark.parametrize("value", [5, ["<|im_end|>"], {"content": 5}])
 def test_an_eos_that_is_no_text_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(DataError, match=r"tokenizer_config.json: eos_token is .*expected the text of one token"):
