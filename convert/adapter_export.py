@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,16 @@ class ExportedAdapter:
     size_bytes: int
     n_weights: int
     warnings: tuple[str, ...]
+    trained_on: Mapping[str, str]  # by adapter
 
     def describe(self) -> dict[str, Any]:
         """As the JSON document shows it."""
-        return {"file": str(self.path), "size_bytes": self.size_bytes, "n_weights_changed": self.n_weights}
+        return {
+            "file": str(self.path),
+            "size_bytes": self.size_bytes,
+            "n_weights_changed": self.n_weights,
+            "trained_on": dict(self.trained_on),
+        }
 
 
 def export(
@@ -83,7 +89,13 @@ def export(
     }
     write_adapter(path, weights, files, metadata, GGMLQuantizationType[names[0]])
     files.close()
-    return ExportedAdapter(path, path.stat().st_size, len(weights), tuple(w for a in bound for w in a.warnings))
+    return ExportedAdapter(
+        path,
+        path.stat().st_size,
+        len(weights),
+        tuple(w for a in bound for w in a.warnings),
+        {a.name: a.trained_on for a in bound if a.trained_on},
+    )
 
 
 def _reason(name: str, what: str) -> str:

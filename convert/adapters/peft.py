@@ -12,6 +12,7 @@ from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
 from jmedlite.convert.sources.base import Base
+from jmedlite.convert.sources.base_names import is_another
 from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
@@ -62,8 +63,11 @@ class PeftAdapter:
         self._check_targets()
         self._check_saved()
         trained_on = self.config.get("base_model_name_or_path")
-        if isinstance(trained_on, str) and base.name and Path(trained_on).name != Path(base.name).name:
-            self.warnings.append(f"{self.name}: was trained on {trained_on}, the base calls itself {base.name}")
+        self.trained_on: str | None = trained_on if isinstance(trained_on, str) and trained_on else None
+        if self.trained_on and is_another(self.trained_on, base.names):
+            self.warnings.append(
+                f"{self.name}: was trained on {self.trained_on}, the base calls itself {base.names[0]}"
+            )
 
     @property
     def files(self) -> list[Path]:

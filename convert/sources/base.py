@@ -36,11 +36,12 @@ class Spec:
 class Base:
     """The model an adapter is for, under Hugging Face's names; where the head is tied, it stands there as well.
 
+    `names` are what it calls itself, the most certain first; empty where nothing but its folder's name is known.
     `spellings` are (prefix, prefix) pairs: what some release of transformers calls a module, and what the checkpoint
     does.
     """
 
-    name: str | None
+    names: tuple[str, ...]
     tensors: Mapping[str, StoredTensor]
     embedding: str
     head: str

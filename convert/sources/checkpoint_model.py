@@ -28,6 +28,7 @@ from jmedlite.convert.metadata.specials import GENERATION, AdapterFiles, decide
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 
 from .base import Base, Spec
+from .base_names import hub_name
 from .checkpoint import Checkpoint
 from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 
@@ -156,9 +157,8 @@ class CheckpointModel:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
         tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._head, tensors[self._embedding])
-        name = self._config.get("_name_or_path")
         return Base(
-            name if isinstance(name, str) else None,
+            self._names(),
             tensors,
             self._embedding,
             self._head,
@@ -166,6 +166,13 @@ class CheckpointModel:
             self._files,
             self._family.spellings,
         )
+
+    def _names(self) -> tuple[str, ...]:
+        folder = self._folder.resolve()
+        if name := hub_name(folder):
+            return (name,)
+        name = self._whole.get("_name_or_path")
+        return (name, folder.name) if isinstance(name, str) and name else ()
 
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]

@@ -131,7 +131,9 @@ class GgufModel:
         tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._family.head, tensors[self._family.embedding])
         family = self._family
-        return Base(None, tensors, family.embedding, family.head, self._tied, self._files, family.spellings)
+        made_from = self._header.metadata.get("jmedlite.made.base")
+        names = (made_from.partition("@")[0],) if isinstance(made_from, str) and "/" in made_from else ()
+        return Base(names, tensors, family.embedding, family.head, self._tied, self._files, family.spellings)
 
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
