@@ -214,7 +214,7 @@ def assemble(
     if imatrix is not None:
         jobs = [replace(job, importance=_importance(job, imatrix)) for job in jobs]
     n_vocab = next(job.n_rows for job in jobs if job.name == EMBEDDING)
-    metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, _tokenizers(model, bound))
+    metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizers(model, bound))
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
         metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
     warnings += [w for a in bound for w in a.warnings]
@@ -306,7 +306,7 @@ def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) ->
     )
 
 
-def _tokenizers(model: SourceModel, adapters: Sequence[Adapter]) -> list[AdapterFiles]:
+def tokenizers(model: SourceModel, adapters: Sequence[Adapter]) -> list[AdapterFiles]:
     """What the adapters' folders hold of tokenizers; an adapter that is subtracted has no say."""
     embedding = next(spec.key for spec in model.specs if spec.name == EMBEDDING)
     return [

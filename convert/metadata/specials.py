@@ -102,7 +102,7 @@ def choose_vocabulary(
                 f"adapter {adapter.name}: its tokenizer says that token {i} is {theirs[i]!r}, the base's that it is "
                 f"{texts[i]!r}, and the embedding is the base's; it belongs to another base"
             )
-        if without := sorted(i for i in theirs if i >= n_vocab):
+        if without := sorted(i for i, text in theirs.items() if i >= n_vocab and not _same(text, texts.get(i))):
             _check_unused(adapter, [theirs[i] for i in without], n_vocab)
             if adapter.files.is_vocabulary and not differ:
                 warnings.append(
@@ -182,7 +182,7 @@ def take_from_base(
     for kind in ("bos", "eos"):
         i = find(tokens, base.token(kind))
         if i is None:
-            i = next((i for i in _ids(config.get(f"{kind}_token_id"), CONFIG, len(tokens))), None)
+            i = next((i for i in _as_ids(config.get(f"{kind}_token_id")) if i < len(tokens)), None)
         if i is not None:
             specials.ids.setdefault(kind, i)
     if base.adds_bos is not None:
@@ -226,13 +226,17 @@ def take_from_adapters(
 # ---------------------------------------------------------------------------------------------------------------- ends
 
 
-def _ids(value: Any, file: str, n_vocab: int) -> list[int]:
-    """End tokens as configurations write them: an id, a list of ids, or nothing; raises DataError."""
-    found = value if isinstance(value, list) else [] if value is None else [value]
-    for i in found:
-        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-            raise DataError(f"{file}: eos_token_id is {str(value)[:80]}, expected a token's id or a list of them")
-    return [i for i in dict.fromkeys(found) if i < n_vocab]
+def _as_ids(value: Any) -> list[int]:
+    return [i for i in dict.fromkeys(value if isinstance(value, list) else [value]) if type(i) is int and i >= 0]
+
+
+def _end_ids(settings: Mapping[str, Any], file: str) -> list[int]:
+    """The ids of eos_token_id, which may be one, a list, or nothing; raises DataError."""
+    value = settings.get("eos_token_id")
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(i) is not int or i < 0 for i in given):
+        raise DataError(f"{file}: eos_token_id is {str(value)[:80]}, expected a token's id or a list of them")
+    return _as_ids(given)
 
 
 def add_ends(
@@ -250,16 +254,18 @@ def add_ends(
     (it is among `named`), that stays EOS, since chat templates write it.
     """
     nested = config.get("text_config")
-    given = config.get("eos_token_id")
-    if given is None and isinstance(nested, dict):
-        given = nested.get("eos_token_id")
-    of_config = _ids(given, CONFIG, len(tokens))
-    of_generation = _ids(generation.get("eos_token_id"), GENERATION, len(tokens))
-    if not (wanted := of_generation or of_config):
+    of_config = _end_ids(config, CONFIG) or _end_ids(nested if isinstance(nested, dict) else {}, CONFIG)
+    of_generation = _end_ids(generation, GENERATION)
+    file = GENERATION if of_generation else CONFIG
+    wanted = of_generation or of_config
+    if outside := [i for i in wanted if i >= len(tokens)]:
+        warnings.append(f"{label}: {file} ends answers with token {outside[0]}, the model has {len(tokens):,} tokens")
+        wanted = [i for i in wanted if i < len(tokens)]
+    if not wanted:
         return
     shown = ", ".join(_shown(tokens, i) for i in wanted)
     eos = specials.ids.get("eos")
-    if of_generation and (left := [i for i in of_config if i not in wanted and i not in named]):
+    if left := [i for i in of_config if i not in wanted and i not in named and i < len(tokens)]:
         warnings.append(
             f"{label}: {CONFIG} ends answers with {_shown(tokens, left[0])}, {GENERATION} with {shown}; the latter "
             "is taken, as in transformers"
@@ -268,8 +274,7 @@ def add_ends(
         eos = specials.ids["eos"] = wanted[0]
     elif eos not in wanted:
         warnings.append(
-            f"{label}: {GENERATION if of_generation else CONFIG} ends answers with {shown}, the tokenizer with "
-            f"{_shown(tokens, eos)}; each of them ends one"
+            f"{label}: {file} ends answers with {shown}, the tokenizer with {_shown(tokens, eos)}; each ends one"
         )
     by_name = {i for i, token in enumerate(tokens) if token.decode("utf-8", "replace") in ENDS_BY_NAME}
     further = [i for i in wanted if i not in by_name and i not in (eos, specials.ids.get("eot"))]

@@ -45,6 +45,7 @@ class CheckpointModel:
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
         self._tensors, self.warnings = checkpoint.tensors, checkpoint.warnings
+        of_files = next((f"; it {w.partition(': ')[2]}" for w in checkpoint.warnings), "")
         self._embedding = hf_name(family.embedding, family, self._tensors)
         self._head = hf_name(family.head, family, self._tensors)
         self._tied = self._config["tie_word_embeddings"] = self._is_tied()
@@ -53,7 +54,7 @@ class CheckpointModel:
         rules = expected_rules(family, self._config, self._tensors)
         method = quantization_method(checkpoint.config)
         try:
-            self._check_names(rules)
+            self._check_names(rules, of_files)
             specs = [self._spec(rule) for rule in rules]
         except DataError:
             if method is None:
@@ -133,7 +134,8 @@ class CheckpointModel:
             )
         return Spec(rule.gguf, expected, tensor, rule.hf, row_order(rule, self._dims), rule.plus)
 
-    def _check_names(self, rules: Sequence[Rule]) -> None:
+    def _check_names(self, rules: Sequence[Rule], of_files: str) -> None:
+        """Raise DataError where tensors are missing or left over; `of_files` says which of several files were read."""
         wanted = {rule.hf for rule in rules}
         seeing = {n for n in self._tensors if n.startswith(NOT_TEXT)}
         if seeing:
@@ -145,7 +147,7 @@ class CheckpointModel:
         for what, names in (("lacks", sorted(wanted - found)), ("has", sorted(found - wanted))):
             if names:
                 more = f" and {len(names) - 1} more" if names[1:] else ""
-                tail = "" if what == "lacks" else f", which {self.title} does not have"
+                tail = of_files if what == "lacks" else f", which {self.title} does not have"
                 raise DataError(f"{self.label}: the checkpoint {what} {names[0]}{more}{tail}")
 
     @property

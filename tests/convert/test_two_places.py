@@ -151,6 +151,13 @@ def test_one_file_beside_an_index_is_taken(tmp_path: Path) -> None:
     assert "model.safetensors.index.json" in warning
 
 
+def test_a_part_beside_an_index_is_refused_by_both_names(tmp_path: Path) -> None:
+    tensors = builders.checkpoint(tmp_path / "m", shards=2)
+    builders.write_safetensors(tmp_path / "m" / "model.safetensors", dict(list(tensors.items())[:3]))
+    with pytest.raises(DataError, match=r"lacks .*; it has both model.safetensors and model.safetensors.index.json"):
+        assemble(tmp_path / "m")
+
+
 # -------------------------------------------------------------------------------------------------------- quantization
 
 

@@ -10,6 +10,7 @@ import gguf
 import pytest
 
 import jmedlite
+from jmedlite.api.quantize import export_adapters
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.native import libllama
@@ -274,7 +275,7 @@ UNKNOWN_ENDS = ["<|a|>", "<|b|>", "<|c|>"]
 def model_with_ends(folder: Path, specials: list[str], eos: str | None, **configs: Any) -> QuantizePlan:
     """A model whose tokens are those of the builders with other special ones; `configs` are lists of their names."""
     tokenizer = builders.byte_level_tokenizer(specials)
-    ids = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+    ids = {t["content"]: t["id"] for t in tokenizer["added_tokens"]} | {"nowhere": 99_999}
     builders.checkpoint(folder, vocab_size=builders.n_tokens(tokenizer), bos_token_id=None, eos_token_id=None)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     change_json(folder / "tokenizer_config.json", bos_token=None, pad_token=None, eos_token=eos)
@@ -305,6 +306,7 @@ def model_with_ends(folder: Path, specials: list[str], eos: str | None, **config
         (UNKNOWN_ENDS, None, {"config": "<|a|>", "generation_config": "<|b|>"}, {"eos": "<|b|>"}, 1),
         (UNKNOWN_ENDS, "<|a|>", {"config": "<|c|>", "generation_config": ["<|a|>", "<|b|>"]}, {"eot": "<|b|>"}, 1),
         (UNKNOWN_ENDS, "<|a|>", {"config": "<|a|>", "generation_config": ["<|b|>", "<|a|>"]}, {"eot": "<|b|>"}, 0),
+        (UNKNOWN_ENDS, "<|a|>", {"generation_config": ["<|a|>", "nowhere"]}, {}, 1),
     ],
 )  # fmt: skip
 def test_every_end_token_ends(
@@ -513,6 +515,14 @@ def test_an_adapter_of_a_gguf_brings_its_template(tmp_path: Path, base: builders
     adapter(tmp_path / "b", base, renamed(IM_START, "<|mine|>"))
     with pytest.raises(DataError, match=r"other tokens than the tokenizer of adapter b"):
         assemble(path, adapters=[(tmp_path / "b", 1.0)])
+
+
+def test_an_exported_adapter_says_what_it_leaves_out(tmp_path: Path, base: builders.Arrays) -> None:
+    one = adapter(tmp_path / "a", base, builders.byte_level_tokenizer(), chat_template=OTHER)
+    two = adapter(tmp_path / "b", base, builders.byte_level_tokenizer())
+    (warning,) = export_adapters(str(tmp_path / "m"), [str(one)], out=tmp_path).warnings
+    assert "adapter a: brings its own tokenizer.chat_template, which a GGUF adapter can't hold" in warning
+    assert not export_adapters(str(tmp_path / "m"), [str(two)], out=tmp_path).warnings
 
 
 # --------------------------------------------------------------------------------------------------------------- oracle
