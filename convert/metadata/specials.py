@@ -57,9 +57,14 @@ def decide(
     `own` are the base's tokenizer files, `config` and `generation` its config.json and generation_config.json.
     """
     warnings: list[str] = []
+    every = [own, *(a.files for a in adapters)]
+    for files in every[1:]:
+        files.share(own)
     chosen = choose_vocabulary(own.texts() if adapters else {}, adapters, n_vocab, warnings)
     files = chosen.files if chosen else own
     vocabulary = read_vocabulary(files, n_vocab)
+    for read in every:
+        read.forget_vocabulary()
     tokens = vocabulary.tokens
     found = read_specials(files, vocabulary, warnings)
     base = found
@@ -69,10 +74,9 @@ def decide(
             take_from_base(specials, own, config, tokens)
     base = replace(base, ids=dict(base.ids), adds={"bos": vocabulary.begins_by_default, **base.adds})
     take_from_adapters(found, base, adapters, tokens, warnings)
-    every = [own, *(a.files for a in adapters)]
-    named = {find(tokens, files.token("eos")) for files in every}
+    named = {find(tokens, read.token("eos")) for read in every}
     add_ends(found, config, generation, named, tokens, own.folder.name, warnings)
-    return vocabulary, found, [*warnings, *(w for files in every for w in files.warnings), *vocabulary.warnings]
+    return vocabulary, found, [*warnings, *(w for read in every for w in read.warnings), *vocabulary.warnings]
 
 
 def choose_vocabulary(

@@ -6,6 +6,7 @@ Several of them state the same facts; where they differ, transformers' rules hol
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import read_json, read_text
+from jmedlite.base.inputs import read_json, read_text, reading
 
 from .sentencepiece import SentencePieceModel, read_sentencepiece
 
@@ -44,7 +45,6 @@ class TokenizerFiles:
     """The tokenizer of a checkpoint or of an adapter, or what there is of it."""
 
     folder: Path
-    described: dict[str, Any] | None  # tokenizer.json
     settings: dict[str, Any]  # tokenizer_config.json
     named: dict[str, Any]  # special_tokens_map.json
     listed: dict[str, Any]  # added_tokens.json
@@ -59,7 +59,27 @@ class TokenizerFiles:
     @property
     def is_vocabulary(self) -> bool:
         """Is there a whole vocabulary in the folder?"""
-        return self.described is not None or self.pieces_file is not None
+        return (self.folder / DESCRIBED).is_file() or self.pieces_file is not None
+
+    @cached_property
+    def described(self) -> dict[str, Any] | None:
+        """tokenizer.json, which may have tens of megabytes."""
+        return _read(self.folder / DESCRIBED)
+
+    def share(self, other: TokenizerFiles) -> None:
+        """Take the other's tokenizer.json as read where the two are the same file to the byte."""
+        one, two = self.folder / DESCRIBED, other.folder / DESCRIBED
+        if one.is_file() and two.is_file():
+            with reading(one):
+                same = filecmp.cmp(one, two, shallow=False)
+            if same:
+                self.__dict__["described"] = other.described
+
+    def forget_vocabulary(self) -> None:
+        """Let go of what the memory is needed for elsewhere: tokens and merges; what is added stays known."""
+        if self.described is not None:
+            self.__dict__["described"] = {key: value for key, value in self.described.items() if key != "model"}
+        self.__dict__.pop("own_texts", None)
 
     @cached_property
     def pieces(self) -> SentencePieceModel:
@@ -197,7 +217,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """The tokenizer files of a folder; raises DataError where one is not a JSON object."""
     return TokenizerFiles(
         folder.resolve(),
-        _read(folder / DESCRIBED),
         _read(folder / SETTINGS) or {},
         _read(folder / NAMED) or {},
         _read(folder / ADDED) or {},
