@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.outputs import check_target
 from jmedlite.convert.adapters.gguf_lora import RuntimeWeight, write_adapter
+from jmedlite.convert.adapters.lora import Adapter
+from jmedlite.convert.sources.base import SourceModel
 from jmedlite.convert.sources.tensors import Files
 
-from .planning import EMBEDDING, HEAD, bind_adapters, make_jobs, open_model
+from .planning import EMBEDDING, HEAD, bind_adapters, make_jobs, open_model, tokenizers
 
 TYPES = ("F32", "F16", "BF16")
 
@@ -28,10 +30,16 @@ class ExportedAdapter:
     size_bytes: int
     n_weights: int
     warnings: tuple[str, ...]
+    trained_on: Mapping[str, str]  # by adapter
 
     def describe(self) -> dict[str, Any]:
         """As the JSON document shows it."""
-        return {"file": str(self.path), "size_bytes": self.size_bytes, "n_weights_changed": self.n_weights}
+        return {
+            "file": str(self.path),
+            "size_bytes": self.size_bytes,
+            "n_weights_changed": self.n_weights,
+            "trained_on": dict(self.trained_on),
+        }
 
 
 def export(
@@ -83,7 +91,30 @@ def export(
     }
     write_adapter(path, weights, files, metadata, GGMLQuantizationType[names[0]])
     files.close()
-    return ExportedAdapter(path, path.stat().st_size, len(weights), tuple(w for a in bound for w in a.warnings))
+    return ExportedAdapter(
+        path,
+        path.stat().st_size,
+        len(weights),
+        (*(w for a in bound for w in a.warnings), *_left_out(model, bound)),
+        {a.name: a.trained_on for a in bound if a.trained_on},
+    )
+
+
+def _left_out(model: SourceModel, adapters: Sequence[Adapter]) -> list[str]:
+    """What the adapters' folders say of templates and special tokens, for which a GGUF adapter has no place."""
+    brought = tokenizers(model, adapters)
+    if not any(a.files.settings or a.files.template for a in brought):
+        return []
+    n_vocab = next(spec.shape[0] for spec in model.specs if spec.name == EMBEDDING)
+    with_them, without = (model.metadata(None, 1, n_vocab, given)[0] for given in (brought, []))
+    keys = sorted(key for key in {**with_them, **without} if with_them.get(key) != without.get(key))
+    if not keys:
+        return []
+    names = " and ".join(a.name for a in brought)
+    return [
+        f"adapter {names}: brings its own {', '.join(keys)}, which a GGUF adapter can't hold; merge it with "
+        "`jmedlite quantize --lora` to keep them"
+    ]
 
 
 def _reason(name: str, what: str) -> str:

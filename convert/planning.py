@@ -13,7 +13,6 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
-from jmedlite.base.filenames import VOCABULARIES
 from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32
 from jmedlite.base.outputs import check_target
@@ -22,6 +21,8 @@ from jmedlite.convert.adapters.lora import Adapter
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import Level, choose_types
+from jmedlite.convert.metadata.specials import AdapterFiles
+from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
@@ -213,8 +214,7 @@ def assemble(
     if imatrix is not None:
         jobs = [replace(job, importance=_importance(job, imatrix)) for job in jobs]
     n_vocab = next(job.n_rows for job in jobs if job.name == EMBEDDING)
-    tokenizer = next((a.folder for a in reversed(bound) if _brings_tokenizer(a, model)), None)
-    metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizer)
+    metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizers(model, bound))
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
         metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
     warnings += [w for a in bound for w in a.warnings]
@@ -306,11 +306,14 @@ def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) ->
     )
 
 
-def _brings_tokenizer(adapter: Adapter, model: SourceModel) -> bool:
-    """Did the adapter train the embedding, and does it come with the tokenizer it was trained with?"""
+def tokenizers(model: SourceModel, adapters: Sequence[Adapter]) -> list[AdapterFiles]:
+    """What the adapters' folders hold of tokenizers; an adapter that is subtracted has no say."""
     embedding = next(spec.key for spec in model.specs if spec.name == EMBEDDING)
-    trained = embedding in adapter.replaced or embedding in adapter.updates
-    return trained and adapter.folder is not None and any((adapter.folder / f).is_file() for f in VOCABULARIES)
+    return [
+        AdapterFiles(a.name, read_tokenizer_files(a.folder), embedding in a.replaced or embedding in a.updates)
+        for a in adapters
+        if a.folder is not None and a.weight > 0
+    ]
 
 
 def _importance(job: TensorJob, imatrix: Imatrix) -> F32 | None:

@@ -48,6 +48,8 @@ class GgufAdapter:
             )
         if (arch := meta.get("general.architecture")) != architecture:
             raise self._fail(f"is for the architecture {arch}, the base is {architecture}")
+        base = meta.get("jmedlite.made.base") or meta.get("general.base_model.0.name")
+        self.trained_on = base if isinstance(base, str) else None
         self._alpha = meta.get(ALPHA, 0.0)
         if isinstance(self._alpha, bool) or not isinstance(self._alpha, int | float) or not np.isfinite(self._alpha):
             raise self._fail(f"has {ALPHA} = {self._alpha!r}, expected a number")

@@ -59,6 +59,7 @@ class Adapter(Protocol):
     in_gguf_order: bool  # names and rows are llama.cpp's already
     ties_head: bool  # the head follows the embedding where the base ties them
     folder: Path | None  # where a changed tokenizer would be
+    trained_on: str | None  # what it calls its base
 
     @property
     def files(self) -> list[Path]: ...

@@ -8,12 +8,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
 from jmedlite.convert.sources.base import Base
+from jmedlite.convert.sources.base_names import is_another
 from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
@@ -64,8 +63,11 @@ class PeftAdapter:
         self._check_targets()
         self._check_saved()
         trained_on = self.config.get("base_model_name_or_path")
-        if isinstance(trained_on, str) and base.name and Path(trained_on).name != Path(base.name).name:
-            self.warnings.append(f"{self.name}: was trained on {trained_on}, the base calls itself {base.name}")
+        self.trained_on: str | None = trained_on if isinstance(trained_on, str) and trained_on else None
+        if self.trained_on and is_another(self.trained_on, base.names):
+            self.warnings.append(
+                f"{self.name}: was trained on {self.trained_on}, the base calls itself {base.names[0]}"
+            )
 
     @property
     def files(self) -> list[Path]:
@@ -243,7 +245,7 @@ class PeftAdapter:
             raise self._fail(f"its {own} is {list(tensor.shape)}, the base has {list(base.shape)}")
         named = self._is_saved(found["module"])
         bias = found["leaf"] == "bias" and self.config.get("bias", "none") != "none"
-        if tensor.shape == base.shape and (is_table or not (named or bias)) and self._equals(tensor, base):
+        if tensor.shape == base.shape and (is_table or not (named or bias)) and self._base.files.equal(tensor, base):
             return  # PEFT saves untouched embeddings and heads along where one of them is a target
         if not (named or bias or is_table):
             raise self._fail(f"holds a trained {own} ({name}), which its modules_to_save do not name")
@@ -262,23 +264,12 @@ class PeftAdapter:
     def _is_saved(self, module: str) -> bool:
         return any(self._goes_by(module, name) for name in self._saved_modules())
 
-    def _equals(self, one: StoredTensor, other: StoredTensor) -> bool:
-        """Are both tensors' values the same? Read in pieces."""
-        step = 1 << 20
-        for start in range(0, one.n_elements, step):
-            values = np.empty((2, min(step, one.n_elements - start)), np.float32)
-            for row, tensor in zip(values, (one, other), strict=True):
-                self._base.files.values(tensor, start, row)
-            if not np.array_equal(values[0], values[1]):
-                return False
-        return True
-
     def _check_saved(self) -> None:
         """Every module in modules_to_save has all its tensors; embedding and head have as many rows as each other."""
         embedding, head = self._base.embedding, self._base.head
         if self._base.tied and embedding in self.replaced and head in self.replaced:
             one, other = self.replaced[embedding], self.replaced[head]
-            if one.shape == other.shape and (self.ties_head or self._equals(one, other)):
+            if one.shape == other.shape and (self.ties_head or self._base.files.equal(one, other)):
                 del self.replaced[head]  # tied still
                 self.ties_head = True
         for module in self._saved_modules():

@@ -303,18 +303,16 @@ def find_family(config: Mapping[str, Any]) -> Family:
     name = names[0] if isinstance(names, list) and names else None
     for family in FAMILIES:
         if name in family.hf_names or _MULTIMODAL.get(str(name)) in family.hf_names:
-            if config.get("quantization_config"):
-                raise DataError(
-                    "config.json: the weights are quantized already "
-                    f"({_method(config['quantization_config'])}); give the original checkpoint"
-                )
             return family
     known = "; ".join(f"{f.title} ({', '.join(f.hf_names)})" for f in FAMILIES)
     raise DataError(f"config.json: architecture {name} is not supported; known are {known}")
 
 
-def _method(quantization: Any) -> Any:
-    return quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """How config.json says the weights are quantized; merges of adapters keep that, although their weights are not."""
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
+    return str(method) if method else None
 
 
 def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,6 +323,8 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     nested = config.get("text_config")
     given = {**config, **nested} if isinstance(nested, dict) else config
     settings = {**family.defaults, **{key: value for key, value in given.items() if value is not None}}
+    if given is not config and isinstance(tied := config.get("tie_word_embeddings", True), bool):
+        settings["tie_word_embeddings"] = tied  # the whole model has the head, so its setting counts, not the nested
     for key, allowed in family.computes:
         if key in settings and settings[key] not in allowed:
             raise DataError(

@@ -21,8 +21,10 @@ from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
 from jmedlite.convert.families.families import Family, Key, integer
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters
 
+from .specials import Specials
 from .tokenizer import SourceVocabulary
 
+ENDS = "jmedlite.tokenizer.end_token_ids"
 F32_MAX = float(np.finfo(np.float32).max)
 logging.getLogger("gguf").setLevel(logging.ERROR)
 
@@ -34,19 +36,36 @@ def build_metadata(
     config: Mapping[str, Any],
     dims: Mapping[str, int],
     vocabulary: SourceVocabulary,
+    specials: Specials,
     n_weights: int,
-    tokenizer_folder: Path,
 ) -> Entries:
     """Every key but general.file_type, which differs from level to level; `n_weights` gives the size label.
 
-    `config` is architectures.text_config; `tokenizer_folder` is where the special tokens stand.
+    `config` is architectures.text_config.
     """
     writer = gguf.GGUFWriter(None, family.gguf_arch)
     writer.add_type(gguf.GGUFType.MODEL)
     _general(writer, folder, name, n_weights)
     _architecture(writer, family, config, dims)
-    _vocabulary(writer, tokenizer_folder, vocabulary, dims["n_vocab"])
+    _vocabulary(writer, vocabulary)
+    _specials(writer, specials)
+    # llama.cpp has no such keys: jmedlite's runner does this itself, before the text is tokenized
+    if vocabulary.normalizer:
+        writer.add_string("jmedlite.tokenizer.normalizer", vocabulary.normalizer)
+    if vocabulary.byte_fallback:
+        writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return _entries(writer)
+
+
+def special_entries(specials: Specials) -> Entries:
+    """The keys of special tokens alone, for a vocabulary that is there already."""
+    writer = gguf.GGUFWriter(None, "")
+    _specials(writer, specials)
+    return {key: value for key, value in _entries(writer).items() if key != "general.architecture"}
+
+
+def _entries(writer: Any) -> Entries:
     return {key: _entry(key, value) for key, value in writer.kv_data[0].items()}
 
 
@@ -150,7 +169,7 @@ def _yarn(writer: Any, rope: Mapping[str, Any]) -> None:
             add(float(rope[key]))
 
 
-def _vocabulary(writer: Any, folder: Path, vocabulary: SourceVocabulary, n_vocab: int) -> None:
+def _vocabulary(writer: Any, vocabulary: SourceVocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -165,22 +184,18 @@ def _vocabulary(writer: Any, folder: Path, vocabulary: SourceVocabulary, n_vocab
         writer.add_remove_extra_whitespaces(vocabulary.remove_extra_whitespaces)
     if vocabulary.charsmap:
         writer.add_precompiled_charsmap(vocabulary.charsmap)
-    try:
-        special = gguf.SpecialVocab(folder, load_merges=False, n_vocab=n_vocab)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
-        raise DataError(f"{folder.name}: its special tokens can't be read ({e})") from None
-    if vocabulary.add_bos is not None:
-        special.add_special_token.setdefault("bos", vocabulary.add_bos)
-    if vocabulary.model == "t5":  # llama.cpp would append an end-of-text token to every prompt
-        special.add_special_token.setdefault("eos", False)
-    if vocabulary.unknown is not None:
-        special.special_token_ids["unk"] = vocabulary.unknown
-    special.add_to_gguf(writer, quiet=True)
-    # llama.cpp has no such keys: jmedlite's runner does this itself, before the text is tokenized
-    if vocabulary.normalizer:
-        writer.add_string("jmedlite.tokenizer.normalizer", vocabulary.normalizer)
-    if vocabulary.byte_fallback:
-        writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
+
+
+def _specials(writer: Any, specials: Specials) -> None:
+    methods = [(f"add_{kind}_token_id", i) for kind, i in specials.ids.items()]
+    methods += [(f"add_add_{kind}_token", value) for kind, value in specials.adds.items()]
+    for name, value in methods:
+        if add := getattr(writer, name, None):  # GGUF has no places for some kinds ("cls")
+            add(value)
+    if specials.template is not None:
+        writer.add_chat_template(specials.template)
+    if specials.ends:  # GGUF has places for three at most, each with a meaning of its own
+        writer.add_array(ENDS, specials.ends)
 
 
 # Keys of a GGUF that describe the file and not the model; a new file gets its own.

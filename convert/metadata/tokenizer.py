@@ -16,9 +16,9 @@ from typing import Any
 from gguf.constants import TokenType
 
 from jmedlite.base.errors import DataError, InputMissing
-from jmedlite.base.inputs import read_json
 
-from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel, read_sentencepiece
+from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel
+from .tokenizer_files import DESCRIBED, TokenizerFiles, described_texts, piece_texts, read_tokenizer_files
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -60,6 +60,11 @@ class SourceVocabulary:
     byte_fallback: bool = False  # llama.cpp has none for unigram models: jmedlite's runner does it
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def begins_by_default(self) -> bool:
+        """Does llama.cpp put BOS before texts where nothing is said?"""
+        return self.model == "llama" or self.pre in ("llama-bpe", "tekken")
+
 
 def _looks_special(token: str) -> bool:
     """Added tokens that some models forget to mark as special; the same list as llama.cpp's converter."""
@@ -71,10 +76,11 @@ def _looks_special(token: str) -> bool:
     )
 
 
-def read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
+def read_vocabulary(folder: Path | TokenizerFiles, n_vocab: int) -> SourceVocabulary:
     """The vocabulary of the checkpoint in `folder`, padded to the `n_vocab` rows of its embedding."""
+    files = folder if isinstance(folder, TokenizerFiles) else read_tokenizer_files(folder)
     try:
-        return _read_vocabulary(folder, n_vocab)
+        return _read_vocabulary(files, n_vocab)
     except (
         AttributeError,
         TypeError,
@@ -82,65 +88,85 @@ def read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
         IndexError,
         ValueError,
     ) as e:  # JSON of another form than the library's
-        raise DataError(f"{folder.name}: its tokenizer files are malformed ({e})") from None
+        raise DataError(f"{files.folder.name}: its tokenizer files are malformed ({e})") from None
 
 
-def _read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
-    added = _added_tokens(folder, config, described)
-    pieces = next((folder / f for f in ("tokenizer.model", "spiece.model") if (folder / f).is_file()), None)
-    if pieces is not None:
-        vocabulary = _from_sentencepiece(pieces, config, added, n_vocab)
+def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
+    described, added = files.described, _added_tokens(files)
+    if _counts(files):
+        vocabulary = _from_sentencepiece(files, added, n_vocab)
     elif described is None:
-        raise InputMissing(f"{folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
-    elif (described.get("model") or {}).get("type") != "BPE":
-        kind = (described.get("model") or {}).get("type")
-        raise DataError(f"tokenizer.json: is of type {kind}, expected BPE; llama.cpp can't reproduce it here")
+        raise InputMissing(f"{files.folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
+    elif (kind := (described.get("model") or {}).get("type")) != "BPE":
+        raise DataError(f"{DESCRIBED}: is of type {kind}, expected BPE; llama.cpp can't reproduce it here")
     elif described["model"].get("byte_fallback"):
-        vocabulary = _from_byte_fallback(described, config, added, n_vocab)
+        vocabulary = _from_byte_fallback(described, added, n_vocab)
     else:
         vocabulary = _from_byte_level(described, added, n_vocab)
-    if described is not None and vocabulary.add_bos is None:
-        vocabulary.add_bos = _adds_bos(described)
+    _set_add_bos(vocabulary, files)
     return vocabulary
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _counts(files: TokenizerFiles) -> bool:
+    """Is the SentencePiece model the vocabulary? Not where tokenizer.json has other tokens: transformers reads that.
+
+    Raises DataError where it has, and tokenizer.json is of a kind that can't be reproduced.
+    """
+    if files.pieces_file is None or files.described is None:
+        return files.pieces_file is not None
+    model = files.described.get("model") or {}
+    reproducible = model.get("type") == "BPE"
+    try:
+        theirs = piece_texts(files.pieces)
+    except DataError:
+        if not reproducible:
+            raise
+        differ = f"{files.pieces_file.name} is none that SentencePiece reads"
+    else:
+        ours = described_texts(files.described)
+        ids = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i) and i not in files.added)
+        if not ids:
+            return True
+        differ = (
+            f"token {ids[0]} is {_shown(ours.get(ids[0]))} in {DESCRIBED} and {_shown(theirs.get(ids[0]))} in "
+            f"{files.pieces_file.name}"
+        )
+    if not reproducible:
+        raise DataError(
+            f"{differ}; transformers reads {DESCRIBED}, whose type {model.get('type')} llama.cpp can't reproduce here"
+        )
+    files.warnings.append(f"{files.folder.name}: {differ}; {DESCRIBED} is taken, as in transformers")
+    return False
 
 
-def _added_tokens(
-    folder: Path, config: dict[str, Any], described: dict[str, Any] | None
-) -> dict[int, tuple[str, bool]]:
-    """{id: (text, is it a control token?)} from every place where Hugging Face keeps added tokens."""
-    found: dict[int, tuple[str, bool]] = {}
-    named = {
-        entry if isinstance(entry, str) else entry.get("content")
-        for key in ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
-        for entry in _as_list(config.get(key))
-        if isinstance(entry, str | dict)
+def _shown(text: str | None) -> str:
+    return "missing" if text is None else repr(text)
+
+
+def _set_add_bos(vocabulary: SourceVocabulary, files: TokenizerFiles) -> None:
+    """Say whether texts begin with BOS, where llama.cpp would not find out by itself."""
+    flag, adds = files.settings.get("add_bos_token"), files.adds_bos
+    if adds is None:
+        return
+    if files.described is not None and isinstance(flag, bool) and flag is not adds:
+        files.warnings.append(
+            f"{files.folder.name}: add_bos_token is {str(flag).lower()} in tokenizer_config.json, but {DESCRIBED} "
+            f"{'puts a control token' if adds else 'puts nothing'} before every text; the latter is taken, as in "
+            "transformers"
+        )
+    silent = files.described is not None and not isinstance(files.described.get("post_processor"), dict)
+    if silent and not isinstance(flag, bool) and not vocabulary.begins_by_default:
+        return
+    vocabulary.add_bos = adds
+
+
+def _added_tokens(files: TokenizerFiles) -> dict[int, tuple[str, bool]]:
+    """{id: (text, is it a control token?)} of the added tokens."""
+    special = files.special
+    return {
+        i: (token.text, token.special or token.text in special or _looks_special(token.text))
+        for i, token in files.added.items()
     }
-
-    def add(token_id: Any, text: Any, special: bool) -> None:
-        try:
-            token_id = int(token_id)
-        except (TypeError, ValueError):
-            raise DataError(f"the tokenizer adds {text!r} with the id {token_id!r}, expected a number") from None
-        if token_id < 0:
-            raise DataError(f"the tokenizer adds {text!r} with the id {token_id}, expected 0 or more")
-        if not isinstance(text, str) or not text:
-            raise DataError(f"the tokenizer's added token {token_id} has no text")
-        found[token_id] = (text, special or text in named or _looks_special(text))
-
-    if (folder / "added_tokens.json").is_file():
-        for text, token_id in read_json(folder / "added_tokens.json").items():
-            add(token_id, text, False)
-    for entry in (described or {}).get("added_tokens") or []:
-        add(entry.get("id"), entry.get("content"), bool(entry.get("special")))
-    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
-        add(token_id, entry.get("content"), bool(entry.get("special")))
-    return found
 
 
 def _check_size(largest: int, n_vocab: int) -> None:
@@ -240,10 +266,9 @@ def _from_byte_level(described: dict[str, Any], added: dict[int, tuple[str, bool
 # ------------------------------------------------------------------------------------------------ SentencePiece
 
 
-def _from_sentencepiece(
-    path: Path, config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
-) -> SourceVocabulary:
-    model = read_sentencepiece(path)
+def _from_sentencepiece(files: TokenizerFiles, added: dict[int, tuple[str, bool]], n_vocab: int) -> SourceVocabulary:
+    path, model = files.pieces_file, files.pieces
+    assert path is not None
     if model.model_type not in (UNIGRAM, BPE):
         raise DataError(f"{path.name}: is a SentencePiece model of words or characters; expected BPE or unigram")
     _check_size(len(model.pieces) - 1, n_vocab)
@@ -254,7 +279,7 @@ def _from_sentencepiece(
     for i in added:
         scores[i] = -1000.0
     vocabulary = SourceVocabulary("llama" if model.model_type == BPE else "t5", "default", tokens, types, scores)
-    prefix = config.get("add_prefix_space")
+    prefix = files.settings.get("add_prefix_space")
     if model.model_type == UNIGRAM:
         _describe_unigram(path, model, vocabulary)
         return vocabulary
@@ -264,8 +289,6 @@ def _from_sentencepiece(
             f"{path.name} normalizes text with {model.normalizer}; llama.cpp does not, so unusual characters may be "
             "tokenized differently"
         )
-    if isinstance(config.get("add_bos_token"), bool):
-        vocabulary.add_bos = config["add_bos_token"]
     return vocabulary
 
 
@@ -289,7 +312,7 @@ def _describe_unigram(path: Path, model: SentencePieceModel, vocabulary: SourceV
 
 
 def _from_byte_fallback(
-    described: dict[str, Any], config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
+    described: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
 ) -> SourceVocabulary:
     """A SentencePiece vocabulary that survives only as tokenizer.json (Llama 2's and its children's).
 
@@ -313,8 +336,6 @@ def _from_byte_fallback(
         scores[i] = -1000.0
     vocabulary = SourceVocabulary("llama", "default", tokens, types, scores)
     vocabulary.add_space_prefix = _prepends_space(described)
-    if isinstance(config.get("add_bos_token"), bool):
-        vocabulary.add_bos = config["add_bos_token"]
     return vocabulary
 
 
@@ -326,16 +347,4 @@ def _prepends_space(described: dict[str, Any]) -> bool:
     for step in pre.get("pretokenizers", [pre]):
         if step.get("type") == "Metaspace":
             return bool(step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True))
-    return False
-
-
-def _adds_bos(described: dict[str, Any]) -> bool | None:
-    """Does the post-processor put a control token before the text? None where there is no post-processor."""
-    post = described.get("post_processor")
-    if not isinstance(post, dict):
-        return None
-    for step in post.get("processors", [post]):
-        if step.get("type") == "TemplateProcessing":
-            single = step.get("single") or [{}]
-            return "SpecialToken" in single[0]
     return False

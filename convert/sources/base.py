@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from jmedlite.base.gguf import Entries
 from jmedlite.base.native import F32
 from jmedlite.convert.families.row_order import RowOrder
+from jmedlite.convert.metadata.specials import AdapterFiles
 
 from .tensors import Files, StoredTensor
 
@@ -36,11 +36,12 @@ class Spec:
 class Base:
     """The model an adapter is for, under Hugging Face's names; where the head is tied, it stands there as well.
 
+    `names` are what it calls itself, the most certain first; empty where nothing but its folder's name is known.
     `spellings` are (prefix, prefix) pairs: what some release of transformers calls a module, and what the checkpoint
     does.
     """
 
-    name: str | None
+    names: tuple[str, ...]
     tensors: Mapping[str, StoredTensor]
     embedding: str
     head: str
@@ -76,7 +77,7 @@ class SourceModel(Protocol):
         ...
 
     def metadata(
-        self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
+        self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
     ) -> tuple[Entries, list[str]]:
-        """The metadata of a file with `n_vocab` tokens, and warnings; `tokenizer` is an adapter's own, if any."""
+        """The metadata of a file with `n_vocab` tokens, and warnings; `adapters` may bring tokenizers of their own."""
         ...

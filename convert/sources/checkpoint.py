@@ -123,7 +123,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise InputMissing(f"{folder}: no such folder")
-        self.folder = folder
+        self.folder, self.warnings = folder, list[str]()
         self.config = read_json(folder / CONFIG)
         self.tensors = self._find()
 
@@ -132,12 +132,20 @@ class Checkpoint:
         return sorted({t.path for t in self.tensors.values()})
 
     def _find(self) -> dict[str, StoredTensor]:
-        """safetensors where there are any, else .bin; each as several files with an index, or as one."""
+        """safetensors where there are any, else .bin; each as one file, or as several with an index.
+
+        Where there are both, the one file counts, as for transformers (`_get_resolved_checkpoint_files`).
+        """
         for single, index in ((SINGLE, INDEX), (BIN_SINGLE, BIN_INDEX)):
+            if (self.folder / single).is_file():
+                if (self.folder / index).is_file():
+                    self.warnings.append(
+                        f"{self.folder.resolve().name}: has both {single} and {index} with its files; {single} is "
+                        "taken, as transformers does"
+                    )
+                return read_weights(_shard_path(self.folder, single, single))
             if (self.folder / index).is_file():
                 return self._from_index(index)
-            if (self.folder / single).is_file():
-                return read_weights(_shard_path(self.folder, single, single))
         hint = ""
         if found := next(self.folder.glob("*.gguf"), None):
             hint = f"; it has GGUF files: give one of them, such as {found.name}"

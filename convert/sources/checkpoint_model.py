@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Entries
+from jmedlite.base.inputs import read_json
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     NOT_TEXT,
@@ -17,14 +18,17 @@ from jmedlite.convert.families.families import (
     find_family,
     hf_name,
     is_tied,
+    quantization_method,
     row_order,
     text_config,
 )
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
 from jmedlite.convert.metadata.keys import build_metadata
-from jmedlite.convert.metadata.tokenizer import read_vocabulary
+from jmedlite.convert.metadata.specials import GENERATION, AdapterFiles, decide
+from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 
 from .base import Base, Spec
+from .base_names import hub_name
 from .checkpoint import Checkpoint
 from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 
@@ -37,26 +41,39 @@ class CheckpointModel:
         self.label, self._folder, self._files = folder.resolve().name, folder, files
         self._family = family = find_family(checkpoint.config)
         self.title, self.architecture = family.title, family.gguf_arch
-        self._config = text_config(family, checkpoint.config)
+        self._whole, self._config = checkpoint.config, text_config(family, checkpoint.config)
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
-        self._tensors, self.warnings = checkpoint.tensors, list[str]()
-        self._tied = is_tied(self._config)
+        self._tensors, self.warnings = checkpoint.tensors, checkpoint.warnings
+        of_files = next((f"; it {w.partition(': ')[2]}" for w in checkpoint.warnings), "")
+        self._embedding = hf_name(family.embedding, family, self._tensors)
+        self._head = hf_name(family.head, family, self._tensors)
+        self._tied = self._config["tie_word_embeddings"] = self._is_tied()
         if family.head_is == "tied" and not self._tied:
             raise DataError(f"config.json: the head is not tied to the embedding, llama.cpp has no such {family.title}")
         rules = expected_rules(family, self._config, self._tensors)
-        self._embedding = hf_name(family.embedding, family, self._tensors)
-        self._head = next(
-            (r.hf for r in rules if r.gguf == "output.weight"), hf_name(family.head, family, self._tensors)
-        )
-        self._check_names(rules)
+        method = quantization_method(checkpoint.config)
+        try:
+            self._check_names(rules, of_files)
+            specs = [self._spec(rule) for rule in rules]
+        except DataError:
+            if method is None:
+                raise
+            raise DataError(
+                f"config.json: the weights are quantized already ({method}); give the original checkpoint"
+            ) from None
+        if method is not None:
+            self.warnings.append(
+                f"{self.label}: config.json calls its weights quantized ({method}), but they are not; they are "
+                "converted as they are"
+            )
         window = self._config.get("sliding_window")
         if family.ignores_window and isinstance(window, int) and window > 0:
             self.warnings.append(
                 f"{self.label}: llama.cpp does not compute its window of {window:,} tokens; longer prompts may be "
                 "answered differently than by the original"
             )
-        self.specs: Sequence[Spec] = [*self._constants(), *(self._spec(rule) for rule in rules)]
+        self.specs: Sequence[Spec] = [*self._constants(), *specs]
         self.head: Spec | None = None
         if self._tied:
             embedding = self._tensors[self._embedding]
@@ -65,6 +82,31 @@ class CheckpointModel:
                 self.specs = [*self.specs, head]
             elif family.head_is == "optional":
                 self.head = head
+
+    def _is_tied(self) -> bool:
+        """Do head and embedding share one table? Not where the file has another head, whatever config.json says.
+
+        That is transformers' rule (`tie_weights`). Raises DataError where llama.cpp has no place for such a head.
+        """
+        if not is_tied(self._config):
+            return False
+        one, other = self._tensors.get(self._embedding), self._tensors.get(self._head)
+        if one is None or other is None:
+            return True
+        if not {one.dtype, other.dtype} <= {*WEIGHT_DTYPES}:
+            return False  # what can't be read is refused by its type
+        if self._files.equal(one, other):
+            return True
+        if self._family.head_is == "tied":
+            raise DataError(
+                f"{other.path.name}: {self._head} has other values than {self._embedding}, config.json ties them "
+                f"(tie_word_embeddings); llama.cpp has no {self.title} with a head of its own"
+            )
+        self.warnings.append(
+            f"{self.label}: config.json ties head and embedding, but {self._head} has values of its own; it is "
+            "written untied, as transformers loads it"
+        )
+        return False
 
     def _constants(self) -> list[Spec]:
         kind = rope_parameters(self._config).get("rope_type", "default")
@@ -92,7 +134,8 @@ class CheckpointModel:
             )
         return Spec(rule.gguf, expected, tensor, rule.hf, row_order(rule, self._dims), rule.plus)
 
-    def _check_names(self, rules: Sequence[Rule]) -> None:
+    def _check_names(self, rules: Sequence[Rule], of_files: str) -> None:
+        """Raise DataError where tensors are missing or left over; `of_files` says which of several files were read."""
         wanted = {rule.hf for rule in rules}
         seeing = {n for n in self._tensors if n.startswith(NOT_TEXT)}
         if seeing:
@@ -104,7 +147,7 @@ class CheckpointModel:
         for what, names in (("lacks", sorted(wanted - found)), ("has", sorted(found - wanted))):
             if names:
                 more = f" and {len(names) - 1} more" if names[1:] else ""
-                tail = "" if what == "lacks" else f", which {self.title} does not have"
+                tail = of_files if what == "lacks" else f", which {self.title} does not have"
                 raise DataError(f"{self.label}: the checkpoint {what} {names[0]}{more}{tail}")
 
     @property
@@ -116,9 +159,8 @@ class CheckpointModel:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
         tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._head, tensors[self._embedding])
-        name = self._config.get("_name_or_path")
         return Base(
-            name if isinstance(name, str) else None,
+            self._names(),
             tensors,
             self._embedding,
             self._head,
@@ -127,14 +169,25 @@ class CheckpointModel:
             self._family.spellings,
         )
 
+    def _names(self) -> tuple[str, ...]:
+        folder = self._folder.resolve()
+        if name := hub_name(folder):
+            return (name,)
+        name = self._whole.get("_name_or_path")
+        return (name, folder.name) if isinstance(name, str) and name else ()
+
     def metadata(
-        self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
+        self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
     ) -> tuple[Entries, list[str]]:
         """See base.SourceModel."""
-        folder = tokenizer or self._folder
-        vocabulary = read_vocabulary(folder, n_vocab)
-        dims = {**self._dims, "n_vocab": n_vocab}
-        entries = build_metadata(
-            self._folder, name, self._family, self._config, dims, vocabulary, n_weights, tokenizer_folder=folder
+        generation = self._folder / GENERATION
+        vocabulary, specials, warnings = decide(
+            read_tokenizer_files(self._folder),
+            adapters,
+            self._whole,
+            read_json(generation) if generation.is_file() else {},
+            n_vocab,
         )
-        return entries, [*self.warnings, *vocabulary.warnings]
+        dims = {**self._dims, "n_vocab": n_vocab}
+        entries = build_metadata(self._folder, name, self._family, self._config, dims, vocabulary, specials, n_weights)
+        return entries, [*self.warnings, *warnings]

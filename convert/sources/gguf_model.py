@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from gguf.constants import TokenType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.convert.families.families import FAMILIES, Rule, dimensions, expected_rules, row_order
-from jmedlite.convert.metadata.keys import copy_metadata
+from jmedlite.convert.metadata.keys import copy_metadata, special_entries
+from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vocabulary, take_from_adapters
+from jmedlite.convert.metadata.tokenizer import SourceVocabulary
 
 from .base import Base, Spec
 from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, stored_tensors
@@ -126,16 +131,49 @@ class GgufModel:
         tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._family.head, tensors[self._family.embedding])
         family = self._family
-        return Base(None, tensors, family.embedding, family.head, self._tied, self._files, family.spellings)
+        made_from = self._header.metadata.get("jmedlite.made.base")
+        names = (made_from.partition("@")[0],) if isinstance(made_from, str) and "/" in made_from else ()
+        return Base(names, tensors, family.embedding, family.head, self._tied, self._files, family.spellings)
 
     def metadata(
-        self, name: str | None, n_weights: int, n_vocab: int, tokenizer: Path | None
+        self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
     ) -> tuple[gguf.Entries, list[str]]:
         """See base.SourceModel; the vocabulary of a GGUF stays as it is."""
-        own = len(self._header.metadata["tokenizer.ggml.tokens"])
-        if n_vocab != own:
+        meta, warnings = self._header.metadata, list(self.warnings)
+        tokens = meta["tokenizer.ggml.tokens"]
+        if n_vocab != len(tokens):
             raise DataError(
-                f"{self._path.name}: has {own:,} tokens, the adapter needs {n_vocab:,}; a GGUF's vocabulary can't be "
-                "changed, merge the adapter into the original checkpoint"
+                f"{self._path.name}: has {len(tokens):,} tokens, the adapter needs {n_vocab:,}; a GGUF's vocabulary "
+                "can't be changed, merge the adapter into the original checkpoint"
             )
-        return copy_metadata(self._header), self.warnings
+        entries = copy_metadata(self._header)
+        if adapters:
+            entries |= self._from_adapters(adapters, warnings)
+        return entries, warnings
+
+    def _from_adapters(self, adapters: Sequence[AdapterFiles], warnings: list[str]) -> gguf.Entries:
+        """The keys that adapters' folders decide."""
+        meta = self._header.metadata
+        tokens: list[bytes] = meta["tokenizer.ggml.tokens"]
+        unused = {i for i, t in enumerate(meta.get("tokenizer.ggml.token_type", ())) if t == TokenType.UNUSED}
+        texts = {i: t.decode("utf-8", "replace") for i, t in enumerate(tokens) if i not in unused}
+        brought = [replace(a, trains_embedding=False) for a in adapters]  # even then the tokens must be the GGUF's
+        if other := choose_vocabulary(texts, brought, len(tokens), warnings):
+            raise DataError(
+                f"{self._path.name}: has other tokens than the tokenizer of adapter {other.name}; a GGUF's vocabulary "
+                "can't be changed, merge the adapter into the original checkpoint"
+            )
+        kinds = {kind: meta.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")}
+        by_default = SourceVocabulary(
+            str(meta.get("tokenizer.ggml.model")), str(meta.get("tokenizer.ggml.pre")), [], []
+        )
+        begins = bool(meta.get("tokenizer.ggml.add_bos_token", by_default.begins_by_default))
+        base = Specials(
+            {kind: i for kind, i in kinds.items() if i is not None},
+            {"bos": begins},
+            meta.get("tokenizer.chat_template"),
+        )
+        found = Specials({}, {}, None)
+        take_from_adapters(found, base, brought, tokens, warnings)
+        warnings += [w for a in brought for w in a.files.warnings]
+        return special_entries(found)

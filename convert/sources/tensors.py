@@ -21,6 +21,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")  # what else a GGUF may hold without being quantized
+_PIECE = 1 << 20  # elements that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,20 @@ class Files:
         out = np.empty(tensor.n_elements, np.float32)
         self.values(tensor, 0, out)
         return out.reshape(tensor.shape)
+
+    def equal(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Are both tensors' values the same? Read in pieces; .bin files often keep one table under two names."""
+        if one.shape != other.shape:
+            return False
+        if (one.path, one.offset, one.dtype) == (other.path, other.offset, other.dtype):
+            return True
+        for start in range(0, one.n_elements, _PIECE):
+            values = np.empty((2, min(_PIECE, one.n_elements - start)), np.float32)
+            for row, tensor in zip(values, (one, other), strict=True):
+                self.values(tensor, start, row)
+            if not np.array_equal(values[0], values[1]):
+                return False
+        return True
 
     def close(self) -> None:
         for file in self._open.values():

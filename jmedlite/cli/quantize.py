@@ -109,6 +109,8 @@ def _export_adapters(
         console.document(made.describe())
         return
     console.out(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
+    for adapter, trained_on in made.trained_on.items():
+        console.note(f"  {adapter} was trained on {trained_on}")
     console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')
 
 
@@ -132,7 +134,13 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
         "license": plan.license,
         "n_weights": plan.n_weights,
         "adapters": [
-            {"name": a.name, "weight": a.weight, "changes": len(a.updates), "replaces": len(a.replaced)}
+            {
+                "name": a.name,
+                "weight": a.weight,
+                "changes": len(a.updates),
+                "replaces": len(a.replaced),
+                "trained_on": a.trained_on,
+            }
             for a in plan.adapters
         ],
         "imatrix": plan.imatrix and plan.imatrix.path.name,
@@ -148,7 +156,8 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
     )
     for a in facts["adapters"]:
         replaces = f", replaces {a['replaces']}" if a["replaces"] else ""
-        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}")
+        trained_on = f", trained on {a['trained_on']}" if a["trained_on"] else ""
+        console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}{trained_on}")
     if facts["imatrix"]:
         console.note(f"  + importance matrix {facts['imatrix']}")
     if dry_run:

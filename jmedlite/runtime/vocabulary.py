@@ -35,6 +35,9 @@ class Vocabulary:
         names = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
+        further = self.metadata.get("jmedlite.tokenizer.end_token_ids")
+        self._ends = frozenset(further if isinstance(further, list) else ())
+
         self._bytes: dict[int, int] | None = None
         if self.metadata.get("jmedlite.tokenizer.byte_fallback"):
             self._bytes, self._alphabet = self._spelling()
@@ -154,5 +157,5 @@ class Vocabulary:
         return buffer.raw[: max(0, n)]
 
     def ends(self, token: int) -> bool:
-        """Whether the token ends an answer."""
-        return bool(self.llama.llama_vocab_is_eog(self.vocab, token))
+        """Whether the token ends an answer: llama.cpp knows some, the header may name more."""
+        return token in self._ends or bool(self.llama.llama_vocab_is_eog(self.vocab, token))

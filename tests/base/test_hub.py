@@ -230,6 +230,7 @@ def test_model_that_has_only_bin_files(tmp_path: Path, hub: FakeHub) -> None:
     """OpenCALM-7B's kind: the second look at the Hub takes the .bin files; offline, the cache has them."""
     from tests.support.torch_files import as_bin
 
+    (hub.folder / "pytorch_model.bin").unlink()
     as_bin(hub.folder, builders.weights(json.loads((hub.folder / "config.json").read_text())), shards=2)
     done = run(tmp_path, hub)
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.tensors import Files
 from tests.support import builders
+from tests.support.commands import run_text
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -205,16 +206,56 @@ def test_missing_parts(tmp_path: Path, base: builders.Arrays) -> None:
     refused(tmp_path, "adapter_config.json", "JSON")
 
 
-def test_another_base_name_is_only_a_warning(tmp_path: Path, base: builders.Arrays) -> None:
+@pytest.mark.parametrize(
+    ("trained_on", "warned"),
+    [
+        ("other/Thing-7B", True),
+        ("owner/Base-7B-Instruct", True),
+        ("owner/Base-14B", True),
+        ("owner/Base-7B", False),
+        ("copies/Base-7B", False),
+        ("unsloth/base-7b-bnb-4bit", False),
+        ("unsloth/Base-7B-unsloth-bnb-4bit", False),
+        ("someone/Base-7B-GPTQ-Int4", False),
+        ("someone/Base-7B-hf", False),
+        ("/home/a/models/Base-7B/", False),
+        ("C:\\models\\Base-7B", False),
+        ("/c/hub/models--owner--Base-7B/snapshots/0123456789abcdef0123456789abcdef01234567", False),
+        ("m", False),  # the folder's own name
+        ("", False),
+        (None, False),
+    ],
+)
+def test_another_base_name_is_only_a_warning(
+    tmp_path: Path, base: builders.Arrays, trained_on: str | None, warned: bool
+) -> None:
     config = tmp_path / "m" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "owner/Base-7B"}))
-    builders.adapter(tmp_path / "a", base, base_model_name_or_path="other/Thing-7B")
-    model = CheckpointModel(tmp_path / "m", Files())
-    adapter = PeftAdapter(tmp_path / "a", model.base())
-    assert len(adapter.warnings) == 1
-    assert "other/Thing-7B" in adapter.warnings[0]
-    builders.adapter(tmp_path / "a", base, base_model_name_or_path="copies/Base-7B")
-    assert not PeftAdapter(tmp_path / "a", model.base()).warnings
+    builders.adapter(tmp_path / "a", base, base_model_name_or_path=trained_on)
+    adapter = PeftAdapter(tmp_path / "a", CheckpointModel(tmp_path / "m", Files()).base())
+    assert adapter.warnings == (
+        [f"a: was trained on {trained_on}, the base calls itself owner/Base-7B"] if warned else []
+    )
+
+
+def test_the_hubs_name_of_a_base_counts(tmp_path: Path, base: builders.Arrays) -> None:
+    """Not what its config.json calls itself, which is often the model it was trained from."""
+    snapshot = tmp_path / "models--owner--Base-7B-SFT" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    (tmp_path / "m").rename(snapshot)
+    config = snapshot / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "owner/Base-7B"}))
+    found = CheckpointModel(snapshot, Files()).base()
+    for trained_on, n_warnings in (("owner/Base-7B", 1), ("owner/Base-7B-SFT", 0)):
+        builders.adapter(tmp_path / "a", base, base_model_name_or_path=trained_on)
+        assert len(PeftAdapter(tmp_path / "a", found).warnings) == n_warnings
+
+
+def test_what_an_adapter_was_trained_on_is_shown(tmp_path: Path, base: builders.Arrays) -> None:
+    builders.adapter(tmp_path / "a", base, base_model_name_or_path="owner/Base-7B")
+    arguments = ["quantize", str(tmp_path / "m"), "--lora", str(tmp_path / "a"), "--bits", "8", "--dry-run"]
+    assert "changes 4 weights, trained on owner/Base-7B" in run_text(*arguments).stderr
+    assert json.loads(run_text(*arguments, "--json").stdout)["adapters"][0]["trained_on"] == "owner/Base-7B"
 
 
 @pytest.mark.parametrize(

@@ -455,7 +455,6 @@ def test_unknown_architecture_lists_the_known(tmp_path: Path, architectures: Any
         ({"rope_scaling": {"rope_type": "longrope"}}, ["rope", "longrope", "Qwen2"]),
         ({"rope_scaling": {"rope_type": "yarn"}}, ["rope", "factor"]),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, ["rope", "x"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq", "original checkpoint"]),
     ],
 )
 def test_bad_config_values(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
@@ -498,11 +497,22 @@ def test_bad_json(tmp_path: Path, file: str, content: bytes) -> None:
     refuse(tmp_path / "m", DataError, file, "JSON")
 
 
-@pytest.mark.parametrize("content", ['{"temperature": "hot"}', '{"top_k": 1e99}', "[]", '{"repetition_penalty": []}'])
-def test_odd_generation_config(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ('{"temperature": "hot"}', "temp"),
+        ('{"top_k": 1e99}', "top_k"),
+        ("[]", "generation_config.json"),
+        ('{"repetition_penalty": []}', "penalty_repeat"),
+        ('{"eos_token_id": "</s>"}', "generation_config.json: eos_token_id is </s>"),
+        ('{"eos_token_id": [1, -1]}', "eos_token_id is [1, -1], expected a token's id or a list"),
+        ('{"eos_token_id": [[1]]}', "eos_token_id is [[1]]"),
+    ],
+)
+def test_odd_generation_config(tmp_path: Path, content: str, word: str) -> None:
     builders.checkpoint(tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text(content)
-    refuse(tmp_path / "m", DataError, "m")
+    refuse(tmp_path / "m", DataError, word)
 
 
 @pytest.mark.parametrize("card", ["---\nlicense: [\n---\n", "---\nlicense: {a: b}\n---\n", "---\n- 5\n---\n"])

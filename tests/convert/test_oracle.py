@@ -264,6 +264,22 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[st
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gpt_neox"])
+def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
+    """transformers unties them where their values differ, whatever config.json says."""
+    import torch
+
+    vocab = builders.n_tokens(builders.byte_level_tokenizer())
+    tensors = builders.weights(builders.config(family, vocab))
+    builders.checkpoint(tmp_path / "m", family, tensors=tensors, dtype="F32", tie_word_embeddings=True)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 256, 24).tolist()
+    model, found = load(tmp_path / "m"), llama_logits(path, tokens)
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 if uses_gelu(model) else 1e-3)
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
     """MedGemma's kind: a Gemma 3 under a prefix, with a vision tower that is left out."""

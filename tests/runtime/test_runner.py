@@ -100,6 +100,24 @@ def test_adapter_at_run_time_equals_the_merged_model(tmp_path: Path) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
+def test_further_end_tokens_end_an_answer(tmp_path: Path) -> None:
+    """The model answers "x" and then "y", for ever; its generation_config.json calls "y" an end."""
+    vocab = builders.byte_level_tokenizer()["model"]["vocab"]
+    tensors = builders.weights(builders.config("qwen2", builders.n_tokens(builders.byte_level_tokenizer())))
+    for name, w in tensors.items():
+        w[...] = name.endswith("norm.weight")  # so that the last token's embedding meets the head as it is
+    embedding, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
+    embedding[:, 0], head[vocab["x"], 0] = 1, 1
+    embedding[vocab["x"]], head[vocab["y"], 1] = np.eye(256)[1], 1
+    builders.checkpoint(tmp_path / "m", tensors=tensors)
+    ends = [builders.n_tokens(builders.byte_level_tokenizer()) - 1, vocab["y"]]
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path, threads=1)
+    with jmedlite.Runner(path, threads=1) as runner:
+        answer = runner.ask("頭痛", max_tokens=8)
+    assert (answer.text, answer.stop, answer.n_generated) == ("x", "eos", 1)
+
+
 def test_prompt_tokens_are_those_of_the_whole_text(engine: AnswerEngine) -> None:
     parts = build_prompt(asking("hello  the\n"), system="be brief", template=builders.CHATML)
     whole = "".join(p.text for p in parts)
