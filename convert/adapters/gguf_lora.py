@@ -152,7 +152,9 @@ def write_adapter(
     lora_alpha · √r; where weights differ in scale (rank and alpha patterns), the most frequent alpha is written and
     the others' B carries the ratio.
     """
-    alphas = [w.alpha for w in weights]
+    alphas = [w.alpha for w in weights if w.alpha]
+    if not alphas:
+        raise DataError(f"{path.name}: would have an alpha of 0, which llama.cpp takes for a scale of 1; leave it away")
     alpha = max(alphas, key=alphas.count)
     entries = {
         "general.type": ("adapter", gguf.STRING, None),

@@ -21,6 +21,7 @@ from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
 from jmedlite.convert.families.families import Family, Key, integer
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters
 
+from .readable import readable
 from .tokenizer import SourceVocabulary
 
 F32_MAX = float(np.finfo(np.float32).max)
@@ -43,7 +44,7 @@ def build_metadata(
     """
     writer = gguf.GGUFWriter(None, family.gguf_arch)
     writer.add_type(gguf.GGUFType.MODEL)
-    _general(writer, folder, name, n_weights)
+    vocabulary.warnings += _general(writer, folder, name, n_weights)
     _architecture(writer, family, config, dims)
     _vocabulary(writer, tokenizer_folder, vocabulary, dims["n_vocab"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -62,18 +63,21 @@ def _entry(key: str, value: Any) -> tuple[Any, int, int | None]:
     return value.value, int(value.type), int(gguf.GGUFValueType.get_type(value.value[0]))
 
 
-def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> None:
-    try:
-        card = gguf.Metadata.load(None, folder, name, n_weights)
-        settings = gguf.Metadata.load_generation_config(folder)
-        card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
-        raise DataError(
-            f"{folder.name}: its README.md or generation_config.json can't be read ({str(e).splitlines()[0]})"
-        ) from None
+def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> list[str]:
+    """general.* from the model card and the names of folder and model; returns warnings."""
+    with readable(folder) as (place, warnings):
+        try:
+            card = gguf.Metadata.load(None, place, name, n_weights)
+            settings = gguf.Metadata.load_generation_config(place)
+            card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
+            raise DataError(
+                f"{folder.name}: its README.md or generation_config.json can't be read ({str(e).splitlines()[0]})"
+            ) from None
     card.name = card.name or folder.name
     card.size_label = card.size_label or gguf.size_label(n_weights, n_weights, 0, 0)
     card.set_gguf_meta_model(writer)
+    return warnings
 
 
 def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
@@ -166,7 +170,8 @@ def _vocabulary(writer: Any, folder: Path, vocabulary: SourceVocabulary, n_vocab
     if vocabulary.charsmap:
         writer.add_precompiled_charsmap(vocabulary.charsmap)
     try:
-        special = gguf.SpecialVocab(folder, load_merges=False, n_vocab=n_vocab)
+        with readable(folder) as (place, _):
+            special = gguf.SpecialVocab(place, load_merges=False, n_vocab=n_vocab)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
         raise DataError(f"{folder.name}: its special tokens can't be read ({e})") from None
     if vocabulary.add_bos is not None:

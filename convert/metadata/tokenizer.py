@@ -8,6 +8,7 @@ the runner's help where its docs say so, is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,10 +90,16 @@ def _read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
     added = _added_tokens(folder, config, described)
+    left_out = _take_placeholders(folder, config, added, n_vocab)
     pieces = next((folder / f for f in ("tokenizer.model", "spiece.model") if (folder / f).is_file()), None)
     if pieces is not None:
         vocabulary = _from_sentencepiece(pieces, config, added, n_vocab)
     elif described is None:
+        if (folder / "tekken.json").is_file():
+            raise InputMissing(
+                f"{folder}: has only tekken.json, Mistral's own format; add the tokenizer.json of the model in "
+                "transformers' form"
+            )
         raise InputMissing(f"{folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
     elif (described.get("model") or {}).get("type") != "BPE":
         kind = (described.get("model") or {}).get("type")
@@ -103,7 +110,36 @@ def _read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
         vocabulary = _from_byte_level(described, added, n_vocab)
     if described is not None and vocabulary.add_bos is None:
         vocabulary.add_bos = _adds_bos(described)
+    vocabulary.warnings += left_out
     return vocabulary
+
+
+def _take_placeholders(
+    folder: Path, config: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int
+) -> list[str]:
+    """Take placeholders beyond the embedding out of `added`, with a warning: no text can use them.
+
+    Gemma 3's text models keep the place of an image in their tokenizer, a base model may have a padding token that was
+    never given a row. Where one begins or ends texts, or stands for what is unknown, tokenizer and model differ.
+    """
+    beyond = {
+        i: text
+        for i, (text, control) in sorted(added.items())
+        if i >= n_vocab and (control or re.fullmatch(r"<.*>|\[.*\]", text))
+    }
+    roles = [config.get(f"{role}_token") for role in ("bos", "eos", "unk")]
+    needed = {entry.get("content") if isinstance(entry, dict) else entry for entry in roles}
+    if not beyond or needed & set(beyond.values()):
+        return []  # _place will refuse it
+    for i in beyond:
+        del added[i]
+    names = ", ".join(list(beyond.values())[:3]) + (", …" if len(beyond) > 3 else "")
+    warnings = [f"{folder.name}: the embedding has no row for {names} (id {min(beyond):,}); left out"]
+    jinja = folder / "chat_template.jinja"
+    template = jinja.read_text("utf-8", "replace") if jinja.is_file() else str(config.get("chat_template") or "")
+    if used := [text for text in beyond.values() if text in template]:
+        warnings.append(f"{folder.name}: the chat template writes {used[0]}, which will be read as plain text")
+    return warnings
 
 
 def _as_list(value: Any) -> list[Any]:
