@@ -45,6 +45,7 @@ class GgufAdapter:
             raise self._fail(
                 f"is a GGUF of type {str(meta.get('general.type', 'model'))!r} ({KIND}: {str(meta.get(KIND))!r}), "
                 "expected a LoRA adapter"
+                + ("; give it as the model" if meta.get("general.type", "model") == "model" else "")
             )
         if (arch := meta.get("general.architecture")) != architecture:
             raise self._fail(f"is for the architecture {arch}, the base is {architecture}")

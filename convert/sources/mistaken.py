@@ -60,7 +60,7 @@ def adapter_base(folder: Path) -> str | None:
     """The model that an adapter says it was trained on."""
     config = _config(folder)
     found = config.get("base_model_name_or_path") or config.get("model")  # PEFT's, MLX's
-    return found if isinstance(found, str) else None
+    return re.sub(r"(-unsloth)?-bnb-4bit$", "", found) if isinstance(found, str) else None
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -86,7 +86,8 @@ def _within(folder: Path, wanted: str, plural: str, option: str) -> str | None:
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     steps = {int(found[1]): path for path in inside if (found := _STEP.fullmatch(path.name))}
     if steps:
-        newest = steps[max(steps)]
+        whole = {n: path for n, path in steps.items() if any((path / c).is_file() for c in (wanted, ADAPTER_CONFIG))}
+        newest = steps[max(whole or steps)]
         if not (newest / wanted).is_file() and (newest / ADAPTER_CONFIG).is_file():
             option = "the model it was trained on, with --lora "
         return f"holds training checkpoints: give one of them, the newest is {option}{newest}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import gguf
+import yaml
 
 from jmedlite.base.errors import DataError, JmedliteError
 from jmedlite.base.inputs import read_json
@@ -35,6 +39,10 @@ _METHODS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("FP8 or INT8", (".weight_scale",), ""),
 )
 _PACKED = ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "U32")  # as which no model's weights are stored unless quantized
+
+_QUANTIZED = re.compile(
+    r"[234568]-?bit|bnb|gptq|awq|exl[23]|mlx|fp8|int[48]|hqq|aqlm|w[48]a", re.IGNORECASE
+)  # in a name
 
 
 def refuse_quantized(label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
@@ -68,6 +76,16 @@ def _original(folder: Path, config: Mapping[str, Any]) -> str:
         described = read_json(folder / "quantize_config.json")
     except JmedliteError:
         described = {}
-    places = (config.get("base_model_name_or_path"), described.get("model_name_or_path"), config.get("_name_or_path"))
-    found = next((p for p in places if isinstance(p, str) and p and Path(p).name != folder.resolve().name), None)
+    try:
+        card = gguf.Metadata.load_model_card(folder)
+    except (yaml.YAMLError, ValueError):
+        card = {}
+    places = (
+        config.get("base_model_name_or_path"), described.get("model_name_or_path"), config.get("_name_or_path"),
+        *(bases if isinstance(bases := card.get("base_model"), list) else [bases]),
+    )  # fmt: skip
+    own = folder.resolve().name
+    found = next(
+        (p for p in places if isinstance(p, str) and p and Path(p).name != own and not _QUANTIZED.search(p)), None
+    )
     return f", {found}" if found else ""

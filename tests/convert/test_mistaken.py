@@ -61,6 +61,9 @@ MODELS: dict[str, tuple[tuple[str, ...], list[str]]] = {
         tuple(f"checkpoint-{n}/{f}" for n in (9, 10) for f in ADAPTER),
         ["training checkpoints", "with --lora", "f/checkpoint-10"],
     ),
+    "training checkpoints, the last one cut": (
+        (*(f"checkpoint-5/{f}" for f in MODEL), "checkpoint-10/optimizer.pt"), ["newest is", "f/checkpoint-5"],
+    ),
     "several models": (tuple(f"{m}/{f}" for m in ("a", "b") for f in MODEL), ["models a, b", "give one", "f/a"]),
     "DeepSpeed's": (("config.json", "zero_to_fp32.py", "global_step5/x_optim_states.pt"), ["DeepSpeed", "join them"]),
     "FSDP's": (("config.json", "pytorch_model_fsdp_0/__0_0.distcp"), ["FSDP", "merge-weights"]),
@@ -141,6 +144,14 @@ def test_quantized_weights_by_their_tensors(tmp_path: Path, method: str) -> None
         touch(tmp_path / "m", file)
     said = ("is quantized already", word, Q0, "original checkpoint, Qwen/Qwen2-7B")
     refused(lambda: CheckpointModel(tmp_path / "m", Files()), *said, kind=DataError)
+
+
+def test_original_of_a_quantized_model_by_its_card(tmp_path: Path) -> None:
+    tensors = {f"{Q0}.weight.absmax": np.zeros((4, 4), np.float32)}
+    builders.checkpoint(tmp_path / "m", tensors=tensors, _name_or_path="unsloth/Qwen2-7B-bnb-4bit")
+    refused(lambda: CheckpointModel(tmp_path / "m", Files()), "give the original checkpoint", kind=DataError)
+    (tmp_path / "m" / "README.md").write_text("---\nbase_model:\n- Qwen/Qwen2-7B\n---\n")
+    refused(lambda: CheckpointModel(tmp_path / "m", Files()), "checkpoint, Qwen/Qwen2-7B", kind=DataError)
 
 
 def test_quantized_weights_by_their_type(tmp_path: Path) -> None:
