@@ -62,7 +62,7 @@ def export(
     check_target(path, overwrite)
     files = Files()
     model = open_model(model_path, files, requantize=True)
-    bound = bind_adapters(model, adapters)
+    bound = bind_adapters(model, adapters, files)
     tied = not any(spec.name == HEAD for spec in model.specs)
     weights = []
     for job in make_jobs(model, bound):

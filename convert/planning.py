@@ -17,7 +17,7 @@ from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32
 from jmedlite.base.outputs import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
-from jmedlite.convert.adapters.lora import Adapter
+from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import Level, choose_types
@@ -209,7 +209,7 @@ def assemble(
     """The jobs and the metadata, before any level; raises as `make_quantize_plan` does."""
     files = Files()
     model = open_model(path, files, requantize=requantize)
-    bound = bind_adapters(model, adapters)
+    bound = bind_adapters(model, adapters, files)
     jobs = make_jobs(model, bound)
     if imatrix is not None:
         jobs = [replace(job, importance=_importance(job, imatrix)) for job in jobs]
@@ -229,7 +229,7 @@ def open_model(path: Path, files: Files, *, requantize: bool = False) -> SourceM
     return CheckpointModel(path, files) if path.is_dir() else GgufModel(path, files, requantize=requantize)
 
 
-def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]]) -> list[Adapter]:
+def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]], files: Files) -> list[Adapter]:
     """The adapters, PEFT folders or GGUF files, checked against the model."""
     base: Base | None = None
     bound: list[Adapter] = []
@@ -242,7 +242,17 @@ def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]]) ->
         else:
             base = base or model.base()
             bound.append(PeftAdapter(path, base, weight))
+        if not has_effect(bound[-1], files):
+            bound[-1].warnings.append(f"{bound[-1].name}: changes nothing, {_why_nothing(bound[-1])}")
     return bound
+
+
+def _why_nothing(adapter: Adapter) -> str:
+    if adapter.weight == 0:
+        return "its weight is 0"
+    if all(update.scale == 0 for update in adapter.updates.values()):
+        return "its alpha is 0"
+    return "one matrix of every pair is all zero: was it trained, and saved whole?"
 
 
 def make_jobs(model: SourceModel, adapters: Sequence[Adapter]) -> list[TensorJob]:

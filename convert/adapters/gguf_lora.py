@@ -45,6 +45,7 @@ class GgufAdapter:
             raise self._fail(
                 f"is a GGUF of type {str(meta.get('general.type', 'model'))!r} ({KIND}: {str(meta.get(KIND))!r}), "
                 "expected a LoRA adapter"
+                + ("; give it as the model" if meta.get("general.type", "model") == "model" else "")
             )
         if (arch := meta.get("general.architecture")) != architecture:
             raise self._fail(f"is for the architecture {arch}, the base is {architecture}")
@@ -154,7 +155,9 @@ def write_adapter(
     lora_alpha · √r; where weights differ in scale (rank and alpha patterns), the most frequent alpha is written and
     the others' B carries the ratio.
     """
-    alphas = [w.alpha for w in weights]
+    alphas = [w.alpha for w in weights if w.alpha]
+    if not alphas:
+        raise DataError(f"{path.name}: would have an alpha of 0, which llama.cpp takes for a scale of 1; leave it away")
     alpha = max(alphas, key=alphas.count)
     entries = {
         "general.type": ("adapter", gguf.STRING, None),

@@ -6,6 +6,7 @@ Reading PEFT folders is peft.py's, reading GGUF adapters gguf_lora.py's.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,17 +123,44 @@ def load_update(
     return LoadedUpdate(left, right, None if magnitude is None else magnitude.reshape(-1))
 
 
+def has_effect(adapter: Adapter, files: Files) -> bool:
+    """Does the adapter change the model at all? Matrices are read until one is not zero, so mostly only the first."""
+    if adapter.replaced:
+        return True
+    if adapter.weight == 0:
+        return False
+    for update in adapter.updates.values():
+        factors = (update.left, update.right) if update.right else (update.left,)
+        if update.magnitude or (update.scale and all(files.matrix(f.tensor).any() for f in factors)):
+            return True
+    return False
+
+
 def parse_spec(spec: str) -> tuple[str, float]:
-    """`ADAPTER[:WEIGHT]` as (adapter, weight); a colon not followed by a number belongs to the path."""
+    """`ADAPTER[:WEIGHT]` as (adapter, weight); a colon not followed by a number belongs to the path.
+
+    So does one in the name of a folder or file that is there.
+    """
     name, colon, weight = spec.rpartition(":")
-    if colon:
-        try:
-            value = float(weight)
-        except ValueError:
-            return spec, 1.0
-        if not math.isfinite(value):
-            raise UsageError(f"--lora {spec}: the weight must be a finite number")
-        if not name:
-            raise UsageError(f"--lora {spec}: names no adapter")
-        return name, value
-    return spec, 1.0
+    if colon and Path(spec).expanduser().exists():
+        if name and Path(name).expanduser().exists() and _is_number(weight):
+            raise UsageError(
+                f"--lora {spec}: {spec} is there, and so is {name}; write {spec}{os.sep} for the one, "
+                f"{name}{os.sep}:{weight} for the other"
+            )
+        return spec, 1.0
+    if not colon or not _is_number(weight):
+        return spec, 1.0
+    if not math.isfinite(float(weight)):
+        raise UsageError(f"--lora {spec}: the weight must be a finite number")
+    if not name:
+        raise UsageError(f"--lora {spec}: names no adapter")
+    return name, float(weight)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
+from jmedlite.convert.families.names import NOT_TEXT, canonical, spellings, without_wrappers
 from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.base_names import is_another
 from jmedlite.convert.sources.checkpoint import read_weights
+from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
 from .lora import Factor, Update
 
-_PREFIX = "base_model.model."
+_COMPILED = "_orig_mod."
 _LORA = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>A|B|embedding_A|embedding_B)|(?P<magnitude>lora_magnitude_vector))"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<leaf>weight|bias))?"
 )
 _SAVED = re.compile(
-    r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module)(?:\.(?!weight$|bias$)[^.]+)?)?(?:\.base_layer)?\.(?P<leaf>weight|bias)"
+    r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module)(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<leaf>weight|bias)"
 )
 
 # Configuration keys that say how the adapter was trained or named, and those read below.
@@ -49,12 +51,13 @@ class PeftAdapter:
     in_gguf_order = False
 
     def __init__(self, folder: Path, base: Base, weight: float = 1.0) -> None:
-        self.config = read_json(folder / ADAPTER_CONFIG)
         self.weights_file = find_weights(folder)
+        self.config = read_json(folder / ADAPTER_CONFIG)
         self.folder: Path | None = folder
         self.name, self.weight, self.warnings = folder.resolve().name, weight, list[str]()
         self._base = base
         self._check_config()
+        self._unseen: list[str] = []  # modules of the parts that see, which are not converted
         self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
         self.updates: dict[str, Update] = {}
         self.replaced: dict[str, StoredTensor] = {}
@@ -104,10 +107,12 @@ class PeftAdapter:
         for key, value in config.items():
             if key not in _KNOWN and value not in (None, False, [], {}, "", 0):
                 raise self._fail(f"sets {key}, which is not supported")
-        for key in ("r", "lora_alpha"):
+        for key in ("r", "lora_alpha"):  # PEFT computes with an alpha of 0, too: the adapter changes nothing
             value = config.get(key, 8)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise self._fail(f"has {key} = {value!r}, expected a positive number")
+        if not config.get("r", 8):
+            raise self._fail("has r = 0, expected a positive number")
         for key in ("rank_pattern", "alpha_pattern"):
             if not isinstance(config.get(key) or {}, dict):
                 raise self._fail(f"has a {key} that is not an object")
@@ -122,7 +127,7 @@ class PeftAdapter:
         """PEFT's look-up: keys are regular expressions that must match the end of the module's name."""
         for key, value in (self.config.get(which) or {}).items():
             try:
-                if re.match(rf"(.*\.)?({key})$", module):
+                if any(re.match(rf"(.*\.)?({key})$", name) for name in self._names(module)):
                     if not math.isfinite(float(value)):
                         raise ValueError("not a finite number")
                     return float(value)
@@ -133,19 +138,30 @@ class PeftAdapter:
     # ------------------------------------------------------------------------------------------------ matching
 
     def _match(self, tensors: Mapping[str, StoredTensor]) -> None:
+        if tensors and all(name.startswith(_COMPILED) for name in tensors):
+            raise self._fail(
+                f"its names begin with torch.compile's prefix {_COMPILED}, so that PEFT would load none; save it from "
+                "the model as it was before torch.compile, or rename its tensors without the prefix"
+            )
         sides: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in tensors.items():
             if tensor.dtype not in WEIGHT_DTYPES:
                 raise self._fail(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
-            key = self._base.spell(name.removeprefix(_PREFIX))
-            if found := _LORA.fullmatch(key):
+            key = canonical(name, self._base.family)
+            if key.startswith(NOT_TEXT):
+                self._unseen.append(key)
+            elif found := _LORA.fullmatch(key):
                 side = found["magnitude"] or f"{found['side']}{'.bias' if found['leaf'] == 'bias' else ''}"
-                if sides.setdefault(found["module"], {}).setdefault(side, tensor) is not tensor:
-                    raise self._fail(f"holds lora_{side} of {found['module']} twice")
+                if (other := sides.setdefault(found["module"], {}).setdefault(side, tensor)) is not tensor:
+                    raise self._fail(f"holds lora_{side} of {found['module']} twice: {other.name} and {name}")
             else:
                 self._take_saved(name, key, tensor)
         if not sides and not self.replaced:
-            raise self._fail("holds no LoRA weights")
+            raise self._fail("changes only what sees images" if self._unseen else "holds no LoRA weights")
+        if self._unseen:
+            self.warnings.append(
+                f"{self.name}: its {len(self._unseen)} tensors for what sees images ({self._unseen[0]}) are left out"
+            )
         for module, found_sides in sides.items():
             if self.ties_head and f"{module}.weight" == self._base.head:
                 continue  # the embedding's own, transposed
@@ -259,7 +275,11 @@ class PeftAdapter:
 
     def _goes_by(self, module: str, name: str) -> bool:
         """PEFT's rule: a name means the modules that are it, or end with it."""
-        return any(m == name or m.endswith(f".{name}") for m in self._base.respell(module))
+        name = without_wrappers(name)
+        return any(m == name or m.endswith(f".{name}") for m in self._names(module))
+
+    def _names(self, module: str) -> Iterable[str]:
+        return spellings(module, self._base.family)
 
     def _is_saved(self, module: str) -> bool:
         return any(self._goes_by(module, name) for name in self._saved_modules())
@@ -294,7 +314,7 @@ class PeftAdapter:
         def among(names: Any) -> bool:
             if isinstance(names, str):
                 try:
-                    return any(re.fullmatch(names, m) for m in self._base.respell(module))
+                    return any(re.fullmatch(names, m) for m in self._names(module))
                 except re.error as e:
                     raise self._fail(f"has the unusable pattern {names!r} ({e})") from None
             return any(self._goes_by(module, n) for n in names)
@@ -341,10 +361,13 @@ def find_weights(folder: Path) -> Path:
         raise InputMissing(
             f"{folder}: no such adapter (expected a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a GGUF)"
         )
-    for name in (ADAPTER_WEIGHTS, ADAPTER_BIN):
-        if (folder / name).is_file():
-            return folder / name
-    raise InputMissing(f"{folder}: has neither {ADAPTER_WEIGHTS} nor {ADAPTER_BIN}")
+    found = next((folder / name for name in (ADAPTER_WEIGHTS, ADAPTER_BIN) if (folder / name).is_file()), None)
+    whole = found is not None and (folder / ADAPTER_CONFIG).is_file() and not is_mlx(folder)
+    if not whole and (instead := instead_of_adapter(folder)):
+        raise InputMissing(f"{folder}: {instead}")
+    if found is None:
+        raise InputMissing(f"{folder}: has neither {ADAPTER_WEIGHTS} nor {ADAPTER_BIN}")
+    return found
 
 
 def _modules(names: Mapping[str, Any]) -> Iterator[str]:

@@ -5,8 +5,9 @@ A family is one entry of FAMILIES. Dimensions are named by letters worked out on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from jmedlite.base import gguf
@@ -69,11 +70,24 @@ class Family:
     head_dim: int | None = None  # where config.json has none and it is not hidden_size / num_attention_heads
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
-    spellings: tuple[tuple[str, str], ...] = ()  # what transformers has called modules, and what checkpoints do
     head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
     ignores_window: bool = False  # llama.cpp computes full attention where the model has a window
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
+
+    @property
+    def root(self) -> str:
+        """The module that holds all but the head."""
+        return self.embedding.partition(".")[0]
+
+    @property
+    def head_module(self) -> str:
+        return self.head.removesuffix(".weight")
+
+    @cached_property
+    def inner_modules(self) -> frozenset[str]:
+        """What the root holds: layers, embedding, last norm."""
+        return frozenset(r.hf.split(".")[1] for r in self.rules if r.hf.startswith(self.root + "."))
 
 
 _LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
@@ -220,7 +234,6 @@ FAMILIES = (
         writes_rotary=True,
         head="embed_out.weight",
         embedding="gpt_neox.embed_in.weight",
-        spellings=(("lm_head.", "embed_out."),),
         head_is="required",
     ),
     Family(
@@ -291,10 +304,8 @@ FAMILIES = (
 IGNORED_SUFFIXES = (
     ".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias", ".attention.rotary_emb.inv_freq",
 )  # fmt: skip
-# Gemma 3 with eyes (MedGemma): its language model is a Gemma 3 under another prefix.
+# Gemma 3 with eyes (MedGemma): its language model is a Gemma 3 under another prefix (names.py).
 _MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
-_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
-NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -422,11 +433,8 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", False))
 
 
-def expected_rules(family: Family, config: Mapping[str, Any], names: Collection[str]) -> list[Rule]:
-    """The rules that apply to this configuration, layers filled in, in the order they are written.
-
-    `names` are the checkpoint's tensors, which tell under which prefix a model of several parts keeps its text part.
-    """
+def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
+    """The rules that apply to this configuration, layers filled in, in the order they are written."""
     switches = {
         "untied": not is_tied(config),
         "attention_bias": bool(config.get("attention_bias")),
@@ -440,13 +448,4 @@ def expected_rules(family: Family, config: Mapping[str, Any], names: Collection[
         (layered if "{i}" in rule.hf else found).append(rule)
     for i in range(integer(config, "num_hidden_layers")):
         found += [replace(r, hf=r.hf.format(i=i), gguf=r.gguf.format(i=i)) for r in layered]
-    return [replace(r, hf=hf_name(r.hf, family, names)) for r in found]
-
-
-def hf_name(name: str, family: Family, names: Collection[str]) -> str:
-    """A family's tensor name as this checkpoint spells it."""
-    if family.embedding in names or not name.startswith("model."):
-        return name
-    rest = name.removeprefix("model.")
-    prefix = next((p for p in _PREFIXES if p + family.embedding.removeprefix("model.") in names), "model.")
-    return prefix + rest
+    return found

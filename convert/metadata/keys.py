@@ -21,6 +21,7 @@ from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
 from jmedlite.convert.families.families import Family, Key, integer
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters
 
+from .readable import readable
 from .specials import Specials
 from .tokenizer import SourceVocabulary
 
@@ -38,14 +39,16 @@ def build_metadata(
     vocabulary: SourceVocabulary,
     specials: Specials,
     n_weights: int,
-) -> Entries:
-    """Every key but general.file_type, which differs from level to level; `n_weights` gives the size label.
+) -> tuple[Entries, list[str]]:
+    """Every key but general.file_type, which differs from level to level, and warnings about the model card.
+
+    `n_weights` gives the size label.
 
     `config` is architectures.text_config.
     """
     writer = gguf.GGUFWriter(None, family.gguf_arch)
     writer.add_type(gguf.GGUFType.MODEL)
-    _general(writer, folder, name, n_weights)
+    warnings = _general(writer, folder, name, n_weights)
     _architecture(writer, family, config, dims)
     _vocabulary(writer, vocabulary)
     _specials(writer, specials)
@@ -55,7 +58,7 @@ def build_metadata(
     if vocabulary.byte_fallback:
         writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    return _entries(writer)
+    return _entries(writer), warnings
 
 
 def special_entries(specials: Specials) -> Entries:
@@ -81,18 +84,21 @@ def _entry(key: str, value: Any) -> tuple[Any, int, int | None]:
     return value.value, int(value.type), int(gguf.GGUFValueType.get_type(value.value[0]))
 
 
-def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> None:
-    try:
-        card = gguf.Metadata.load(None, folder, name, n_weights)
-        settings = gguf.Metadata.load_generation_config(folder)
-        card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
-        raise DataError(
-            f"{folder.name}: its README.md or generation_config.json can't be read ({str(e).splitlines()[0]})"
-        ) from None
+def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> list[str]:
+    """general.* from the model card and the names of folder and model; returns warnings."""
+    with readable(folder) as (place, warnings):
+        try:
+            card = gguf.Metadata.load(None, place, name, n_weights)
+            settings = gguf.Metadata.load_generation_config(place)
+            card.sampling_penalty_repeat = card.sampling_penalty_repeat or settings.get("repetition_penalty")
+        except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as e:
+            raise DataError(
+                f"{folder.name}: its README.md or generation_config.json can't be read ({str(e).splitlines()[0]})"
+            ) from None
     card.name = card.name or folder.name
     card.size_label = card.size_label or gguf.size_label(n_weights, n_weights, 0, 0)
     card.set_gguf_meta_model(writer)
+    return warnings
 
 
 def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
+from jmedlite.base.inputs import check_stand_in
 
 # ModelProto
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -89,9 +90,11 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read `tokenizer.model`; raises DataError."""
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path.name}: has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
+    blob = path.read_bytes()
+    check_stand_in(path, blob[:512])
     model = SentencePieceModel()
     try:
-        for number, value in _fields(path.read_bytes()):
+        for number, value in _fields(blob):
             if number == _PIECES:
                 text, score, kind = b"", 0.0, NORMAL
                 for inner, v in _fields(_raw(value)):

@@ -14,6 +14,7 @@ import gguf
 
 from jmedlite.base.errors import DataError
 
+from .readable import readable
 from .tokenizer import SourceVocabulary, read_vocabulary
 from .tokenizer_files import Template, TokenizerFiles
 
@@ -153,7 +154,8 @@ def read_specials(files: TokenizerFiles, vocabulary: SourceVocabulary, warnings:
     """What one folder says, as llama.cpp's converter reads it, and where that leaves something out, as transformers."""
     tokens = vocabulary.tokens
     try:
-        read = gguf.SpecialVocab(files.folder, load_merges=False, n_vocab=len(tokens))
+        with readable(files.folder) as (place, _):
+            read = gguf.SpecialVocab(place, load_merges=False, n_vocab=len(tokens))
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
         raise DataError(f"{files.folder.name}: its special tokens can't be read ({e})") from None
     found = Specials(read.special_token_ids, read.add_special_token, files.template)

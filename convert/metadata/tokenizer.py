@@ -8,6 +8,7 @@ the runner's help where its docs say so, is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,14 @@ from gguf.constants import TokenType
 from jmedlite.base.errors import DataError, InputMissing
 
 from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel
-from .tokenizer_files import DESCRIBED, TokenizerFiles, described_texts, piece_texts, read_tokenizer_files
+from .tokenizer_files import (
+    DESCRIBED,
+    TokenizerFiles,
+    default_template,
+    described_texts,
+    piece_texts,
+    read_tokenizer_files,
+)
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,9 +101,15 @@ def read_vocabulary(folder: Path | TokenizerFiles, n_vocab: int) -> SourceVocabu
 
 def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
     described, added = files.described, _added_tokens(files)
+    left_out = _take_placeholders(files, added, n_vocab)
     if _counts(files):
         vocabulary = _from_sentencepiece(files, added, n_vocab)
     elif described is None:
+        if (files.folder / "tekken.json").is_file():
+            raise InputMissing(
+                f"{files.folder}: has only tekken.json, Mistral's own format; add the tokenizer.json of the model in "
+                "transformers' form"
+            )
         raise InputMissing(f"{files.folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
     elif (kind := (described.get("model") or {}).get("type")) != "BPE":
         raise DataError(f"{DESCRIBED}: is of type {kind}, expected BPE; llama.cpp can't reproduce it here")
@@ -104,7 +118,32 @@ def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
     else:
         vocabulary = _from_byte_level(described, added, n_vocab)
     _set_add_bos(vocabulary, files)
+    vocabulary.warnings += left_out
     return vocabulary
+
+
+def _take_placeholders(files: TokenizerFiles, added: dict[int, tuple[str, bool]], n_vocab: int) -> list[str]:
+    """Take placeholders beyond the embedding out of `added`, with a warning: no text can use them.
+
+    Gemma 3's text models keep the place of an image in their tokenizer, a base model may have a padding token that was
+    never given a row. Where one begins or ends texts, or stands for what is unknown, tokenizer and model differ.
+    """
+    beyond = {
+        i: text
+        for i, (text, control) in sorted(added.items())
+        if i >= n_vocab and (control or re.fullmatch(r"<.*>|\[.*\]", text))
+    }
+    if not beyond or {files.token(role) for role in ("bos", "eos", "unk")} & set(beyond.values()):
+        return []  # _place will refuse it
+    for i in beyond:
+        del added[i]
+    name = files.folder.name
+    names = ", ".join(list(beyond.values())[:3]) + (", …" if len(beyond) > 3 else "")
+    warnings = [f"{name}: the embedding has no row for {names} (id {min(beyond):,}); left out"]
+    template = default_template(files.template) or ""
+    if used := [text for text in beyond.values() if text in template]:
+        warnings.append(f"{name}: the chat template writes {used[0]}, which will be read as plain text")
+    return warnings
 
 
 def _counts(files: TokenizerFiles) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from jmedlite.base.gguf import Entries
 from jmedlite.base.native import F32
+from jmedlite.convert.families.families import Family
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.metadata.specials import AdapterFiles
 
@@ -34,33 +35,24 @@ class Spec:
 
 @dataclass(frozen=True)
 class Base:
-    """The model an adapter is for, under Hugging Face's names; where the head is tied, it stands there as well.
+    """The model an adapter is for, under the family's own names; where the head is tied, it stands there as well.
 
     `names` are what it calls itself, the most certain first; empty where nothing but its folder's name is known.
-    `spellings` are (prefix, prefix) pairs: what some release of transformers calls a module, and what the checkpoint
-    does.
     """
 
     names: tuple[str, ...]
     tensors: Mapping[str, StoredTensor]
-    embedding: str
-    head: str
+    family: Family
     tied: bool
     files: Files
-    spellings: tuple[tuple[str, str], ...] = ()
 
-    def spell(self, name: str) -> str:
-        """A tensor's or module's name as the checkpoint spells it."""
-        for theirs, ours in self.spellings:
-            if name.startswith(theirs) and not name.startswith(ours):
-                return ours + name.removeprefix(theirs)
-        return name
+    @property
+    def embedding(self) -> str:
+        return self.family.embedding
 
-    def respell(self, name: str) -> list[str]:
-        """Every name that a module of the checkpoint goes by."""
-        full = f"{name}."
-        others = (theirs + full.removeprefix(ours) for theirs, ours in self.spellings if full.startswith(ours))
-        return [name, *(other.removesuffix(".") for other in others)]
+    @property
+    def head(self) -> str:
+        return self.family.head
 
 
 class SourceModel(Protocol):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing
-from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE
-from jmedlite.base.inputs import read_json, reading
+from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE, is_plain
+from jmedlite.base.inputs import check_stand_in, read_json, reading
 
+from .mistaken import instead_of_model
 from .tensors import DTYPE_BYTES, StoredTensor
 from .torch_file import read_torch_file
 
@@ -30,19 +31,30 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _agreeing(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for name, value in pairs:
+            if value != found[name]:
+                raise ValueError(f"{name} stands there twice, as {value!r} and as {found[name]!r}")
+    return found
+
+
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file; every length is bounded and the data must be covered without holes."""
     with reading(path), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
+        head = file.read(64)
+        check_stand_in(path, head)
         if len(head) < 8:
             raise DataError(f"{path.name}: has {size} bytes, too short for a safetensors file")
-        (length,) = struct.unpack("<Q", head)
+        (length,) = struct.unpack_from("<Q", head)
         if length > MAX_HEADER or length > size - 8:
             raise DataError(
                 f"{path.name}: claims a header of {length:,} bytes, the file has {size:,} "
                 f"(limit {MAX_HEADER:,}); it is truncated or not a safetensors file"
             )
+        file.seek(8)
         blob = file.read(length)
     try:
         entries = json.loads(blob, object_pairs_hook=_no_repeats)
@@ -97,18 +109,12 @@ def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], base: int, siz
 
 
 def _shard_path(folder: Path, name: Any, index: str) -> Path:
-    """A shard named by an index, which must lie in the folder itself (a link may lead into a Hub cache's blobs)."""
-    if not isinstance(name, str) or not name or Path(name).name != name or name in (".", "..") or "\\" in name:
+    """A shard named by an index, which must stand in the folder itself; `inputs.check_links` has judged links."""
+    if not is_plain(name):
         raise DataError(f"{index}: names the shard {name!r}, expected a plain file name inside the folder")
-    path = folder / name
+    path: Path = folder / name
     if not path.is_file():
         raise DataError(f"{index}: names the shard {name}, which is not in the folder; download it again")
-    # The Hub's cache links snapshots/<commit>/<file> to blobs/<hash>, two floors up; nothing else may leave.
-    allowed = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        allowed.append(folder.parent.parent.resolve() / "blobs")
-    if not any(path.resolve().is_relative_to(root) for root in allowed):
-        raise DataError(f"{index}: the shard {name} is a link that leaves the folder")
     return path
 
 
@@ -124,6 +130,8 @@ class Checkpoint:
         if not folder.is_dir():
             raise InputMissing(f"{folder}: no such folder")
         self.folder, self.warnings = folder, list[str]()
+        if not (folder / CONFIG).is_file() and (instead := instead_of_model(folder)):
+            raise InputMissing(f"{folder}: {instead}")
         self.config = read_json(folder / CONFIG)
         self.tensors = self._find()
 
@@ -146,15 +154,18 @@ class Checkpoint:
                 return read_weights(_shard_path(self.folder, single, single))
             if (self.folder / index).is_file():
                 return self._from_index(index)
+        if instead := instead_of_model(self.folder):
+            raise InputMissing(f"{self.folder}: {instead}")
         hint = ""
-        if found := next(self.folder.glob("*.gguf"), None):
-            hint = f"; it has GGUF files: give one of them, such as {found.name}"
-        elif found := next((f for pattern in ("*.bin", "*.pt", "*.pth") for f in self.folder.glob(pattern)), None):
-            hint = f"; {found.name} has another name than transformers gives"
+        others = sorted(f for f in self.folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+        if found := next((f.name for f in others if "-of-" in f.name), None):
+            hint = f"; {found} is one file of several, and an index says which: download it, too"
+        elif others:
+            hint = f"; {others[0].name} has another name than transformers gives"
         raise InputMissing(f"{self.folder}: has neither {SINGLE} nor {INDEX}, nor {BIN_SINGLE} nor {BIN_INDEX}{hint}")
 
     def _from_index(self, index: str) -> dict[str, StoredTensor]:
-        weight_map = read_json(self.folder / index).get("weight_map")
+        weight_map = read_json(self.folder / index, pairs=_agreeing).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise DataError(f"{index}: has no weight_map")
         shards: dict[str, Path] = {}

@@ -10,18 +10,17 @@ from jmedlite.base.gguf import Entries
 from jmedlite.base.inputs import read_json
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
-    NOT_TEXT,
     Rule,
     check_attention,
     dimensions,
     expected_rules,
     find_family,
-    hf_name,
     is_tied,
     quantization_method,
     row_order,
     text_config,
 )
+from jmedlite.convert.families.names import NOT_TEXT, canonical_names
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
 from jmedlite.convert.metadata.keys import build_metadata
 from jmedlite.convert.metadata.specials import GENERATION, AdapterFiles, decide
@@ -30,6 +29,7 @@ from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from .base import Base, Spec
 from .base_names import hub_name
 from .checkpoint import Checkpoint
+from .quantized import refuse_quantized
 from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 
 
@@ -39,19 +39,23 @@ class CheckpointModel:
     def __init__(self, folder: Path, files: Files) -> None:
         checkpoint = Checkpoint(folder)
         self.label, self._folder, self._files = folder.resolve().name, folder, files
+        refuse_quantized(self.label, folder, checkpoint.config, checkpoint.tensors)
         self._family = family = find_family(checkpoint.config)
         self.title, self.architecture = family.title, family.gguf_arch
         self._whole, self._config = checkpoint.config, text_config(family, checkpoint.config)
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
-        self._tensors, self.warnings = checkpoint.tensors, checkpoint.warnings
+        self._tensors = canonical_names(checkpoint.tensors, family, self.label)
+        self.warnings = checkpoint.warnings
         of_files = next((f"; it {w.partition(': ')[2]}" for w in checkpoint.warnings), "")
-        self._embedding = hf_name(family.embedding, family, self._tensors)
-        self._head = hf_name(family.head, family, self._tensors)
+        self._embedding, self._head = family.embedding, family.head
+        if is_tied(self._config) and self._embedding not in self._tensors and self._head in self._tensors:
+            # safetensors' save_model keeps one name of a shared table, and it may be the head's
+            self._tensors[self._embedding] = self._tensors[self._head]
         self._tied = self._config["tie_word_embeddings"] = self._is_tied()
         if family.head_is == "tied" and not self._tied:
             raise DataError(f"config.json: the head is not tied to the embedding, llama.cpp has no such {family.title}")
-        rules = expected_rules(family, self._config, self._tensors)
+        rules = expected_rules(family, self._config)
         method = quantization_method(checkpoint.config)
         try:
             self._check_names(rules, of_files)
@@ -125,12 +129,13 @@ class CheckpointModel:
         expected = tuple(self._dims[d] for d in rule.shape)
         if tensor.shape != expected:
             raise DataError(
-                f"{tensor.path.name}: {rule.hf} has shape {list(tensor.shape)}, "
+                f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, "
                 f"config.json says {list(expected)} ({' × '.join(rule.shape)})"
             )
         if tensor.dtype not in WEIGHT_DTYPES:
             raise DataError(
-                f"{tensor.path.name}: {rule.hf} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}"
+                f"{tensor.path.name}: {tensor.name} has dtype {tensor.dtype}, "
+                f"expected one of {', '.join(WEIGHT_DTYPES)}"
             )
         return Spec(rule.gguf, expected, tensor, rule.hf, row_order(rule, self._dims), rule.plus)
 
@@ -144,11 +149,17 @@ class CheckpointModel:
         if self._tied:
             ignored.add(self._head)  # some savers write the tied head again; the model uses the embedding
         found = set(self._tensors) - ignored
+        if unmerged := next((n for n in self._tensors if ".lora_" in n or ".modules_to_save." in n), None):
+            raise DataError(
+                f"{self.label}: holds an adapter that was not merged ({unmerged}); save the model after PEFT's "
+                "merge_and_unload, or give the base model and the adapter with --lora"
+            )
         for what, names in (("lacks", sorted(wanted - found)), ("has", sorted(found - wanted))):
             if names:
                 more = f" and {len(names) - 1} more" if names[1:] else ""
                 tail = of_files if what == "lacks" else f", which {self.title} does not have"
-                raise DataError(f"{self.label}: the checkpoint {what} {names[0]}{more}{tail}")
+                name = names[0] if what == "lacks" else self._tensors[names[0]].name
+                raise DataError(f"{self.label}: the checkpoint {what} {name}{more}{tail}")
 
     @property
     def weight_files(self) -> list[Path]:
@@ -159,15 +170,7 @@ class CheckpointModel:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
         tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._head, tensors[self._embedding])
-        return Base(
-            self._names(),
-            tensors,
-            self._embedding,
-            self._head,
-            self._tied,
-            self._files,
-            self._family.spellings,
-        )
+        return Base(self._names(), tensors, self._family, self._tied, self._files)
 
     def _names(self) -> tuple[str, ...]:
         folder = self._folder.resolve()
@@ -189,5 +192,7 @@ class CheckpointModel:
             n_vocab,
         )
         dims = {**self._dims, "n_vocab": n_vocab}
-        entries = build_metadata(self._folder, name, self._family, self._config, dims, vocabulary, specials, n_weights)
-        return entries, [*self.warnings, *warnings]
+        entries, of_card = build_metadata(
+            self._folder, name, self._family, self._config, dims, vocabulary, specials, n_weights
+        )
+        return entries, [*self.warnings, *warnings, *of_card]

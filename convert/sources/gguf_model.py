@@ -34,7 +34,8 @@ def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
     first = headers[0]
     kind = first.metadata.get("general.type", "model")
     if kind != "model":
-        raise DataError(f"{path.name}: is a GGUF of type {str(kind)[:40]!r}, expected a model")
+        instead = "; give it with --lora, beside the model it was made for" if kind == "adapter" else ""
+        raise DataError(f"{path.name}: is a GGUF of type {str(kind)[:40]!r}, expected a model{instead}")
     gguf.check_model(paths[0], first)
     count = first.metadata.get(gguf.SPLIT_COUNT, 0)
     if (count or 1) != len(paths):
@@ -79,7 +80,7 @@ class GgufModel:
             try:
                 config = self._config()
                 dims = dimensions(family, config)
-                rules = {r.gguf: r for r in expected_rules(family, config, {family.embedding})}
+                rules = {r.gguf: r for r in expected_rules(family, config)}
             except DataError:  # a kin of the family with layers of several kinds: converted, but without adapters
                 family = None
         self._family = family
@@ -130,10 +131,9 @@ class GgufModel:
             raise DataError(f"{self._path.name}: adapters can be merged into {known}; this is {self.architecture}")
         tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._family.head, tensors[self._family.embedding])
-        family = self._family
         made_from = self._header.metadata.get("jmedlite.made.base")
         names = (made_from.partition("@")[0],) if isinstance(made_from, str) and "/" in made_from else ()
-        return Base(names, tensors, family.embedding, family.head, self._tied, self._files, family.spellings)
+        return Base(names, tensors, self._family, self._tied, self._files)
 
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]

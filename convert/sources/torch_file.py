@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import AGAIN, check_stand_in, reading
 
 from .tensors import DTYPE_BYTES, StoredTensor
 
@@ -37,7 +37,6 @@ MAX_STACK = 10_000  # picklers fill containers in batches of 1,000
 MAX_MEMO = 250_000
 MAX_NAME = 1_000
 MAX_DIMS = 64
-AGAIN = "download the file again"
 INSTEAD = "get the model as safetensors"
 
 # ---------------------------------------------------------------------------------------------------- the zip archive
@@ -542,15 +541,9 @@ _LEGACY = bytes.fromhex("8a0a 6cfc 9c46 f920 6aa8 5019")  # 0x1950A86A20F9469CFC
 
 def _check_kind(path: Path, head: bytes) -> None:
     """Say by its first bytes what a file is that is no zip archive."""
-    text = head.lstrip().lower()
     if head.startswith(b"PK\3\4"):
         return
-    if not head:
-        _fail(path, f"is empty; {AGAIN}")
-    if head.startswith(b"version https://git-lfs"):
-        _fail(path, f"is a Git LFS pointer, not the weights: the download is incomplete; run `git lfs pull` or {AGAIN}")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        _fail(path, f"is a web page, not weights: the download failed; {AGAIN}")
+    check_stand_in(path, head)
     if _LEGACY in head or head[257:262] == b"ustar":
         _fail(path, f"is in PyTorch's legacy format (before 1.6); load it with torch and save it again, or {INSTEAD}")
     if head[:1] == b"\x80":

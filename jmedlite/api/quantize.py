@@ -85,6 +85,7 @@ def plan_quantization(
     out: Path = Path(),
     name: str | None = None,
     allow_requantize: bool = False,
+    follow_links: bool = False,
     split_max_size: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -94,8 +95,8 @@ def plan_quantization(
     specs = [parse_spec(s) for s in lora]
     check_stem(name)
     matrix = read_imatrix(imatrix) if imatrix else None
-    source = resolve(model)
-    adapters = [(resolve_adapter(spec), weight) for spec, weight in specs]
+    source = resolve(model, follow_links=follow_links)
+    adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
     weights = [adapter_weights(a.path) for a, _ in adapters]
     adapter_files = {path: sha256_file(path) for path in weights}
     plan = make_quantize_plan(
@@ -131,13 +132,14 @@ def export_adapters(
     types: Sequence[str] = (),
     out: Path = Path(),
     name: str | None = None,
+    follow_links: bool = False,
     overwrite: bool = False,
 ) -> ExportedAdapter:
     """Write the adapters as one GGUF for use at run time, `STEM.gguf`, with the adapters' names as the stem."""
     check_stem(name)
     specs = [parse_spec(s) for s in lora]
-    source = resolve(model)
-    adapters = [(resolve_adapter(spec), weight) for spec, weight in specs]
+    source = resolve(model, follow_links=follow_links)
+    adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
     path = out / f"{name or '-'.join(a.name for a, _ in adapters)}.gguf"
     if any(a.path.is_file() and path.exists() and path.samefile(a.path) for a, _ in adapters):
         raise UsageError(f"{path}: is the input itself; choose another --out or --name")
@@ -189,6 +191,7 @@ def quantize(
     threads: int | None = None,
     memory: str | int | None = None,
     allow_requantize: bool = False,
+    follow_links: bool = False,
     split_max_size: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -197,7 +200,8 @@ def quantize(
 
     `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
     names ("Q4_K_S"); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
-    returned); `progress` hears how far it is (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
+    returned); with `follow_links`, links in folders may lead to other users' files; `progress` hears how far it is
+    (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
 
         >>> jmedlite.quantize("models/qwen", bits=[8, 4], out="gguf")  # doctest: +SKIP
         [PosixPath('gguf/qwen-Q8_0.gguf'), PosixPath('gguf/qwen-Q4_K_M.gguf')]
@@ -211,6 +215,7 @@ def quantize(
         out=Path(out),
         name=name,
         allow_requantize=allow_requantize,
+        follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
     )

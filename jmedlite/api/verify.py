@@ -43,6 +43,7 @@ def verify(
     imatrix: str | Path | None = None,
     tolerance: float = 0.0,
     allow_requantize: bool = False,
+    follow_links: bool = False,
     threads: int | None = None,
     memory: int | None = None,
     progress: Progress = silent,
@@ -61,12 +62,14 @@ def verify(
         raise UsageError(f"--tolerance {tolerance:g}: expected a relative distance, 0 or more and below 1")
     file = Path(path).expanduser()
     parts = read_parts(file)  # a file that is none is told before anything is downloaded
-    source = resolve(str(base))
+    source = resolve(str(base), follow_links=follow_links)
     report = compare_with_base(
         file,
         parts,
         source.path,
-        adapters=[(resolve_adapter(spec).path, weight) for spec, weight in map(parse_spec, lora)],
+        adapters=[
+            (resolve_adapter(spec, follow_links=follow_links).path, weight) for spec, weight in map(parse_spec, lora)
+        ],
         imatrix=read_imatrix(Path(imatrix)) if imatrix else None,
         tolerance=tolerance,
         requantize=allow_requantize,

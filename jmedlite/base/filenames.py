@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_SINGLE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -12,3 +15,8 @@ TOKENIZER_FILES = (
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_BIN = "adapter_model.safetensors", "adapter_model.bin"
 CARD = "README.md"
+
+
+def is_plain(name: Any) -> bool:
+    """Is it the name of a file, without any folder? What an index may name."""
+    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..") and "\\" not in name

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, LlamaFileType
 
 from .errors import DataError
-from .inputs import reading
+from .inputs import check_stand_in, reading
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -282,6 +282,7 @@ def _read(c: _Cursor) -> Header:
         raise c.fail("is empty, expected a GGUF file")
     magic = c.take(4, "the magic number")
     if magic != MAGIC:
+        check_stand_in(c.path, magic + c.file.read(60))
         raise c.fail(f"is not a GGUF file (begins with {magic!r}, expected {MAGIC!r})")
     (version,) = c.unpack("I", "the version")
     if version & 0xFFFF == 0:

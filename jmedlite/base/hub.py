@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import time
@@ -15,14 +16,18 @@ from typing import Any
 from . import filenames as names
 from .errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
 from .gguf import split_stem
+from .inputs import check_links, read_json
 from .outputs import sha256_file
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_MODEL_FILES = (names.CONFIG, "generation_config.json", *names.TOKENIZER_FILES, names.CARD)
-_SAFETENSORS = (names.SINGLE, names.INDEX, "model-*-of-*.safetensors")
-_BIN = (names.BIN_SINGLE, names.BIN_INDEX, "pytorch_model-*-of-*.bin")
+# with an adapter's configuration, by which an adapter that is given as the model is known
+_MODEL_FILES = (names.CONFIG, "generation_config.json", *names.TOKENIZER_FILES, names.CARD, names.ADAPTER_CONFIG)
 _ADAPTER_FILES = (names.ADAPTER_CONFIG, *names.TOKENIZER_FILES, names.CARD)
+# (whole, index) file names, the second pair fetched only where the repository has neither of the first
+_WEIGHTS = ((names.SINGLE, names.INDEX), (names.BIN_SINGLE, names.BIN_INDEX))
+_ADAPTER_WEIGHTS = ((names.ADAPTER_WEIGHTS, None), (names.ADAPTER_BIN, None))
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -50,26 +55,31 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
     return (found["repo"], found["revision"]) if found else None
 
 
-def resolve(model: str) -> Source:
+def resolve(model: str, *, follow_links: bool = False) -> Source:
     """A model to convert: a checkpoint folder, a GGUF file, or a Hub id, of which the needed files are downloaded.
 
-    Raises InputMissing, UsageError, Unavailable, NotPermitted.
+    Links in a folder are followed as `inputs.check_links` says, all of them with `follow_links`. Raises InputMissing,
+    UsageError, Unavailable, NotPermitted.
     """
-    return _resolve(model, "checkpoint folder", (*_MODEL_FILES, *_SAFETENSORS), (names.SINGLE, names.INDEX), _BIN)
+    return _resolve(model, "checkpoint folder", _MODEL_FILES, _WEIGHTS, follow_links)
 
 
-def resolve_adapter(adapter: str) -> Source:
-    """An adapter: a PEFT folder, a GGUF file, or a Hub id; raises as `resolve` does."""
-    patterns = (*_ADAPTER_FILES, names.ADAPTER_WEIGHTS)
-    return _resolve(adapter, "PEFT folder", patterns, (names.ADAPTER_WEIGHTS,), (names.ADAPTER_BIN,))
+def resolve_adapter(adapter: str, *, follow_links: bool = False) -> Source:
+    """An adapter: a PEFT folder, a GGUF file, or a Hub id; as `resolve`."""
+    return _resolve(adapter, "PEFT folder", _ADAPTER_FILES, _ADAPTER_WEIGHTS, follow_links)
 
 
 def _resolve(
-    model: str, kind: str, patterns: tuple[str, ...], preferred: tuple[str, ...], instead: tuple[str, ...]
+    model: str,
+    kind: str,
+    files: tuple[str, ...],
+    weights: tuple[tuple[str, str | None], ...],
+    follow_links: bool,
 ) -> Source:
-    """`instead` are the patterns fetched from the Hub where none of the `preferred` files is there."""
     path = Path(model).expanduser()
     if path.is_dir():
+        if not follow_links:
+            check_links(path)
         return Source(path, path.resolve().name)
     if path.is_file() and path.suffix == ".gguf":
         return Source(path, split_stem(path.name))
@@ -79,11 +89,28 @@ def _resolve(
     if parsed is None or model.startswith((".", "~", os.sep)) or model.endswith(".gguf"):
         raise InputMissing(f"{model}: no such folder or GGUF file, and not a Hub id (owner/name[@revision])")
     repo, revision = parsed
-    folder = _download(repo, revision, patterns)
-    if not any((folder / name).is_file() for name in preferred):
-        folder = _download(repo, revision, (*patterns, *instead))
-    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+    for single, index in weights:
+        folder = _download(repo, revision, (*files, single, index or single))
+        if index and (folder / index).is_file():
+            _download_shards(repo, revision, folder, index)
+            break
+        if (folder / single).is_file():
+            break
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return Source(folder, repo.partition("/")[2], repo, commit)
+
+
+def _download_shards(repo: str, revision: str | None, folder: Path, index: str) -> None:
+    """The files that an index in `folder` names, of the same commit; what it names wrongly is told when it is read."""
+    weight_map = read_json(folder / index).get("weight_map")
+    given = weight_map.values() if isinstance(weight_map, dict) else []
+    shards = sorted({name for name in given if names.is_plain(name)})
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+    _download(repo, commit, tuple(map(glob.escape, shards)))
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise Unavailable(
+            f"{repo}: has no {missing[0]}, which its {index} names, or only a part of it is in the local cache"
+        )
 
 
 def fetch_data(repo: str, revision: str, files: Sequence[str]) -> Source:
@@ -94,18 +121,14 @@ def fetch_data(repo: str, revision: str, files: Sequence[str]) -> Source:
     import huggingface_hub
 
     cached = [huggingface_hub.try_to_load_from_cache(repo, f, revision=revision, repo_type="dataset") for f in files]
-    if (
-        re.fullmatch(r"[0-9a-f]{40}", revision)
-        and isinstance(cached[0], str)
-        and all(isinstance(c, str) for c in cached)
-    ):
+    if _COMMIT.fullmatch(revision) and isinstance(cached[0], str) and all(isinstance(c, str) for c in cached):
         folder = Path(cached[0]).parents[len(PurePosixPath(files[0]).parts) - 1]
     else:
         folder = _download(repo, revision, tuple(files), "dataset")
     for file in files:
         if not (folder / file).is_file():
             raise Unavailable(f"{repo}: has no {file} at {revision}, or only a part of it is in the local cache")
-    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return Source(folder, repo.partition("/")[2], repo, commit)
 
 
@@ -158,14 +181,17 @@ def _faults(repo: str, revision: str | None, kind: str) -> Iterator[None]:
     except JmedliteError:
         raise
     except errors.GatedRepoError:
-        raise NotPermitted(
-            f"{repo}: the {kind} is gated; accept its terms on its page and run `hf auth login`"
-        ) from None
+        raise NotPermitted(f"{repo}: the {kind} is gated; accept its terms on its page, and {_TOKEN}") from None
     except errors.RevisionNotFoundError:
         raise InputMissing(f"{repo}: has no revision {revision}") from None
     except errors.RepositoryNotFoundError:
-        raise InputMissing(f"{repo}: no such {kind} on the Hub, nor a local folder of that name") from None
-    except errors.LocalEntryNotFoundError:
+        raise InputMissing(
+            f"{repo}: no such {kind} on the Hub that may be seen, nor a local folder of that name; for a private one "
+            f"{_TOKEN}"
+        ) from None
+    except errors.LocalEntryNotFoundError as e:
+        if (answer := _answer(e)) is not None:
+            raise _refusal(repo, answer) from None
         raise Unavailable(
             f"{repo}: is not in the local cache and the Hub can't be reached; "
             f"connect, or carry the {kind}'s folder here and give its path"
@@ -175,6 +201,8 @@ def _faults(repo: str, revision: str | None, kind: str) -> Iterator[None]:
     except errors.HFValidationError as e:
         raise UsageError(f"{repo}: is not a valid Hub id ({e})") from None
     except errors.HfHubHTTPError as e:
+        if (answer := _answer(e)) is not None:
+            raise _refusal(repo, answer) from None
         raise Unavailable(
             f"{repo}: the Hub could not be read ({_first_line(e)}); try again, finished files stay"
         ) from None
@@ -193,6 +221,33 @@ def _faults(repo: str, revision: str | None, kind: str) -> Iterator[None]:
         raise Unavailable(
             f"{repo}: the Hub can't be reached ({_first_line(e)}); connect, or use a local folder"
         ) from None
+
+
+_TOKEN = "give a token that may read it, by HF_TOKEN or `hf auth login`"
+
+
+def _answer(error: BaseException | None) -> Any:
+    """The Hub's answer that led to an error, somewhere among its causes; None where it gave none."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if getattr(response, "status_code", None) is not None:
+            return response
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refusal(repo: str, answer: Any) -> JmedliteError:
+    """The Hub's answer, other than the expected one, as a fault."""
+    status = answer.status_code
+    told = f"{status}: {str(answer.headers.get('X-Error-Message') or 'it gives no reason').rstrip('.')}"
+    if status == 401:
+        return NotPermitted(f"{repo}: the Hub does not accept the token ({told}); {_TOKEN}")
+    if status == 403:
+        return NotPermitted(
+            f"{repo}: the Hub does not let this token read it ({told}); {_TOKEN}: a fine-grained one needs the "
+            "permission for this repository, or for gated ones"
+        )
+    return Unavailable(f"{repo}: the Hub could not be read ({told}); try again, finished files stay")
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,6 +41,9 @@ def quantize(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take a GGUF that is quantized already.")
     ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow links in folders to other users' files, too.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show types and sizes, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: JsonFlag = False,
@@ -53,7 +56,7 @@ def quantize(
     if adapter_only:
         if bits or imatrix or split_max_size:
             raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32 or F16")
-        _export_adapters(model, lora or [], types or [], out, name, overwrite, as_json)
+        _export_adapters(model, lora or [], types or [], out, name, follow_links, overwrite, as_json)
         return
     limit = as_bytes(memory)
     job = plan_quantization(
@@ -65,6 +68,7 @@ def quantize(
         out=out,
         name=name,
         allow_requantize=allow_requantize,
+        follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
         dry_run=dry_run,
@@ -96,13 +100,22 @@ def quantize(
 
 
 def _export_adapters(
-    model: str, lora: list[str], types: list[str], out: Path, name: str | None, overwrite: bool, as_json: bool
+    model: str,
+    lora: list[str],
+    types: list[str],
+    out: Path,
+    name: str | None,
+    follow_links: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """`quantize --adapter-only`."""
     from jmedlite.api.quantize import export_adapters
     from jmedlite.base.hub import DEFAULT_MODEL
 
-    made = export_adapters(model or DEFAULT_MODEL, lora, types=types, out=out, name=name, overwrite=overwrite)
+    made = export_adapters(
+        model or DEFAULT_MODEL, lora, types=types, out=out, name=name, follow_links=follow_links, overwrite=overwrite
+    )
     for warning in made.warnings:
         console.warn(warning)
     if as_json:

@@ -30,6 +30,9 @@ def verify(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="The base is a GGUF that is quantized already.")
     ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow links in folders to other users' files, too.")
+    ] = False,
     threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -44,6 +47,7 @@ def verify(
             imatrix=imatrix,
             tolerance=tolerance,
             allow_requantize=allow_requantize,
+            follow_links=follow_links,
             threads=threads,
             progress=progress,
         )

@@ -11,11 +11,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
-from jmedlite.base.hub import parse_id
+from jmedlite.base.errors import NotPermitted, Unavailable
+from jmedlite.base.hub import _faults, parse_id
 from tests.support import builders
 from tests.support.hub import hub_environment
 
@@ -51,9 +54,11 @@ class FakeHub:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def answer(self, to: BaseHTTPRequestHandler, body: bool) -> None:
-        path = to.path.partition("?")[0]
+        path = unquote(to.path.partition("?")[0])
         self.requests.append((to.command, path, to.headers.get("Range")))
         files = {str(f.relative_to(self.folder)): f for f in self.folder.rglob("*") if f.is_file()}
+        if self.mode == "refused":
+            return self.send(to, 403, b"{}", {"X-Error-Message": "Please enable gated repositories."}, body)
         if self.mode == "html":
             return self.send(to, 200, b"<html>please log in</html>", {"Content-Type": "text/html"}, body)
         if path.startswith("/api/models/" + REPO):
@@ -191,6 +196,42 @@ def test_tampered_weights_are_not_kept(tmp_path: Path, hub: FakeHub) -> None:
     hub.mode = "good"
     done = run(tmp_path, hub)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_token_without_the_right(tmp_path: Path, hub: FakeHub) -> None:
+    hub.mode = "refused"
+    done = run(tmp_path, hub)
+    assert done.returncode == 77, done.stderr
+    assert all(word in one_line(done) for word in ("403: Please enable gated", "HF_TOKEN", "hf auth login"))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [(401, NotPermitted, ["accept the token", "401: why", "HF_TOKEN"]), (503, Unavailable, ["503: why", "try again"])],
+)
+def test_what_the_hub_answered_is_told(status: int, kind: type[Exception], words: list[str]) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    answer = OSError("no")
+    answer.response = SimpleNamespace(status_code=status, headers={"X-Error-Message": "why"})  # type: ignore[attr-defined]
+    with pytest.raises(kind) as caught, _faults(REPO, None, "model"):
+        raise LocalEntryNotFoundError("not in the cache") from answer
+    assert all(word in str(caught.value) for word in (REPO, *words))
+
+
+def test_shards_are_those_of_the_index(tmp_path: Path, hub: FakeHub) -> None:
+    """The names that some savers give; nothing else of the repository, and nothing outside it."""
+    index = hub.folder / "model.safetensors.index.json"
+    text = index.read_text()
+    for k in (1, 2):
+        old, new = f"model-0000{k}-of-00002.safetensors", f"weights [{k}].safetensors"
+        (hub.folder / old).rename(hub.folder / new)
+        text = text.replace(old, new)
+    index.write_text(text)
+    (hub.folder / "model-00001-of-00009.safetensors").write_bytes(b"not wanted")
+    done = run(tmp_path, hub)
+    assert done.returncode == 0, done.stderr
+    assert not [path for _, path, _ in hub.requests if path.endswith("00009.safetensors")]
 
 
 def test_no_such_model(tmp_path: Path, hub: FakeHub) -> None:

@@ -96,7 +96,7 @@ def test_ask_missing_and_foreign_files(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("JMEDLITE_STATE", str(tmp_path))
     check(run("ask", "q", "-m", str(tmp_path / "none.gguf")), 66, "none.gguf", "jmedlite quantize")
     (tmp_path / "x.gguf").write_bytes(b"<html>")
-    check(run("ask", "q", "-m", str(tmp_path / "x.gguf")), 65, "x.gguf", "not a GGUF")
+    check(run("ask", "q", "-m", str(tmp_path / "x.gguf")), 65, "x.gguf", "web page")
     check(run("ask", "q", "-m", str(tmp_path / "x.gguf"), "--lora", str(tmp_path / "y")), 65)
     (tmp_path / "empty").mkdir()
     check(run("ask", "q", "-m", str(tmp_path / "empty")), 2, "folder", "none")

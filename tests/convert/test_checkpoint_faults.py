@@ -135,10 +135,9 @@ def test_the_helper_can_also_build_a_right_header(tmp_path: Path) -> None:
     assert found["a"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("size", [0, 7])
-def test_file_shorter_than_a_length(tmp_path: Path, size: int) -> None:
-    (tmp_path / "w.safetensors").write_bytes(bytes(size))
-    with pytest.raises(DataError, match=f"has {size} bytes, too short"):
+def test_file_shorter_than_a_length(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(bytes(7))
+    with pytest.raises(DataError, match="has 7 bytes, too short"):
         read_safetensors_header(tmp_path / "w.safetensors")
 
 
@@ -191,15 +190,6 @@ def link(target: Path, path: Path) -> None:
         path.symlink_to(target)
     except OSError:
         pytest.skip("this system makes no symbolic links for this user")
-
-
-@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "model.safetensors"])
-def test_link_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "m"
-    builders.checkpoint(folder, shards=1 if name == "model.safetensors" else 2)
-    (folder / name).rename(tmp_path / "elsewhere")
-    link(tmp_path / "elsewhere", folder / name)
-    refuse(folder, DataError, name, "link that leaves the folder")
 
 
 def test_links_inside_the_folder_and_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
@@ -320,7 +310,7 @@ def test_weight_of_a_type_that_is_no_weight(tmp_path: Path, dtype: str) -> None:
         header[name] = entry(kind, x.shape, (at, at + x.size * DTYPE_BYTES[kind]))
         at += x.size * DTYPE_BYTES[kind]
     safetensors(tmp_path / "m" / "model.safetensors", header, bytes(at))
-    refuse(tmp_path / "m", DataError, DOWN, dtype, "F32, F16, BF16")
+    refuse(tmp_path / "m", DataError, DOWN, dtype, "F32, F16, BF16" if dtype == "F64" else "quantized already")
 
 
 @pytest.mark.parametrize(
@@ -372,6 +362,14 @@ def test_wrong_shapes(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None
 def test_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m", vocab_size=N_VOCAB - 2)
     refuse(tmp_path / "m", DataError, f"up to {N_VOCAB - 2:,}", f"{N_VOCAB - 2:,} rows")
+
+
+def test_ordinary_tokens_beyond_the_embedding(tmp_path: Path) -> None:
+    tokenizer = builders.byte_level_tokenizer()
+    tokenizer["added_tokens"].append({"id": N_VOCAB, "content": "アスピリン", "special": False})
+    builders.checkpoint(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    refuse(tmp_path / "m", DataError, f"up to {N_VOCAB:,}", f"{N_VOCAB:,} rows")
 
 
 @pytest.mark.parametrize(

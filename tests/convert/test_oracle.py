@@ -284,6 +284,7 @@ def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
 def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
     """MedGemma's kind: a Gemma 3 under a prefix, with a vision tower that is left out."""
     import torch
+    from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -313,9 +314,24 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
         if hasattr(layer, "act_fn"):
             layer.act_fn = GgmlGelu()
     with torch.no_grad():
-        expected = model(torch.tensor([tokens])).logits[0].numpy()
-    found = llama_logits(path, tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+        plain = model(torch.tensor([tokens])).logits[0].numpy()
+    np.testing.assert_allclose(llama_logits(path, tokens), plain, rtol=0, atol=1e-3)
+    # an adapter of the whole class, eyes and all, in the names of this transformers; and of its text part in others
+    options = {"target_modules": "all-linear", "r": 2, "lora_alpha": 1, "init_lora_weights": False}
+    wrapped = get_peft_model(model, LoraConfig(**options))
+    with torch.no_grad():
+        expected = wrapped(torch.tensor([tokens])).logits[0].numpy()
+    assert np.abs(expected - plain).max() > 0.1
+    wrapped.save_pretrained(tmp_path / "a")
+    assert any("vision_tower" in n for n in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    for base in ("v", "m"):
+        if base == "m":  # the same weights as a checkpoint of text alone
+            text_part = {
+                n.replace(prefix, "model."): t for n, t in renamed.items() if n.startswith((prefix, "lm_head"))
+            }
+            save_file(text_part, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+        (path,) = jmedlite.quantize(tmp_path / base, lora=[str(tmp_path / "a")], types=["F32"], out=tmp_path)
+        np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=1e-3)
 
 
 def test_every_family_is_here() -> None:

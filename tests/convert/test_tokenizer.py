@@ -261,3 +261,27 @@ def test_nfc_is_done_by_the_runner(tmp_path: Path) -> None:
     with jmedlite.Runner(path) as runner:
         composed, decomposed = (runner.ask(t, max_tokens=1, system="") for t in ("が", "か\u3099"))
     assert composed.n_prompt == decomposed.n_prompt
+
+
+@pytest.mark.parametrize(("token", "special"), [("<image_soft_token>", True), ("[PAD]", False)])
+def test_placeholder_beyond_the_embedding_is_left_out(tmp_path: Path, token: str, special: bool) -> None:
+    """gemma-3-1b-it has a place for images in its tokenizer and no row for it; others a padding token."""
+    builders.checkpoint(tmp_path / "m")
+    described = builders.byte_level_tokenizer()
+    n = builders.n_tokens(described)
+    expected = read_vocabulary(tmp_path / "m", n)
+    described["added_tokens"].append({**described["added_tokens"][0], "id": n, "content": token, "special": special})
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (tmp_path / "m" / "added_tokens.json").write_text(json.dumps({token: n}))
+    found = read_vocabulary(tmp_path / "m", n)
+    assert (found.tokens, found.types) == (expected.tokens, expected.types)
+    assert len(found.warnings) == 1
+    assert token in found.warnings[0]
+    # a template that writes it says so; the end of every answer can't be left out
+    path = tmp_path / "m" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"chat_template": f"{{{{ messages }}}}{token}"}))
+    assert "chat template" in read_vocabulary(tmp_path / "m", n).warnings[1]
+    path.write_text(json.dumps(config | {"eos_token": {"content": token}}))
+    with pytest.raises(DataError, match=f"up to {n}, the embedding has {n} rows"):
+        read_vocabulary(tmp_path / "m", n)
