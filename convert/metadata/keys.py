@@ -181,7 +181,17 @@ def _vocabulary(writer: Any, folder: Path, vocabulary: SourceVocabulary, n_vocab
         writer.add_string("jmedlite.tokenizer.normalizer", vocabulary.normalizer)
     if vocabulary.byte_fallback:
         writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
+    if vocabulary.space_prefix:
+        writer.add_string("jmedlite.tokenizer.space_prefix", vocabulary.space_prefix)
+    flags = vocabulary.flags
+    if not flags and any(n in writer.kv_data[0]["general.name"].value.lower() for n in _STRIPPING_NAMES):
+        flags = {"rstrip": [-1]}  # no token: llama.cpp would guess by the name that there are some
+    for flag, ids in flags.items():
+        writer.add_array(f"jmedlite.tokenizer.{flag}", ids)
 
+
+# Models that llama.cpp takes for ones whose tokens strip white space: llama_vocab::impl::load of src/llama-vocab.cpp
+_STRIPPING_NAMES = ("phi-3", "phi3")
 
 # Keys of a GGUF that describe the file and not the model; a new file gets its own.
 _OF_THE_FILE = ("general.file_type", "general.quantization_version", "general.alignment")

@@ -18,6 +18,7 @@ from gguf.constants import TokenType
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.inputs import read_json
 
+from .added_tokens import describe_flags
 from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel, read_sentencepiece
 
 _QWEN2 = (
@@ -58,6 +59,8 @@ class SourceVocabulary:
     remove_extra_whitespaces: bool | None = None
     unknown: int | None = None  # the id, where llama.cpp would guess another
     byte_fallback: bool = False  # llama.cpp has none for unigram models: jmedlite's runner does it
+    space_prefix: str | None = None  # where text gets a space before it, if not where llama.cpp puts one
+    flags: dict[str, list[int]] = field(default_factory=dict)  # ids of added tokens by flag (added_tokens.py)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -103,6 +106,7 @@ def _read_vocabulary(folder: Path, n_vocab: int) -> SourceVocabulary:
         vocabulary = _from_byte_level(described, added, n_vocab)
     if described is not None and vocabulary.add_bos is None:
         vocabulary.add_bos = _adds_bos(described)
+    describe_flags(vocabulary, described, config, pieces is not None)
     return vocabulary
 
 
