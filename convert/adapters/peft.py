@@ -18,6 +18,7 @@ from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
 from .lora import Factor, Update
+from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(
@@ -27,18 +28,6 @@ _LORA = re.compile(
 _SAVED = re.compile(
     r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module)(?:\.(?!weight$|bias$)[^.]+)?)?(?:\.base_layer)?\.(?P<leaf>weight|bias)"
 )
-
-# Configuration keys that say how the adapter was trained or named, and those read below.
-_KNOWN = {
-    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
-    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "alpha_pattern", "rank_pattern", "loftq_config",
-    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
-    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora", "lora_ga_config", "modules_to_tie",
-    "target_modules_to_tie",
-}  # fmt: skip
-# Initialisations under which PEFT rewrites the base weights on loading, so that base + B·A is not the model.
-_REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class PeftAdapter:
@@ -94,14 +83,15 @@ class PeftAdapter:
         if (bias := config.get("bias", "none")) not in ("none", "all", "lora_only"):
             raise self._fail(f"has bias = {bias!r}, expected none, all or lora_only")
         init = config.get("init_lora_weights", True)
-        if isinstance(init, str) and init.lower().startswith(_REWRITING_INITS):
+        if not (init is None or isinstance(init, bool) or str(init).lower() in KEEPING_INITS):
             raise self._fail(
-                f"was initialised with {init}, which changes the base weights; save it with PEFT's "
-                "path_initial_model_for_weight_conversion first"
+                f"was initialised with {init} (init_lora_weights), which changes the base weights or is unknown; save "
+                "it with PEFT's path_initial_model_for_weight_conversion first"
             )
         for key, value in config.items():
-            if key not in _KNOWN and value not in (None, False, [], {}, "", 0):
-                raise self._fail(f"sets {key}, which is not supported")
+            if key not in COMPUTED | OF_THE_TRAINING and value not in (None, False, [], {}, "", 0):
+                about = f" ({REFUSED[key]})" if key in REFUSED else ""
+                raise self._fail(f"sets {key}{about}, which is not supported")
         for key in ("r", "lora_alpha"):
             value = config.get(key, 8)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
