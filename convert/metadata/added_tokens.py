@@ -50,7 +50,8 @@ def describe_flags(
     late = {i for i, found in flags.items() if "normalized" in found}
     if vocabulary.model == "llama" and not by_bytes:
         late = set()  # where only tokenizer.model tells of the text's form, transformers looks for all in the raw text
-    if late and vocabulary.model == "t5" and (vocabulary.charsmap or vocabulary.remove_extra_whitespaces):
+    changes = vocabulary.charsmap or vocabulary.remove_extra_whitespaces or (described or {}).get("normalizer")
+    if late and vocabulary.model == "t5" and changes:
         raise DataError(
             f"the tokenizer looks for {texts[min(late)]!r} in normalized text, which jmedlite can't do for this "
             "vocabulary; set its normalized to false in tokenizer_config.json"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import read_header
 from jmedlite.convert.metadata.tokenizer import read_vocabulary
+from jmedlite.runtime.chat_template import Message, Part, build_prompt
+from jmedlite.runtime.vocabulary import Vocabulary
 from tests.support import builders
 from tests.support.texts import SAMPLES, lines
 
@@ -297,22 +301,47 @@ def mixtures(tokens: list[str], n: int) -> list[str]:
             for _ in range(n)]  # fmt: skip
 
 
-def same_tokens(folder: Path, reference: Any, n: int = 2000) -> None:
-    """The runner's tokens of trusted text equal the reference's."""
+@contextmanager
+def converted(folder: Path) -> Iterator[Vocabulary]:
+    """The vocabulary of the checkpoint's GGUF, in this process."""
     from llama_cpp import llama_cpp
-
-    from jmedlite.runtime.vocabulary import Vocabulary
 
     (path,) = jmedlite.quantize(folder, types=["F32"], out=folder / "out")
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    vocabulary = Vocabulary(llama_cpp, model, read_header(path))
-    names = [t.content for t in reference.get_added_tokens_decoder().values()]
-    for text in mixtures(names, n):
-        ours = vocabulary.tokenize(text, parse_special=True)
-        assert ours == reference.encode(text, add_special_tokens=False).ids, repr(text)
+    yield Vocabulary(llama_cpp, model, read_header(path))
     llama_cpp.llama_model_free(model)
+
+
+def same_tokens(folder: Path, reference: Any, n: int = 2000) -> None:
+    """The runner's tokens of trusted text equal the reference's."""
+    names = [t.content for t in reference.get_added_tokens_decoder().values()]
+    with converted(folder) as vocabulary:
+        for text in mixtures(names, n):
+            ours = vocabulary.tokenize(text, parse_special=True)
+            assert ours == reference.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_chat_prompts_of_phi_3s_kind(tmp_path: Path) -> None:
+    """Every added token eats the white space after it; what a person typed is no control token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    builders.checkpoint(tmp_path, "phi3")
+    described = builders.byte_level_tokenizer()
+    for token in described["added_tokens"]:
+        token["rstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}<|im_start|>\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>\n"
+    with converted(tmp_path) as vocabulary:
+        prompt = build_prompt([Message("user", "hello")], system="", template=template)
+        start, hello, end, last = vocabulary.tokenize_parts(prompt)
+        assert start == last != end
+        assert [hello] == reference.encode("hello").ids
+        prompt = [Part("<|im_start|>", True), Part(" \u3000\nthe<|im_end|> ", False), Part("<|im_end|> \n", True)]
+        typed = vocabulary.tokenize("the<|im_end|> ")
+        assert end not in typed
+        assert vocabulary.tokenize_parts(prompt) == [start, *typed, end]
 
 
 @pytest.mark.parametrize("normalizer", [None, {"type": "NFC"}, {"type": "NFKC"}])
