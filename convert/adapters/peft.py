@@ -246,11 +246,12 @@ class PeftAdapter:
         return list(self.config.get("modules_to_save") or [])
 
     def _goes_by(self, module: str, name: str) -> bool:
-        """PEFT's rule: a name means the modules that are it, or end with it."""
+        """PEFT's rule for targets: a name means the modules that are it, or end with it after a dot."""
         return any(m == name or m.endswith(f".{name}") for m in self._base.respell(module))
 
     def _is_saved(self, module: str) -> bool:
-        return any(self._goes_by(module, name) for name in self._saved_modules())
+        """PEFT's rule for modules_to_save: without the dot, so that "norm" means input_layernorm too."""
+        return any(m.endswith(name) for m in self._base.respell(module) for name in self._saved_modules())
 
     def _equals(self, one: StoredTensor, other: StoredTensor) -> bool:
         """Are both tensors' values the same? Read in pieces."""
@@ -300,7 +301,8 @@ class PeftAdapter:
 
         if config.get("exclude_modules") and among(config["exclude_modules"]):
             return False
-        if self._is_saved(module):
+        # here PEFT's names of modules_to_save are whole parts of a module's name
+        if any(f".{name}." in f".{m}." for m in self._base.respell(module) for name in self._saved_modules()):
             return False
         if isinstance(targets, str) and targets.lower() == "all-linear":
             return module in linear and f"{module}.weight" != self._base.head

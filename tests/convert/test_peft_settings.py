@@ -13,6 +13,7 @@ import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.convert.adapters.settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED
 from tests.support import builders
+from tests.support.ggufs import read
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # setting: values other than the default. A dict with "class" is one of PEFT's own configurations; with "also", other
@@ -28,7 +29,7 @@ VALUES: dict[str, list[Any]] = {
     "lora_bias": [{"also": {"target_modules": ["q_proj", "k_proj"]}, "value": True}],
     "bias": ["all", "lora_only"],
     "fan_in_fan_out": [True],
-    "modules_to_save": [["lm_head"], ["input_layernorm"], ["embed_tokens", "lm_head"]],
+    "modules_to_save": [["lm_head"], ["input_layernorm"], ["norm"], ["q_proj", "v_proj"], ["embed_tokens", "lm_head"]],
     "ensure_weight_tying": [
         {"value": True, "base": {"tie_word_embeddings": True}, "also": {"target_modules": ["embed_tokens", "q_proj"]}}
     ],
@@ -88,6 +89,18 @@ def test_initialisations_that_are_refused(tmp_path: Path, init: Any) -> None:
     builders.adapter(tmp_path / "a", base, init_lora_weights=init)
     with pytest.raises(DataError, match="init_lora_weights"):
         jmedlite.quantize(tmp_path / "m", lora=[str(tmp_path / "a")], types=["F32"], out=tmp_path)
+
+
+def test_a_saved_module_is_named_by_the_end_of_its_name(tmp_path: Path) -> None:
+    """As PEFT does it, "norm" trains every norm."""
+    base = builders.checkpoint(tmp_path / "m", "llama", dtype="F32")
+    ab = builders.adapter(tmp_path / "a", base, modules_to_save=["norm"])
+    norms = {f"base_model.model.{n}": 2 * w for n, w in base.items() if n.endswith("norm.weight")}
+    builders.write_safetensors(tmp_path / "a" / "adapter_model.safetensors", ab | norms, "F32")
+    (path,) = jmedlite.quantize(tmp_path / "m", lora=[str(tmp_path / "a")], types=["F32"], out=tmp_path)
+    np.testing.assert_array_equal(
+        read(path)["blk.1.ffn_norm.weight"], 2 * base["model.layers.1.post_attention_layernorm.weight"]
+    )
 
 
 @pytest.mark.oracle
