@@ -35,7 +35,7 @@ VALUES: dict[str, list[Any]] = {
     ],
     "target_modules": [["q_proj"], "all-linear", r".*layers\.1\..*k_proj", {"value": None}],
     "exclude_modules": [["down_proj"], r".*layers\.0\..*"],
-    "layers_to_transform": [[1], 0],
+    "layers_to_transform": [[1], 0, {"also": {"target_modules": ["q_proj", "lm_head"]}, "value": [1]}],
     "layers_pattern": [{"also": {"layers_to_transform": [1]}, "value": "layers"}],
     "init_lora_weights": [True, *KEEPING_INITS, "olora", "pissa", "pissa_niter_2", "lora_ga"],
     "task_type": ["SEQ_CLS", {"value": None}],
