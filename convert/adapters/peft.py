@@ -311,7 +311,7 @@ class PeftAdapter:
         layers = config.get("layers_to_transform")
         if layers in (None, []) or isinstance(targets, str):
             return True
-        if any(m in targets for m in self._base.respell(module)):
+        if any(m in (targets or ()) for m in self._base.respell(module)):
             return True  # named in full, as a head is: no layer's
         patterns = config.get("layers_pattern") or [r"[^.]*"]
         patterns = [patterns] if isinstance(patterns, str) else patterns
