@@ -19,6 +19,7 @@ from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
 from .lora import Factor, Update
+from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED
 
 _COMPILED = "_orig_mod."
 _LORA = re.compile(
@@ -28,18 +29,6 @@ _LORA = re.compile(
 _SAVED = re.compile(
     r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module)(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<leaf>weight|bias)"
 )
-
-# Configuration keys that say how the adapter was trained or named, and those read below.
-_KNOWN = {
-    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
-    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "alpha_pattern", "rank_pattern", "loftq_config",
-    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
-    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora", "lora_ga_config", "modules_to_tie",
-    "target_modules_to_tie",
-}  # fmt: skip
-# Initialisations under which PEFT rewrites the base weights on loading, so that base + B·A is not the model.
-_REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class PeftAdapter:
@@ -99,14 +88,15 @@ class PeftAdapter:
         if (bias := config.get("bias", "none")) not in ("none", "all", "lora_only"):
             raise self._fail(f"has bias = {bias!r}, expected none, all or lora_only")
         init = config.get("init_lora_weights", True)
-        if isinstance(init, str) and init.lower().startswith(_REWRITING_INITS):
+        if not (init is None or isinstance(init, bool) or str(init).lower() in KEEPING_INITS):
             raise self._fail(
-                f"was initialised with {init}, which changes the base weights; save it with PEFT's "
-                "path_initial_model_for_weight_conversion first"
+                f"was initialised with {init} (init_lora_weights), which changes the base weights or is unknown; save "
+                "it with PEFT's path_initial_model_for_weight_conversion first"
             )
         for key, value in config.items():
-            if key not in _KNOWN and value not in (None, False, [], {}, "", 0):
-                raise self._fail(f"sets {key}, which is not supported")
+            if key not in COMPUTED | OF_THE_TRAINING and value not in (None, False, [], {}, "", 0):
+                about = f" ({REFUSED[key]})" if key in REFUSED else ""
+                raise self._fail(f"sets {key}{about}, which is not supported")
         for key in ("r", "lora_alpha"):  # PEFT computes with an alpha of 0, too: the adapter changes nothing
             value = config.get(key, 8)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
@@ -271,10 +261,10 @@ class PeftAdapter:
             raise self._fail(f"holds {own} twice")
 
     def _saved_modules(self) -> list[str]:
-        return list(self.config.get("modules_to_save") or [])
+        return [without_wrappers(name) for name in self.config.get("modules_to_save") or []]
 
     def _goes_by(self, module: str, name: str) -> bool:
-        """PEFT's rule: a name means the modules that are it, or end with it."""
+        """PEFT's rule for targets: a name means the modules that are it, or end with it after a dot."""
         name = without_wrappers(name)
         return any(m == name or m.endswith(f".{name}") for m in self._names(module))
 
@@ -282,7 +272,8 @@ class PeftAdapter:
         return spellings(module, self._base.family)
 
     def _is_saved(self, module: str) -> bool:
-        return any(self._goes_by(module, name) for name in self._saved_modules())
+        """PEFT's rule for modules_to_save: without the dot, so that "norm" means input_layernorm too."""
+        return any(m.endswith(name) for m in self._names(module) for name in self._saved_modules())
 
     def _check_saved(self) -> None:
         """Every module in modules_to_save has all its tensors; embedding and head have as many rows as each other."""
@@ -321,7 +312,8 @@ class PeftAdapter:
 
         if config.get("exclude_modules") and among(config["exclude_modules"]):
             return False
-        if self._is_saved(module):
+        # here PEFT's names of modules_to_save are whole parts of a module's name
+        if any(f".{name}." in f".{m}." for m in self._names(module) for name in self._saved_modules()):
             return False
         if isinstance(targets, str) and targets.lower() == "all-linear":
             return module in linear and f"{module}.weight" != self._base.head
@@ -330,6 +322,8 @@ class PeftAdapter:
         layers = config.get("layers_to_transform")
         if layers in (None, []) or isinstance(targets, str):
             return True
+        if any(m in (targets or ()) for m in self._names(module)):
+            return True  # named in full, as a head is: no layer's
         patterns = config.get("layers_pattern") or [r"[^.]*"]
         patterns = [patterns] if isinstance(patterns, str) else patterns
         index = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)

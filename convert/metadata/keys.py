@@ -57,6 +57,13 @@ def build_metadata(
         writer.add_string("jmedlite.tokenizer.normalizer", vocabulary.normalizer)
     if vocabulary.byte_fallback:
         writer.add_bool("jmedlite.tokenizer.byte_fallback", True)
+    if vocabulary.space_prefix:
+        writer.add_string("jmedlite.tokenizer.space_prefix", vocabulary.space_prefix)
+    flags = vocabulary.flags
+    if not flags and any(n in writer.kv_data[0]["general.name"].value.lower() for n in _STRIPPING_NAMES):
+        flags = {"rstrip": [-1]}  # no token: llama.cpp would guess by the name that there are some
+    for flag, ids in flags.items():
+        writer.add_array(f"jmedlite.tokenizer.{flag}", ids)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     return _entries(writer), warnings
 
@@ -203,6 +210,9 @@ def _specials(writer: Any, specials: Specials) -> None:
     if specials.ends:  # GGUF has places for three at most, each with a meaning of its own
         writer.add_array(ENDS, specials.ends)
 
+
+# Models that llama.cpp takes for ones whose tokens strip white space: llama_vocab::impl::load of src/llama-vocab.cpp
+_STRIPPING_NAMES = ("phi-3", "phi3")
 
 # Keys of a GGUF that describe the file and not the model; a new file gets its own.
 _OF_THE_FILE = ("general.file_type", "general.quantization_version", "general.alignment")

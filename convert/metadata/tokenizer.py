@@ -18,6 +18,7 @@ from gguf.constants import TokenType
 
 from jmedlite.base.errors import DataError, InputMissing
 
+from .added_tokens import describe_flags
 from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel
 from .tokenizer_files import (
     DESCRIBED,
@@ -66,6 +67,8 @@ class SourceVocabulary:
     remove_extra_whitespaces: bool | None = None
     unknown: int | None = None  # the id, where llama.cpp would guess another
     byte_fallback: bool = False  # llama.cpp has none for unigram models: jmedlite's runner does it
+    space_prefix: str | None = None  # where text gets a space before it, if not where llama.cpp puts one
+    flags: dict[str, list[int]] = field(default_factory=dict)  # ids of added tokens by flag (added_tokens.py)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -102,7 +105,8 @@ def read_vocabulary(folder: Path | TokenizerFiles, n_vocab: int) -> SourceVocabu
 def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
     described, added = files.described, _added_tokens(files)
     left_out = _take_placeholders(files, added, n_vocab)
-    if _counts(files):
+    is_pieces = _counts(files)
+    if is_pieces:
         vocabulary = _from_sentencepiece(files, added, n_vocab)
     elif described is None:
         if (files.folder / "tekken.json").is_file():
@@ -118,6 +122,7 @@ def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
     else:
         vocabulary = _from_byte_level(described, added, n_vocab)
     _set_add_bos(vocabulary, files)
+    describe_flags(vocabulary, described, files.settings, is_pieces)
     vocabulary.warnings += left_out
     return vocabulary
 

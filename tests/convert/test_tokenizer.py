@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import read_header
 from jmedlite.convert.metadata.tokenizer import read_vocabulary
+from jmedlite.runtime.chat_template import Message, Part, build_prompt
+from jmedlite.runtime.vocabulary import Vocabulary
 from tests.support import builders
 from tests.support.texts import SAMPLES, lines
 
@@ -285,3 +289,208 @@ def test_placeholder_beyond_the_embedding_is_left_out(tmp_path: Path, token: str
     path.write_text(json.dumps(config | {"eos_token": {"content": token}}))
     with pytest.raises(DataError, match=f"up to {n}, the embedding has {n} rows"):
         read_vocabulary(tmp_path / "m", n)
+
+
+# ------------------------------------------------------------------------------------------------ added tokens' flags
+
+
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+
+
+def flagged_tokens(first: int, normalized: bool = True) -> list[dict[str, Any]]:
+    """Added tokens with all combinations of the flags, special and not, some of them beginnings of others."""
+    found = []
+    for k in range(32):
+        flags = {flag: bool(k >> bit & 1) for bit, flag in enumerate(FLAGS)}
+        flags["normalized"] &= normalized
+        text = f"<{k}>" if k < 16 else f"t{k:02}l" if k % 3 else f"@{k:02}か\u3099"
+        found.append({"id": first + k, "content": text, "special": k % 2 == 0, **flags})
+    plain = dict.fromkeys(FLAGS, False)
+    for k, text in enumerate(("[x]", "[x][y", "y] z", "{か\u3099}", "K;")):
+        found.append(
+            {"id": first + 32 + k, "content": text, "special": False, **plain, "normalized": normalized and k == 2}
+        )
+    return found
+
+
+def mixtures(tokens: list[str], n: int) -> list[str]:
+    """Seeded texts: words, white space, Japanese, and the tokens' texts glued to each other and to all that."""
+    rng = random.Random(2)
+    other = [
+        "hello", "the", "a", "_", "9", "é", "e\u0301", "か", "\u3099", "が", "高血圧", "。", "Ⓐ", "\u200d", "\u212a",
+        "\u037e", "▁", "▁x", "🇯🇵", "\x1c", "\x1f", "<", "[x", "<3", "hell",
+    ]  # fmt: skip
+    spaces = [" ", " ", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\u3000", "\xa0", "\x85", "\u2028", "\x0b", "\u200b"]
+    return ["".join(rng.choice(rng.choice((tokens, other, spaces, spaces))) for _ in range(rng.randrange(1, 14)))
+            for _ in range(n)]  # fmt: skip
+
+
+@contextmanager
+def converted(folder: Path) -> Iterator[Vocabulary]:
+    """The vocabulary of the checkpoint's GGUF, in this process."""
+    from llama_cpp import llama_cpp
+
+    (path,) = jmedlite.quantize(folder, types=["F32"], out=folder / "out")
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    yield Vocabulary(llama_cpp, model, read_header(path))
+    llama_cpp.llama_model_free(model)
+
+
+def same_tokens(folder: Path, reference: Any, n: int = 2000) -> None:
+    """The runner's tokens of trusted text equal the reference's."""
+    names = [t.content for t in reference.get_added_tokens_decoder().values()]
+    with converted(folder) as vocabulary:
+        for text in mixtures(names, n):
+            ours = vocabulary.tokenize(text, parse_special=True)
+            assert ours == reference.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_chat_prompts_of_phi_3s_kind(tmp_path: Path) -> None:
+    """Every added token eats the white space after it; what a person typed is no control token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    builders.checkpoint(tmp_path, "phi3")
+    described = builders.byte_level_tokenizer()
+    for token in described["added_tokens"]:
+        token["rstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}<|im_start|>\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>\n"
+    with converted(tmp_path) as vocabulary:
+        prompt = build_prompt([Message("user", "hello")], system="", template=template)
+        start, hello, end, last = vocabulary.tokenize_parts(prompt)
+        assert start == last != end
+        assert [hello] == reference.encode("hello").ids
+        prompt = [Part("<|im_start|>", True), Part(" \u3000\nthe<|im_end|> ", False), Part("<|im_end|> \n", True)]
+        typed = vocabulary.tokenize("the<|im_end|> ")
+        assert end not in typed
+        assert vocabulary.tokenize_parts(prompt) == [start, *typed, end]
+
+
+@pytest.mark.parametrize("normalizer", [None, {"type": "NFC"}, {"type": "NFKC"}])
+def test_flags_of_added_tokens_byte_level(tmp_path: Path, normalizer: Any) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    described = builders.byte_level_tokenizer() | {"normalizer": normalizer}
+    described["added_tokens"] += flagged_tokens(builders.n_tokens(described))
+    builders.checkpoint(tmp_path, vocab_size=builders.n_tokens(described))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    same_tokens(tmp_path, tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
+SPACES: dict[str, dict[str, Any]] = {
+    "each": {},
+    "first": {"normalizer": None, "pre_tokenizer": METASPACE | {"prepend_scheme": "first"}},
+    "missing": {"normalizer": {"type": "NFC"}, "pre_tokenizer": METASPACE | {"prepend_scheme": "always"}},
+    "never": {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}},
+}
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("spaces", SPACES)
+def test_flags_of_added_tokens_sentencepiece(tmp_path: Path, spm_model: bytes, spaces: str, pieces: bool) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    processor = spm_checkpoint(tmp_path, spm_model)
+    described = byte_fallback_json(processor) | SPACES[spaces]
+    described["added_tokens"] += flagged_tokens(processor.vocab_size())
+    builders.checkpoint(tmp_path, "llama", vocab_size=processor.vocab_size() + 39)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    if not pieces:
+        (tmp_path / "tokenizer.model").unlink()
+    same_tokens(tmp_path, tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_flags_of_added_tokens_unigram(tmp_path: Path, prefix: bool) -> None:
+    """The flags come from tokenizer_config.json here; the reference is the same model in the tokenizers library."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = train(**UNIGRAM, add_dummy_prefix=prefix, byte_fallback=not prefix)
+    processor = spm_checkpoint(tmp_path, model)
+    n = processor.vocab_size()
+    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(n)]
+    reference = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, processor.unk_id(), byte_fallback=not prefix))
+    steps = [tokenizers.normalizers.Prepend("▁")] * prefix + [tokenizers.normalizers.Replace(" ", "▁")]
+    reference.normalizer = tokenizers.normalizers.Sequence(steps)
+    added = flagged_tokens(n, normalized=False)
+    builders.checkpoint(tmp_path, "gpt_neox", vocab_size=n + len(added))
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"unk_token": "<unk>", "added_tokens_decoder": {t.pop("id"): t for t in added}})
+    )
+    reference.add_tokens([tokenizers.AddedToken(**t) for t in added])
+    same_tokens(tmp_path, reference)
+
+
+def test_flags_that_need_no_key_change_nothing(tmp_path: Path) -> None:
+    """Where nothing is to be stripped or normalized, the file is llama.cpp's."""
+    described = neox_tokenizer()
+    builders.checkpoint(tmp_path, "gpt_neox", vocab_size=builders.n_tokens(described))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    vocabulary = read_vocabulary(tmp_path, builders.n_tokens(described))
+    assert vocabulary.flags == {}
+    assert vocabulary.space_prefix is None
+
+
+@pytest.mark.parametrize(("flag", "warned"), [("lstrip", "differ in lstrip of '<|im_end|>'"), ("normalized", "")])
+def test_flags_stand_twice(tmp_path: Path, flag: str, warned: str) -> None:
+    """transformers takes tokenizer_config.json's, but for where a special token is looked for."""
+    described = builders.byte_level_tokenizer()
+    n = builders.n_tokens(described)
+    builders.checkpoint(tmp_path)
+    entry = {"content": "<|im_end|>", "special": True, "normalized": False, flag: True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {str(n - 1): entry}}))
+    vocabulary = read_vocabulary(tmp_path, n)
+    assert vocabulary.flags == ({flag: [n - 1]} if warned else {})
+    assert any(warned in w for w in vocabulary.warnings) == bool(warned)
+
+
+def test_what_can_not_be_told_apart_is_refused(tmp_path: Path, spm_model: bytes) -> None:
+    processor = spm_checkpoint(tmp_path, spm_model)
+    piece = next(p for p in map(processor.id_to_piece, range(300, 420)) if p.isascii() and len(p) > 1)
+    described = byte_fallback_json(processor)
+    alone = {"id": processor.piece_to_id(piece), "content": piece, "special": False, "single_word": True}
+    described["added_tokens"].append(alone | dict.fromkeys(("lstrip", "rstrip", "normalized"), False))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(DataError, match="single_word"):
+        read_vocabulary(tmp_path, 420)
+    for step, word in (({"type": "Lowercase"}, "Lowercase"), (None, "leaves spaces")):
+        (tmp_path / "tokenizer.model").unlink(missing_ok=True)
+        described = byte_fallback_json(processor) | {"normalizer": step}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+        with pytest.raises(DataError, match=word):
+            read_vocabulary(tmp_path, 420)
+
+
+def test_typed_text_never_merges_into_a_control_token(tmp_path: Path, spm_model: bytes) -> None:
+    """SentencePiece merges by the tokens' texts in llama.cpp: "<" + "s>" would be the beginning of a text."""
+    processor = spm_checkpoint(tmp_path, spm_model)
+    described = byte_fallback_json(processor)
+    vocab = described["model"]["vocab"]
+    first = processor.vocab_size()
+    vocab |= {text: first + k for k, text in enumerate(("s>", "he", "the"))}
+    described["model"]["merges"] += [["s", ">"]]
+    builders.checkpoint(tmp_path, "llama", vocab_size=first + 3)
+    (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    tokenizers = pytest.importorskip("tokenizers")
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    reference.encode_special_tokens = True
+    (path,) = jmedlite.quantize(tmp_path, types=["F32"], out=tmp_path / "out")
+    texts = ["<s>", "a <s> the</s>", "<s><s>高血圧 🫀<s"]
+    found = tokenize_all(path, texts, False)
+    assert found == [reference.encode(t, add_special_tokens=False).ids for t in texts]
+    assert not any(i in (1, 2) for ids in found for i in ids)
+
+
+def test_a_name_does_not_decide_what_is_stripped(tmp_path: Path) -> None:
+    """llama.cpp strips white space after the tokens of every model whose name contains phi-3."""
+    described = builders.byte_level_tokenizer(["<unk>", "<s>", "</s>", *builders.SPECIALS])  # llama.cpp looks for these
+    builders.checkpoint(tmp_path / "m", "phi3", vocab_size=builders.n_tokens(described))
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (tmp_path / "m" / "README.md").write_text("---\nmodel_name: Phi-3-tuned\n---\n")
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
+    assert "phi-3" in read_header(path).metadata["general.name"].lower()
+    names = read_header(path).metadata["tokenizer.ggml.tokens"]
+    (found,) = tokenize_all(path, ["<|im_start|>  hello"], True)
+    assert b"".join(names[i] for i in found) == "<|im_start|>ĠĠhello".encode()

@@ -1,0 +1,113 @@
+"""Added tokens: where they stand in a text, by the rules of the tokenizers library.
+
+A token may eat the white space on its left (`lstrip`) or right (`rstrip`), match only where it is no part of a word
+(`single_word`), or match in the normalized text instead of the text as it was written (`normalized`). Rules:
+https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/tokenizer/added_vocabulary.rs
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+
+# Stands for text that may not hold a control token: a lone surrogate, which is part of no token.
+HIDDEN = "\ud800"
+# Unicode's White_Space, as Rust strips it; str.strip would take U+001C..U+001F too
+_SPACES = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+_OF_WORDS = ("Mn", "Mc", "Me", "Nd", "Nl", "Pc")
+# join controls, and letters in circles and squares
+_OTHER_OF_WORDS = (
+    ("\u200c", "\u200d"), ("\u24b6", "\u24e9"), ("\U0001f130", "\U0001f149"), ("\U0001f150", "\U0001f169"),
+    ("\U0001f170", "\U0001f189"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """Tokens that are found in a text before all others: {text: id}, and the ids that have a flag.
+
+    `control` are found in trusted text only, `typed` in any.
+    """
+
+    control: Mapping[str, int]
+    typed: Mapping[str, int]
+    lstrip: frozenset[int] = frozenset()
+    rstrip: frozenset[int] = frozenset()
+    single_word: frozenset[int] = frozenset()
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        return _any_of(self.control), _any_of(self.typed)
+
+    def split(self, text: str, trusted: str) -> Iterator[tuple[int | None, int, int]]:
+        """(id, start, end) of every token, and (None, start, end) of the text around them, in order.
+
+        `trusted` is the text with HIDDEN for each character in which no control token may stand.
+        """
+        done = 0
+        for match in self._matches(text, trusted):
+            start, end = match.span()
+            i = self.control[match[0]] if match[0] in self.control else self.typed[match[0]]
+            if i in self.single_word and (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
+                continue
+            if i in self.lstrip:
+                while start > done and _end_of_spaces(text[start - 1], 0):
+                    start -= 1
+            if i in self.rstrip:
+                end = _end_of_spaces(text, end)
+            if done < start:
+                yield None, done, start
+            yield i, start, end
+            done = end
+        if done != len(text):
+            yield None, done, len(text)
+
+    def _matches(self, text: str, trusted: str) -> Iterator[re.Match[str]]:
+        """Leftmost matches, of these the longest, none overlapping another."""
+        sources = list(zip(self._patterns, (trusted, text), strict=True))
+        nearest = [pattern.search(source) for pattern, source in sources]
+        while found := [m for m in nearest if m]:
+            match = min(found, key=lambda m: (m.start(), -m.end()))
+            yield match
+            for k, (pattern, source) in enumerate(sources):
+                if (m := nearest[k]) and m.start() < match.end():
+                    nearest[k] = pattern.search(source, match.end())
+
+
+def _any_of(names: Mapping[str, int]) -> re.Pattern[str]:
+    # longest first: "<|im_start|>" must win over a token that is its beginning
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+
+
+def _end_of_spaces(text: str, start: int) -> int:
+    found = _SPACES.match(text, start)
+    return found.end() if found else start
+
+
+def _is_word(c: str) -> bool:
+    r"""Is it a character of a word: `\w` of Rust's regular expressions (UTS #18)? "" is none."""
+    return c != "" and (
+        c.isalpha()
+        or unicodedata.category(c) in _OF_WORDS
+        or any(first <= c <= last for first, last in _OTHER_OF_WORDS)
+    )
+
+
+def trusted_after(normalize: Callable[[str], str], text: str, trusted: str) -> str:
+    """The normalized text with HIDDEN for all characters that untrusted text may have a share in."""
+    whole = normalize(text)
+    found = HIDDEN * len(whole)
+    for run in re.finditer(f"[^{HIDDEN}]+", trusted):
+        end = _n_common(whole, normalize(text[: run.end()]))
+        start = len(whole) - _n_common(whole[::-1], normalize(text[run.start() :])[::-1])
+        if start < end:
+            found = found[:start] + whole[start:end] + found[end:]
+    return found
+
+
+def _n_common(one: str, other: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
