@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.gguf import Entries
+from jmedlite.base.filenames import GENERATION_CONFIG
+from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, STRING, UINT32, Entries
+from jmedlite.base.inputs import read_json
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     NOT_TEXT,
     Rule,
     check_attention,
+    config_warnings,
     dimensions,
+    exact_range,
     expected_rules,
     find_family,
     hf_name,
@@ -21,6 +25,7 @@ from jmedlite.convert.families.families import (
     text_config,
 )
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
+from jmedlite.convert.families.settings import generation_warnings
 from jmedlite.convert.metadata.keys import build_metadata
 from jmedlite.convert.metadata.tokenizer import read_vocabulary
 
@@ -40,21 +45,28 @@ class CheckpointModel:
         self._config = text_config(family, checkpoint.config)
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
-        self._tensors, self.warnings = checkpoint.tensors, list[str]()
+        self._tensors, self.warnings = (
+            checkpoint.tensors,
+            config_warnings(family, checkpoint.config, self._config, self.label),
+        )
+        self._exact = exact_range(family, self._config)
         self._tied = is_tied(self._config)
         if family.head_is == "tied" and not self._tied:
-            raise DataError(f"config.json: the head is not tied to the embedding, llama.cpp has no such {family.title}")
+            raise DataError(
+                f"config.json: the head is not tied to the embedding (tie_word_embeddings), llama.cpp has no such "
+                f"{family.title}"
+            )
         rules = expected_rules(family, self._config, self._tensors)
         self._embedding = hf_name(family.embedding, family, self._tensors)
         self._head = next(
             (r.hf for r in rules if r.gguf == "output.weight"), hf_name(family.head, family, self._tensors)
         )
         self._check_names(rules)
-        window = self._config.get("sliding_window")
-        if family.ignores_window and isinstance(window, int) and window > 0:
+        if self._exact:
+            n, setting = self._exact.n_tokens, self._exact.setting
             self.warnings.append(
-                f"{self.label}: llama.cpp does not compute its window of {window:,} tokens; longer prompts may be "
-                "answered differently than by the original"
+                f"{self.label}: llama.cpp does not compute its {setting}, which acts beyond {n:,} tokens; jmedlite "
+                f"keeps to contexts of {n:,} tokens, give other programs no longer one"
             )
         self.specs: Sequence[Spec] = [*self._constants(), *(self._spec(rule) for rule in rules)]
         self.head: Spec | None = None
@@ -68,8 +80,6 @@ class CheckpointModel:
 
     def _constants(self) -> list[Spec]:
         kind = rope_parameters(self._config).get("rope_type", "default")
-        if kind not in self._family.rope_types:
-            raise DataError(f"config.json: rope type {kind!r} is not supported for {self.title}")
         if kind == "llama3":
             found = {"rope_freqs.weight": llama3_factors(self._config, self._dims["head_dim"])}
         elif kind == "longrope":
@@ -137,4 +147,9 @@ class CheckpointModel:
         entries = build_metadata(
             self._folder, name, self._family, self._config, dims, vocabulary, n_weights, tokenizer_folder=folder
         )
-        return entries, [*self.warnings, *vocabulary.warnings]
+        if self._exact:
+            entries[EXACT_CONTEXT] = (self._exact.n_tokens, UINT32, None)
+            entries[EXACT_CONTEXT_SETTING] = (self._exact.setting, STRING, None)
+        asked = self._folder / GENERATION_CONFIG
+        generation = generation_warnings(self.label, read_json(asked)) if asked.is_file() else []
+        return entries, [*self.warnings, *generation, *vocabulary.warnings]

@@ -19,7 +19,7 @@ from .outputs import sha256_file
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_MODEL_FILES = (names.CONFIG, "generation_config.json", *names.TOKENIZER_FILES, names.CARD)
+_MODEL_FILES = (names.CONFIG, names.GENERATION_CONFIG, *names.TOKENIZER_FILES, names.CARD)
 _SAFETENSORS = (names.SINGLE, names.INDEX, "model-*-of-*.safetensors")
 _BIN = (names.BIN_SINGLE, names.BIN_INDEX, "pytorch_model-*-of-*.bin")
 _ADAPTER_FILES = (names.ADAPTER_CONFIG, *names.TOKENIZER_FILES, names.CARD)
