@@ -58,7 +58,10 @@ class ScoringEngine:
         self.n_vocab = loaded.vocabulary.n_tokens
         self.requests = list(requests)
         self.packs = packs(self.requests, PACK if together else 0, N_SEQUENCES)
-        cells = len(self.head) + max((sum(self.requests[i].n_cells for i in p) for p in self.packs), default=1)
+        cells = self._cells()
+        if loaded.n_ctx_short and cells > loaded.n_ctx_short:  # short texts need a context that is no longer
+            self.packs = packs(self.requests, 0, N_SEQUENCES)
+            cells = self._cells()
         self.n_ctx = -(-cells // CELL) * CELL
         self._scratch = np.empty(self.n_vocab, np.float32)
         self._context = Context(
@@ -74,6 +77,9 @@ class ScoringEngine:
         self._memory = self._context.memory
         self._used = 0  # sequences that hold the head
         self._evaluate_head()
+
+    def _cells(self) -> int:
+        return len(self.head) + max((sum(self.requests[i].n_cells for i in p) for p in self.packs), default=1)
 
     def close(self) -> None:
         """Free the context."""

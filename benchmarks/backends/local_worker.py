@@ -16,6 +16,7 @@ from typing import Any
 from jmedlite.base.errors import UsageError
 from jmedlite.runtime.chat_template import Message, Part
 from jmedlite.runtime.loading import LoadedModel
+from jmedlite.runtime.offload import MAX_SIZE
 from jmedlite.runtime.protocol import Emit, serve
 from jmedlite.runtime.worker import bounded_prompt
 
@@ -58,7 +59,8 @@ class Prompts:
         n_head = shared_head([context for context, _ in tokenized])
         if wanted["n_head"] is not None:
             n_head = min(n_head, wanted["n_head"])
-        limit = min(loaded.n_ctx_train, wanted["n_ctx"] or loaded.n_ctx_train)
+        # texts beyond what is short would give a longrope model's short ones the wrong factors: one context has all
+        limit = min(loaded.n_ctx_train, wanted["n_ctx"] or loaded.n_ctx_train, loaded.n_ctx_short or MAX_SIZE)
         self.head = tokenized[0][0][:n_head] if tokenized else []
         self.n_prompt = [len(context) for context, _ in tokenized]
         self.requests: list[PackedRequest] = []

@@ -90,7 +90,7 @@ class TextEvaluator:
         if self.n_ctx > loaded.n_ctx_train:
             raise DataError(
                 f"a chunk of {self.n_ctx:,} tokens is longer than the {loaded.n_ctx_train:,} that {loaded.path.name} "
-                "was trained on; lower --text-ctx"
+                f"was trained on{loaded.context_ends}; lower --text-ctx"
             )
         vocab = loaded.vocabulary.vocab
         self.bos = self.llama.llama_vocab_bos(vocab) if self.llama.llama_vocab_get_add_bos(vocab) else None

@@ -14,7 +14,8 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import MAX_BLOCKS
 
-from .rope import n_rotary
+from . import settings as known
+from .rope import ORIGINAL, ROPE_NAMES, Rope, RopeNames, n_rotary, resolve, rope_parameters
 from .row_order import RowOrder
 
 
@@ -36,12 +37,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Key:
-    """A metadata key `{arch}.{name}` that comes straight from config.json; `optional` where it may be missing."""
+    """A metadata key `{arch}.{name}` that comes straight from config.json.
+
+    Where that has none, `missing` is written; `optional`: nothing is.
+    """
 
     name: str
     type: int
     config: str
     optional: bool = False
+    missing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,35 @@ class Family:
     """One architecture of Hugging Face as llama.cpp knows it.
 
     `defaults` are what transformers takes where config.json has nothing; `computes` are the only values llama.cpp's
-    graph knows for a setting, so that others are refused; `keys` are metadata beyond what all families have.
+    graph knows for a setting, so that others are refused; `keys` are metadata beyond what all families have;
+    `reads_more` are settings that transformers reads here (see `settings`), `ignores` some that it does not.
     """
 
     title: str
     hf_names: tuple[str, ...]
     gguf_arch: str
     rules: tuple[Rule, ...]
+    model_types: tuple[str, ...]
     keys: tuple[Key, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     computes: tuple[tuple[str, tuple[Any, ...]], ...] = (("hidden_act", ("silu", "swish")),)
     norm_eps: str = "rms_norm_eps"
     grouped: bool = True  # attention may share key-value heads
-    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    reads_more: tuple[str, ...] = ("hidden_act",)
+    ignores: tuple[str, ...] = ()
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn", "dynamic")
+    rope_names: RopeNames = ROPE_NAMES
     rotary_share: float = 1.0
     partly_rotated: bool = False  # may a share of a head's dimensions stay unrotated?
     writes_rotary: bool = False  # {arch}.rope.dimension_count
     writes_vocab_size: bool = False
     writes_head_dim: bool = False  # even where config.json has none
+    splits_width: bool = False  # a head's dimensions must be hidden_size / num_attention_heads
     head_dim: int | None = None  # where config.json has none and it is not hidden_size / num_attention_heads
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
     head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
-    ignores_window: bool = False  # llama.cpp computes full attention where the model has a window
+    window: str = ""  # which layers have one that llama.cpp does not compute: "all", or "switched" by settings
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
 
@@ -88,6 +99,19 @@ class Family:
     def inner_modules(self) -> frozenset[str]:
         """What the root holds: layers, embedding, last norm."""
         return frozenset(r.hf.split(".")[1] for r in self.rules if r.hf.startswith(self.root + "."))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The settings that are computed, beyond those that all families have."""
+        heads = ("num_key_value_heads", "head_dim") if self.grouped else ()
+        windows = {
+            "": (),
+            "all": ("sliding_window",),
+            "switched": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+        }[self.window]
+        named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
+        rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
+        return frozenset((self.norm_eps, *rope, *(key for keys in named for key in keys)))
 
 
 _LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
@@ -134,6 +158,7 @@ def _qk_norms(plus: float = 0.0) -> tuple[Rule, ...]:
     )
 
 
+_QWEN_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
 _LLAMA_NORMS = _norms(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
 _LLAMA_BIASES = (
     Rule(_LAYER + "self_attn.o_proj.bias", _BLK + "attn_output.bias", ("n_embd",), when="attention_bias"),
@@ -149,6 +174,7 @@ _GEMMA_NORMS = _norms(  # Gemma's norms multiply by 1 + weight, llama.cpp's by t
     ffn_norm="pre_feedforward_layernorm",
     post_ffw_norm="post_feedforward_layernorm",
 )
+_GEMMA_READS = ("query_pre_attn_scalar", "layer_types", "sliding_window_pattern", "_sliding_window_pattern")
 _GEMMA_COMPUTES = (("hidden_activation", ("gelu_pytorch_tanh",)), ("attention_bias", (False,)))
 
 _NEOX_LAYER = "gpt_neox.layers.{i}."
@@ -186,22 +212,37 @@ _PHI3 = (
 )
 
 FAMILIES = (
-    Family("Qwen2/2.5", ("Qwen2ForCausalLM",), "qwen2", _shared() + _LLAMA_NORMS + _qkv_biases()),
+    Family(
+        "Qwen2/2.5",
+        ("Qwen2ForCausalLM",),
+        "qwen2",
+        _shared() + _LLAMA_NORMS + _qkv_biases(),
+        ("qwen2",),
+        defaults=_QWEN_DEFAULTS,
+        ignores=("attention_bias",),  # it always has three of them
+        splits_width=True,
+        window="switched",
+    ),
     Family(
         "Qwen3",
         ("Qwen3ForCausalLM",),
         "qwen3",
         _shared() + _LLAMA_NORMS + _qk_norms(),
+        ("qwen3",),
+        defaults=_QWEN_DEFAULTS,
         head_dim=128,
         writes_head_dim=True,
         computes=(("hidden_act", ("silu", "swish")), ("attention_bias", (False,))),
+        window="switched",
     ),
     Family(
         "Llama 2/3, SmolLM",
         ("LlamaForCausalLM", "LLaMAForCausalLM"),
         "llama",
         _shared("rotary") + _LLAMA_NORMS + _qkv_biases("rotary", "attention_bias") + _LLAMA_BIASES,
-        rope_types=("default", "linear", "yarn", "llama3"),
+        ("llama",),
+        reads_more=("attention_bias", "mlp_bias"),
+        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
         writes_vocab_size=True,
         writes_rotary=True,
     ),
@@ -210,7 +251,10 @@ FAMILIES = (
         ("MistralForCausalLM",),
         "llama",
         _shared("rotary") + _LLAMA_NORMS,
-        rope_types=("default", "linear", "yarn", "llama3"),
+        ("mistral",),
+        defaults={"sliding_window": 4096},
+        window="all",
+        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
         writes_vocab_size=True,
         writes_rotary=True,
     ),
@@ -219,6 +263,7 @@ FAMILIES = (
         ("GPTNeoXForCausalLM",),
         "gptneox",
         _NEOX,
+        ("gpt_neox",),
         keys=(Key("use_parallel_residual", gguf.BOOL, "use_parallel_residual"),),
         defaults={"use_parallel_residual": True, "layer_norm_eps": 1e-5, "attention_bias": True},
         # llama.cpp computes every one of these by the tanh formula
@@ -228,7 +273,8 @@ FAMILIES = (
         ),
         norm_eps="layer_norm_eps",
         grouped=False,
-        rope_types=("default",),
+        splits_width=True,
+        rope_names=RopeNames("rotary_emb_base", "rotary_pct"),
         rotary_share=0.25,
         partly_rotated=True,
         writes_rotary=True,
@@ -241,14 +287,22 @@ FAMILIES = (
         ("Gemma2ForCausalLM",),
         "gemma2",
         _shared() + _GEMMA_NORMS,
+        ("gemma2",),
         keys=(
             Key("attn_logit_softcapping", gguf.FLOAT32, "attn_logit_softcapping"),
             Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping"),
             Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
         ),
-        defaults={"tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096},
+        defaults={
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
         computes=_GEMMA_COMPUTES,
-        rope_types=("default",),
+        reads_more=_GEMMA_READS,
+        ignores=("hidden_act",),
         head_dim=256,
         writes_head_dim=True,
         head_is="tied",
@@ -260,6 +314,7 @@ FAMILIES = (
         ("Gemma3ForCausalLM",),
         "gemma3",
         _shared() + _GEMMA_NORMS + _qk_norms(1.0),
+        ("gemma3_text", "gemma3"),
         keys=(
             Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping", optional=True),
             Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
@@ -277,7 +332,10 @@ FAMILIES = (
             "max_position_embeddings": 131072,
         },
         computes=(*_GEMMA_COMPUTES, ("attn_logit_softcapping", (None,))),
-        rope_types=("default", "linear"),
+        reads_more=_GEMMA_READS,
+        ignores=("hidden_act",),
+        rope_types=("default", "linear", "dynamic"),
+        rope_names=RopeNames(local="rope_local_base_freq"),
         head_dim=256,
         writes_head_dim=True,
         sliding_period=6,
@@ -288,13 +346,15 @@ FAMILIES = (
         ("Phi3ForCausalLM",),
         "phi3",
         _PHI3,
+        ("phi3",),
         keys=(
             Key("rope.scaling.original_context_length", gguf.UINT32, "original_max_position_embeddings"),
-            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window", missing=0),
         ),
-        defaults={"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": 0},
-        ignores_window=True,
+        defaults={"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+        window="all",
         rope_types=("default", "longrope"),
+        splits_width=True,
         partly_rotated=True,
         writes_rotary=True,
     ),
@@ -314,6 +374,11 @@ def find_family(config: Mapping[str, Any]) -> Family:
     name = names[0] if isinstance(names, list) and names else None
     for family in FAMILIES:
         if name in family.hf_names or _MULTIMODAL.get(str(name)) in family.hf_names:
+            if config.get("model_type", family.model_types[0]) not in family.model_types:
+                raise DataError(
+                    f"config.json: its architecture is {name}, its model_type {config['model_type']!r}, expected "
+                    f"{' or '.join(family.model_types)}; they are two models, correct the one that is wrong"
+                )
             return family
     known = "; ".join(f"{f.title} ({', '.join(f.hf_names)})" for f in FAMILIES)
     raise DataError(f"config.json: architecture {name} is not supported; known are {known}")
@@ -329,13 +394,12 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
 def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's own settings, with transformers' defaults where config.json says nothing.
 
-    Raises DataError for a setting that llama.cpp's graph of this family can't compute.
+    Its rotary settings are all in `rope_parameters`. Raises DataError for a setting that llama.cpp's graph of this
+    family can't compute.
     """
-    nested = config.get("text_config")
-    given = {**config, **nested} if isinstance(nested, dict) else config
-    settings = {**family.defaults, **{key: value for key, value in given.items() if value is not None}}
-    if given is not config and isinstance(tied := config.get("tie_word_embeddings", True), bool):
-        settings["tie_word_embeddings"] = tied  # the whole model has the head, so its setting counts, not the nested
+    given = _given(config)
+    known.check_kinds(given, family.reads)
+    settings = {**family.defaults, **{k: v for k, v in given.items() if v is not None or k in known.NULL_SAYS}}
     for key, allowed in family.computes:
         if key in settings and settings[key] not in allowed:
             raise DataError(
@@ -343,7 +407,96 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"{' or '.join(map(repr, allowed))}"
             )
     _check_sliding(family, settings)
+    settings["rope_parameters"] = _rope(family, settings, given).parameters
     return settings
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of the language model."""
+    nested = config.get("text_config")
+    if not isinstance(nested, dict):
+        return dict(config)
+    given = {**config, **nested}
+    if isinstance(tied := config.get("tie_word_embeddings", True), bool):
+        given["tie_word_embeddings"] = tied  # the whole model has the head, so its setting counts, not the nested
+    return given
+
+
+def _rope(family: Family, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Rope:
+    return resolve(settings, given, family.rope_names, family.rope_types, family.title)
+
+
+def config_warnings(family: Family, config: Mapping[str, Any], settings: Mapping[str, Any], label: str) -> list[str]:
+    """What a person must know of config.json: which of two places counts, keys that nobody knows.
+
+    `settings` are its `text_config`. Raises DataError for a key that llama.cpp can't compute.
+    """
+    given = _given(config)
+    rope = _rope(family, settings, given)
+    reads = (*family.reads, *family.ignores, *(known.OUTSIDE if "text_config" in config else ()))
+    found = [f"{label}: {note}" for note in rope.notes]
+    if rope.parameters["rope_type"] == "longrope" and (short := rope.parameters[ORIGINAL]) < context_length(settings):
+        found.append(
+            f"{label}: its rope type longrope has other factors beyond {short:,} tokens; llama.cpp goes by the size of "
+            f"the context, transformers by the text's: with other programs, a short text needs a context of at most "
+            f"{short:,}"
+        )
+    if odd := [*known.unknown(given, reads), *rope.unknown]:
+        found.append(
+            f"{label}: config.json has {known.named(odd)}, which is not known for {family.title} and not heeded; "
+            "if the model needs it, its answers differ"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class ExactRange:
+    """How many tokens, from the first on, are computed as transformers does; `setting` is what acts beyond them."""
+
+    n_tokens: int
+    setting: str
+
+
+def exact_range(family: Family, settings: Mapping[str, Any]) -> ExactRange | None:
+    """Where a window or a rotary setting that llama.cpp does not compute begins to act; None: nowhere in the context.
+
+    A window of n tokens lets a token see itself and n - 1 before it, so the first n tokens see all.
+    """
+    n_ctx = context_length(settings)
+    if _has_window(family, settings) and (window := integer(settings, "sliding_window")) < n_ctx:
+        return ExactRange(window, "sliding_window")
+    if rope_parameters(settings).get("rope_type") == "dynamic":
+        return ExactRange(n_ctx, "rope type dynamic")
+    return None
+
+
+def _has_window(family: Family, settings: Mapping[str, Any]) -> bool:
+    """Does transformers give some layer a window, where llama.cpp gives none?"""
+    if family.window == "all":
+        return settings.get("sliding_window") is not None
+    if family.window != "switched":
+        return False
+    window = settings.get("sliding_window") if settings.get("use_sliding_window") else None
+    types = settings.get("layer_types")
+    if types is None:
+        first = settings["max_window_layers"]
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise DataError(f"config.json: max_window_layers is {first!r}, expected a number of layers")
+        return window is not None and first < integer(settings, "num_hidden_layers")
+    if not isinstance(types, list) or not set(types) <= {"full_attention", "sliding_attention"}:
+        raise DataError(f"config.json: layer_types is {str(types)[:80]}, expected full_attention or sliding_attention")
+    if "sliding_attention" in types and window is None:
+        raise DataError(
+            "config.json: layer_types has layers with a window, use_sliding_window or sliding_window has none; correct "
+            "the one that is wrong"
+        )
+    return "sliding_attention" in types
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """The context that the model was trained for, in tokens."""
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length")
+    return integer(config, next((k for k in names if config.get(k)), names[0]))
 
 
 def _check_sliding(family: Family, settings: Mapping[str, Any]) -> None:
@@ -361,8 +514,9 @@ def _check_sliding(family: Family, settings: Mapping[str, Any]) -> None:
             period = types
     if period != family.sliding_period:
         raise DataError(
-            f"config.json: its window pattern is {str(period)[:80]}, llama.cpp computes {family.title} only with full "
-            f"attention in every {family.sliding_period}th layer"
+            f"config.json: its window pattern ({'layer_types' if period is types else 'sliding_window_pattern'}) is "
+            f"{str(period)[:80]}, llama.cpp computes {family.title} only with full attention in every "
+            f"{family.sliding_period}th layer"
         )
 
 
@@ -406,12 +560,17 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def check_attention(family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
-    """Refuse a share of rotated dimensions or a scale of attention that llama.cpp's graph does not compute."""
+    """Refuse what llama.cpp's graph does not compute: a size of heads, a share of rotated dimensions, a scale."""
     n_rot, head_dim = dims["n_rot"], dims["head_dim"]
+    if family.splits_width and dims["n_q"] != dims["n_embd"]:
+        raise DataError(
+            f"config.json: head_dim is {head_dim}, its {dims['n_head']} heads share {dims['n_embd']} dimensions; "
+            f"llama.cpp computes {family.title} only where they share them evenly"
+        )
     if n_rot % 2 or (n_rot != head_dim and not family.partly_rotated):
         raise DataError(
-            f"config.json: {n_rot} of a head's {head_dim} dimensions are rotated, llama.cpp does not do that for "
-            f"{family.title}"
+            f"config.json: {n_rot} of a head's {head_dim} dimensions are rotated (partial_rotary_factor), llama.cpp "
+            f"does not do that for {family.title}"
         )
     if family.scales_by_width:
         by_width = dims["n_layer"] == family.scales_by_width

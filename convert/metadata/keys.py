@@ -18,8 +18,8 @@ import yaml
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
-from jmedlite.convert.families.families import Family, Key, integer
-from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters
+from jmedlite.convert.families.families import Family, Key, context_length
+from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters, yarn_attention_factor
 
 from .readable import readable
 from .specials import Specials
@@ -110,7 +110,7 @@ def _general(writer: Any, folder: Path, name: str | None, n_weights: int) -> lis
 
 def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
     writer.add_block_count(dims["n_layer"])
-    writer.add_context_length(_context_length(config))
+    writer.add_context_length(context_length(config))
     writer.add_embedding_length(dims["n_embd"])
     writer.add_feed_forward_length(dims["n_ff"])
     writer.add_head_count(dims["n_head"])
@@ -132,15 +132,11 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
         _family_key(writer, family, key, config)
 
 
-def _context_length(config: Mapping[str, Any]) -> int:
-    names = ("max_position_embeddings", "n_positions", "max_sequence_length")
-    return integer(config, next((k for k in names if config.get(k)), names[0]))
-
-
 def _family_key(writer: Any, family: Family, key: Key, config: Mapping[str, Any]) -> None:
     value = config.get(key.config)
     if value is None and key.optional:
         return
+    value = key.missing if value is None else value
     wanted = bool if key.type == BOOL else int | float
     if not isinstance(value, wanted) or (isinstance(value, bool) and key.type != BOOL):
         raise DataError(f"config.json: {key.config} is {value!r}, which {family.title} can't do without")
@@ -156,9 +152,10 @@ def _rope(writer: Any, config: Mapping[str, Any]) -> None:
             writer.add_rope_scaling_factor(float(rope["factor"]))
         elif kind == "yarn":
             _yarn(writer, rope)
+            if (factor := yarn_attention_factor(config)) != 1:  # the one key of the kind that every graph reads
+                writer.add_rope_scaling_attn_factors(factor)
         elif kind == "longrope":
-            n_ctx, original = _context_length(config), integer(config, "original_max_position_embeddings")
-            writer.add_rope_scaling_attn_factors(longrope_attention_factor(config, n_ctx, original))
+            writer.add_rope_scaling_attn_factors(longrope_attention_factor(config, context_length(config)))
         for key, add in (("rope_theta", writer.add_rope_freq_base), ("local_theta", writer.add_rope_freq_base_swa)):
             if rope.get(key) is not None:
                 if not 0 < float(rope[key]) < F32_MAX:

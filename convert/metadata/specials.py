@@ -13,12 +13,12 @@ from typing import Any
 import gguf
 
 from jmedlite.base.errors import DataError
+from jmedlite.base.filenames import CONFIG, GENERATION_CONFIG
 
 from .readable import readable
 from .tokenizer import SourceVocabulary, read_vocabulary
 from .tokenizer_files import Template, TokenizerFiles
 
-GENERATION, CONFIG = "generation_config.json", "config.json"
 # Texts that llama.cpp takes for ends of an answer wherever they are tokens (src/llama-vocab.cpp; a test asks it).
 ENDS_BY_NAME = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]",
@@ -261,8 +261,8 @@ def add_ends(
     """
     nested = config.get("text_config")
     of_config = _end_ids(config, CONFIG) or _end_ids(nested if isinstance(nested, dict) else {}, CONFIG)
-    of_generation = _end_ids(generation, GENERATION)
-    file = GENERATION if of_generation else CONFIG
+    of_generation = _end_ids(generation, GENERATION_CONFIG)
+    file = GENERATION_CONFIG if of_generation else CONFIG
     wanted = of_generation or of_config
     if outside := [i for i in wanted if i >= len(tokens)]:
         warnings.append(f"{label}: {file} ends answers with token {outside[0]}, the model has {len(tokens):,} tokens")
@@ -273,8 +273,8 @@ def add_ends(
     eos = specials.ids.get("eos")
     if left := [i for i in of_config if i not in wanted and i not in named and i < len(tokens)]:
         warnings.append(
-            f"{label}: {CONFIG} ends answers with {_shown(tokens, left[0])}, {GENERATION} with {shown}; the latter "
-            "is taken, as in transformers"
+            f"{label}: {CONFIG} ends answers with {_shown(tokens, left[0])}, {GENERATION_CONFIG} with {shown}; the "
+            "latter is taken, as in transformers"
         )
     if eos is None or (eos not in wanted and eos not in named):
         eos = specials.ids["eos"] = wanted[0]

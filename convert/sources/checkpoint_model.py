@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.gguf import Entries
+from jmedlite.base.filenames import GENERATION_CONFIG
+from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, STRING, UINT32, Entries
 from jmedlite.base.inputs import read_json
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     Rule,
     check_attention,
+    config_warnings,
     dimensions,
+    exact_range,
     expected_rules,
     find_family,
     is_tied,
@@ -22,8 +25,9 @@ from jmedlite.convert.families.families import (
 )
 from jmedlite.convert.families.names import NOT_TEXT, canonical_names
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
+from jmedlite.convert.families.settings import generation_warnings
 from jmedlite.convert.metadata.keys import build_metadata
-from jmedlite.convert.metadata.specials import GENERATION, AdapterFiles, decide
+from jmedlite.convert.metadata.specials import AdapterFiles, decide
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 
 from .base import Base, Spec
@@ -46,7 +50,8 @@ class CheckpointModel:
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
         self._tensors = canonical_names(checkpoint.tensors, family, self.label)
-        self.warnings = checkpoint.warnings
+        self.warnings = [*checkpoint.warnings, *config_warnings(family, checkpoint.config, self._config, self.label)]
+        self._exact = exact_range(family, self._config)
         of_files = next((f"; it {w.partition(': ')[2]}" for w in checkpoint.warnings), "")
         self._embedding, self._head = family.embedding, family.head
         if is_tied(self._config) and self._embedding not in self._tensors and self._head in self._tensors:
@@ -54,7 +59,10 @@ class CheckpointModel:
             self._tensors[self._embedding] = self._tensors[self._head]
         self._tied = self._config["tie_word_embeddings"] = self._is_tied()
         if family.head_is == "tied" and not self._tied:
-            raise DataError(f"config.json: the head is not tied to the embedding, llama.cpp has no such {family.title}")
+            raise DataError(
+                f"config.json: the head is not tied to the embedding (tie_word_embeddings), llama.cpp has no such "
+                f"{family.title}"
+            )
         rules = expected_rules(family, self._config)
         method = quantization_method(checkpoint.config)
         try:
@@ -71,11 +79,11 @@ class CheckpointModel:
                 f"{self.label}: config.json calls its weights quantized ({method}), but they are not; they are "
                 "converted as they are"
             )
-        window = self._config.get("sliding_window")
-        if family.ignores_window and isinstance(window, int) and window > 0:
+        if self._exact:
+            n, setting = self._exact.n_tokens, self._exact.setting
             self.warnings.append(
-                f"{self.label}: llama.cpp does not compute its window of {window:,} tokens; longer prompts may be "
-                "answered differently than by the original"
+                f"{self.label}: llama.cpp does not compute its {setting}, which acts beyond {n:,} tokens; jmedlite "
+                f"keeps to contexts of {n:,} tokens, give other programs no longer one"
             )
         self.specs: Sequence[Spec] = [*self._constants(), *specs]
         self.head: Spec | None = None
@@ -114,8 +122,6 @@ class CheckpointModel:
 
     def _constants(self) -> list[Spec]:
         kind = rope_parameters(self._config).get("rope_type", "default")
-        if kind not in self._family.rope_types:
-            raise DataError(f"config.json: rope type {kind!r} is not supported for {self.title}")
         if kind == "llama3":
             found = {"rope_freqs.weight": llama3_factors(self._config, self._dims["head_dim"])}
         elif kind == "longrope":
@@ -183,16 +189,21 @@ class CheckpointModel:
         self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
     ) -> tuple[Entries, list[str]]:
         """See base.SourceModel."""
-        generation = self._folder / GENERATION
+        file = self._folder / GENERATION_CONFIG
+        generation = read_json(file) if file.is_file() else {}
         vocabulary, specials, warnings = decide(
             read_tokenizer_files(self._folder),
             adapters,
             self._whole,
-            read_json(generation) if generation.is_file() else {},
+            generation,
             n_vocab,
         )
         dims = {**self._dims, "n_vocab": n_vocab}
         entries, of_card = build_metadata(
             self._folder, name, self._family, self._config, dims, vocabulary, specials, n_weights
         )
-        return entries, [*self.warnings, *warnings, *of_card]
+        if self._exact:
+            entries[EXACT_CONTEXT] = (self._exact.n_tokens, UINT32, None)
+            entries[EXACT_CONTEXT_SETTING] = (self._exact.setting, STRING, None)
+        of_generation = generation_warnings(self.label, generation) if generation else []
+        return entries, [*self.warnings, *of_generation, *warnings, *of_card]

@@ -95,6 +95,8 @@ def nbytes(type_: GGMLQuantizationType, n_elements: int) -> int:
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+# How many tokens llama.cpp computes as the original does, where that is not the whole context, and what acts beyond.
+EXACT_CONTEXT, EXACT_CONTEXT_SETTING = "jmedlite.context.exact", "jmedlite.context.setting"
 
 
 def level_name(file_type: object) -> str | None:
@@ -387,6 +389,9 @@ def check_model(path: Path, header: Header) -> None:
         raise fail("has no vocabulary (tokenizer.ggml.tokens)")
     if len(set(tokens)) != len(tokens):
         raise fail("has the same token twice in its vocabulary")
+    exact = meta.get(EXACT_CONTEXT, 1)
+    if not isinstance(exact, int) or exact < 1:
+        raise fail(f"{EXACT_CONTEXT} is {str(exact)[:80]}, expected a number of tokens")
     for key, value in meta.items():
         if not (key.startswith("tokenizer.ggml.") and key.endswith("_token_id")):
             continue

@@ -148,7 +148,7 @@ class Calibration:
         if self.n_ctx > loaded.n_ctx_train:
             raise DataError(
                 f"--ctx {self.n_ctx:,} is more than the {loaded.n_ctx_train:,} tokens that {loaded.path.name} was "
-                "trained on; lower it"
+                f"trained on{loaded.context_ends}; lower it"
             )
         self.tokens = self._tokenize(request["text"])
         most = len(self.tokens) // self.n_ctx

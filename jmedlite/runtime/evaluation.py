@@ -67,14 +67,22 @@ class Evaluator:
         return self._context
 
     def reserve(self, n_tokens: int) -> None:
-        """Make room for `n_tokens` (at most the settings' n_ctx), keeping what is evaluated. Raises NativeError."""
-        if self._context and n_tokens <= self.n_ctx:
+        """Make room for `n_tokens` (at most the settings' n_ctx), keeping what is evaluated. Raises NativeError.
+
+        A longrope model gets a context for short texts as long as that does; what was evaluated in one of the other
+        kind is forgotten.
+        """
+        short = self.loaded.n_ctx_short
+        fits = n_tokens <= self.n_ctx and not (short and n_tokens <= short < self.n_ctx)
+        if self._context and fits:
             return
-        most = self.settings.n_ctx
+        most = min(short, self.settings.n_ctx) if short and n_tokens <= short else self.settings.n_ctx
         n = max(min(MIN_CONTEXT, most), n_tokens, min(2 * self.n_ctx, most))
         if self.tokens and 4 * n > most:
             n = most  # what is kept meanwhile is never more than a quarter, which the plan's margin bears
-        kept = (self.tokens, self._state()) if self.tokens else None
+        crosses = bool(short and self._context and (self.n_ctx <= short) != (n <= short))
+        tokens = self.tokens
+        kept = self._state() if tokens and not crosses else None
         self.close()
         self._context = Context(
             self.loaded,
@@ -85,8 +93,8 @@ class Evaluator:
             n_outputs_max=N_OUTPUTS,  # or the buffer has room for a batch's worth of whole vocabularies
         )
         self.n_ctx = self._context.n_ctx
-        if kept and self._restore(kept[1]):
-            self.tokens = kept[0]
+        if kept and self._restore(kept):
+            self.tokens = tokens
 
     def close(self) -> None:
         """Free the context."""
@@ -156,7 +164,9 @@ class Evaluator:
 
     def _begin_with(self, prefix: list[int]) -> bool:
         """Make the memory hold just `prefix`, from a cache (True) or by evaluating it (False)."""
-        key = key_of({**self.settings.facts, "tokens": prefix})
+        short = self.loaded.n_ctx_short
+        facts = {**self.settings.facts, "long": self.n_ctx > short} if short else self.settings.facts
+        key = key_of({**facts, "tokens": prefix})
         state = self._prefix[1] if self._prefix and self._prefix[0] == key else None
         if state is None and self.cache:
             state = self.cache.load(key)
@@ -178,7 +188,11 @@ class Evaluator:
                 self._decode(tokens[at : at + N_UBATCH])
 
     def step(self, token: int) -> None:
-        """Evaluate one token: `evaluate` without its precautions."""
+        """Evaluate one token: `evaluate` without its precautions; all before it again where the context must change."""
+        held = self.tokens
+        self.reserve(len(held) + 1)
+        if not self.tokens:
+            self.evaluate(held)
         self._decode([token])
 
     def _decode(self, tokens: Sequence[int], *, all_outputs: bool = False) -> None:

@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import CannotCreate, DataError
-from jmedlite.base.gguf import Header, check_model, read_header, split_files
+from jmedlite.base.errors import CannotCreate, DataError, UsageError
+from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, Header, check_model, read_header, split_files
 from jmedlite.base.inputs import reading
 
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
-from .offload import MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
+from .offload import CELL, MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
 from .protocol import Emit
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
@@ -74,7 +74,30 @@ class LoadedModel:
 
     @property
     def n_ctx_train(self) -> int:
-        return int(self.llama.llama_model_n_ctx_train(self.model))
+        """Tokens that the model was trained for, and that llama.cpp computes as the original does."""
+        n_ctx = int(self.llama.llama_model_n_ctx_train(self.model))
+        return min(n_ctx, int(self.header.metadata.get(EXACT_CONTEXT, n_ctx)))
+
+    @property
+    def n_ctx_short(self) -> int | None:
+        """The largest context for which llama.cpp takes a longrope model's factors for short texts; None: no matter.
+
+        transformers goes by the text's length, llama.cpp by the context's, which it rounds up.
+        """
+        if "rope_factors_long.weight" not in self.header.by_name:
+            return None
+        arch = self.header.metadata["general.architecture"]
+        short = self.header.metadata.get(f"{arch}.rope.scaling.original_context_length")
+        return short // CELL * CELL if isinstance(short, int) and CELL <= short < self.n_ctx_train else None
+
+    @property
+    def context_ends(self) -> str:
+        """Why no context may be longer, as the end of a sentence; "" where it may."""
+        metadata = self.header.metadata
+        if EXACT_CONTEXT not in metadata:
+            return ""
+        setting = str(metadata.get(EXACT_CONTEXT_SETTING, "setting"))[:80]
+        return f" (beyond {metadata[EXACT_CONTEXT]:,} tokens its {setting} acts, which llama.cpp does not compute)"
 
     def _plan(self, emit: Emit) -> OffloadPlan:
         """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
@@ -87,10 +110,16 @@ class LoadedModel:
             flash_attn=self.request["flash_attn"] != "off",
             extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
         )
+        exact = self.header.metadata.get(EXACT_CONTEXT)
+        if wish.n_ctx and exact and wish.n_ctx > exact:
+            raise UsageError(
+                f"{self.path.name}: a context of {wish.n_ctx:,} tokens would be answered differently than by the "
+                f"original{self.context_ends}; take at most {exact:,}"
+            )
         plan = make_offload_plan(shape, machine, wish)
         if not plan.fits and not self.request.get("force"):
             raise CannotCreate(refusal(self.path.name, plan, shape, machine, wish, level_shapes(self.header)))
-        emit("plan", sentence=plan.sentence(grows=wish.n_ctx is None), **plan.figures())
+        emit("plan", sentence=plan.sentence(grows=wish.n_ctx is None) + self.context_ends, **plan.figures())
         return plan
 
     def _params(self) -> Any:

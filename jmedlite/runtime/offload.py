@@ -21,7 +21,7 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType as Type
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.gguf import Tensor, nbytes
+from jmedlite.base.gguf import EXACT_CONTEXT, Tensor, nbytes
 
 N_UBATCH = 512  # tokens evaluated at once
 N_OUTPUTS = 32  # tokens of one batch whose logits are kept
@@ -49,7 +49,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the plan must know of a model; sizes in bytes, one entry per block where there are several."""
+    """What the plan must know of a model; sizes in bytes, one entry per block where there are several.
+
+    `n_ctx_train` is no longer than what llama.cpp computes as the original does.
+    """
 
     n_ctx_train: int
     n_vocab: int
@@ -134,7 +137,7 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
             rest += t.nbytes
     head_copy = sum(t.nbytes for t in tensors if tied and t.name == "token_embd.weight")
     return Shape(
-        n_ctx_train=number("context_length", FLOORS[0]),
+        n_ctx_train=min(number("context_length", FLOORS[0]), metadata.get(EXACT_CONTEXT, MAX_SIZE)),
         n_vocab=len(metadata.get("tokenizer.ggml.tokens") or []),
         n_embd=n_embd,
         n_ff=max(number("feed_forward_length"), experts),

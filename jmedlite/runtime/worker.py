@@ -125,7 +125,7 @@ class AnswerEngine:
         if n_prompt + max(1, reserve) <= limit:
             return
         if limit >= self.loaded.n_ctx_train:
-            advice = "shorten the question"
+            advice = f"shorten the question{self.loaded.context_ends}"
         else:
             advice = "raise --ctx or shorten it" if self.loaded.request.get("ctx") else "shorten it, or free memory"
         raise ContextFull(
@@ -149,7 +149,8 @@ class AnswerEngine:
         stop, n = "stopped", 0
         try:
             room = min(self.evaluator.settings.n_ctx, len(prompt) + sampling.max_tokens)
-            self.evaluator.reserve(room)
+            short = self.loaded.n_ctx_short
+            self.evaluator.reserve(min(room, short) if short and len(prompt) <= short else room)
             n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
             self.loaded.integrity.check()
             times.append(time.monotonic())

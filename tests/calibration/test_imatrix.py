@@ -376,7 +376,7 @@ def test_other_faults(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotCreate, match="is a file"):
         compute_imatrix(tiny_gguf, texts=[text], out=text / "i.gguf")
     (tmp_path / "x.gguf").write_bytes(b"<html>")
-    with pytest.raises(DataError, match="not a GGUF"):
+    with pytest.raises(DataError, match="web page"):
         compute_imatrix(tmp_path / "x.gguf", texts=[text])
 
 

@@ -501,7 +501,7 @@ def test_bad_json(tmp_path: Path, file: str, content: bytes) -> None:
         ('{"temperature": "hot"}', "temp"),
         ('{"top_k": 1e99}', "top_k"),
         ("[]", "generation_config.json"),
-        ('{"repetition_penalty": []}', "penalty_repeat"),
+        ('{"repetition_penalty": []}', "repetition_penalty is '[]', expected a number"),
         ('{"eos_token_id": "</s>"}', "generation_config.json: eos_token_id is </s>"),
         ('{"eos_token_id": [1, -1]}', "eos_token_id is [1, -1], expected a token's id or a list"),
         ('{"eos_token_id": [[1]]}', "eos_token_id is [[1]]"),

@@ -16,7 +16,7 @@ import jmedlite
 from jmedlite.convert.families.row_order import RowOrder
 from tests.support import builders
 from tests.support.ggufs import read
-from tests.support.oracles import llama_logits, load
+from tests.support.logits import GgmlGelu, llama_logits, load, same_gelu, uses_gelu
 
 pytestmark = pytest.mark.oracle
 
@@ -151,31 +151,6 @@ def test_logits_with_an_adapter_equal_peft(tmp_path: Path, variant: str, family:
             plain = model(torch.tensor([tokens])).logits[0].numpy()
     assert np.abs(expected - plain).max() > 0.05
     np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=1e-3)
-
-
-def uses_gelu(model: Any) -> bool:
-    return bool(model.config.model_type.startswith(("gemma", "gpt_neox")))
-
-
-def GgmlGelu() -> Any:
-    """GELU as ggml's CPU code computes it (ggml_vec_gelu_f32): the tanh formula on half floats, rounded to one."""
-    import torch
-
-    class Module(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-            return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, table))
-
-    return Module()
-
-
-def same_gelu(model: Any) -> None:
-    """Give a transformers model of a GELU family llama.cpp's own approximation."""
-    if uses_gelu(model):
-        for layer in model.modules():
-            for name in ("act", "act_fn"):
-                if hasattr(layer, name):
-                    setattr(layer, name, GgmlGelu())
 
 
 LLAMA3_ROPE = {

@@ -120,7 +120,7 @@ def test_settings_equal_peft(tmp_path: Path, name: str, value: Any) -> None:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import config as configurations
 
-    from tests.support.oracles import llama_logits, load
+    from tests.support.logits import llama_logits, load
 
     told = value if isinstance(value, dict) and "value" in value else {"value": value}
     given = getattr(configurations, told["class"])(**told["value"]) if "class" in told else told["value"]

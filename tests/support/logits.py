@@ -1,4 +1,4 @@
-"""A model in float32, by transformers and by llama.cpp's C interface alone."""
+"""Logits of one checkpoint by transformers in float32, of its GGUF by llama.cpp with a float32 cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 
 def load(folder: Path) -> Any:
+    """transformers' model of a checkpoint folder."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -40,3 +41,28 @@ def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
     return found
+
+
+def uses_gelu(model: Any) -> bool:
+    return bool(model.config.model_type.startswith(("gemma", "gpt_neox")))
+
+
+def GgmlGelu() -> Any:
+    """GELU as ggml's CPU code computes it (ggml_vec_gelu_f32): the tanh formula on half floats, rounded to one."""
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+            return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, table))
+
+    return Module()
+
+
+def same_gelu(model: Any) -> None:
+    """Give a transformers model of a GELU family llama.cpp's own approximation."""
+    if uses_gelu(model):
+        for layer in model.modules():
+            for name in ("act", "act_fn"):
+                if hasattr(layer, name):
+                    setattr(layer, name, GgmlGelu())

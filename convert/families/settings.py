@@ -1,0 +1,172 @@
+"""Settings: every key that config.json and generation_config.json may have, and what becomes of it.
+
+A key is computed (by a tensor's shape, a metadata key or llama.cpp's graph), it does not matter for the logits, it is
+refused unless it has its harmless value, or nobody knows it and a warning names it. What is computed stands with each
+family (`Family.reads`), the rest here. Source: the configuration classes of transformers 5.24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jmedlite.base.errors import DataError
+
+# What every family computes, or compares: the tokenizer's reader has the ids, the checkpoint's the quantization.
+READS = frozenset((
+    "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "vocab_size", "max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "unk_token_id", "rope_parameters", "rope_scaling", "original_max_position_embeddings",
+    "quantization_config",
+))  # fmt: skip
+
+# Training, bookkeeping, and how transformers goes about the same arithmetic.
+NO_MATTER = frozenset((
+    "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop",
+    "embd_pdrop", "classifier_dropout", "initializer_range", "initializer_factor", "gradient_checkpointing",
+    "neftune_noise_alpha", "pretraining_tp", "use_cache", "cache_implementation", "dtype", "torch_dtype",
+    "transformers_version", "transformers.js_config", "auto_map", "custom_pipelines", "_name_or_path", "name_or_path",
+    "_commit_hash", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "_attn_implementation_autoset", "_flash_attn_2_enabled", "use_flash_attn", "use_flash_attention",
+    "_experts_implementation", "_experts_implementation_internal", "output_attentions", "output_hidden_states",
+    "return_dict", "return_dict_in_generate", "torchscript", "use_bfloat16", "tf_legacy_loss",
+    "chunk_size_feed_forward", "is_decoder", "tie_encoder_decoder", "tie_last_hidden_states",
+    "cross_attention_hidden_size", "id2label", "label2id", "num_labels",
+    "problem_type", "finetuning_task", "task_specific_params", "prefix", "tokenizer_class",
+    "sep_token_id", "decoder_start_token_id", "is_llama_config", "n_positions", "max_sequence_length", "seq_length",
+    "model_name",
+))  # fmt: skip
+NO_MATTER_PREFIXES = ("unsloth_",)
+# Of a model with eyes, whose text part is converted: all that concerns its pictures.
+OUTSIDE = frozenset((
+    "text_config", "vision_config", "mm_tokens_per_image", "image_token_index", "image_token_id", "boi_token_index",
+    "boi_token_id", "eoi_token_index", "eoi_token_id", "projector_hidden_act", "vision_feature_select_strategy",
+))  # fmt: skip
+
+# What transformers computes and no graph of llama.cpp does: only these values.
+HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "use_bidirectional_attention": (False,),
+    "per_layer_config": ({},),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+}
+# Settings of other families, which transformers does not read here: quiet where they are switched off.
+QUIET: Mapping[str, tuple[Any, ...]] = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_mrope": (False,),
+    "rope_interleaved": (False,),
+    "use_sliding_window": (False,),
+    "use_qk_norm": (False,),
+    "partial_rotary_factor": (1, 1.0),
+}
+
+# The kinds of values that no shape and no metadata key checks.
+BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "use_parallel_residual")
+NAMES = ("model_type", "hidden_act", "hidden_activation")
+# Settings whose null says something: that the thing is not there, although transformers' default has it.
+NULL_SAYS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+# generation_config.json: what changes the tokens that transformers' generate gives from the same logits, and neither
+# llama.cpp nor jmedlite does, with the values that change nothing.
+GENERATION_CHANGES: Mapping[str, tuple[Any, ...]] = {
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "forced_decoder_ids": ([],),
+    "bad_words_ids": ([],),
+    "sequence_bias": ({}, []),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "stop_strings": ("", []),
+    "token_healing": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "watermarking_config": (),
+    "remove_invalid_values": (False,),
+}
+# Sampling (ask and chat have options for it), lengths, bookkeeping, and ways to the same tokens.
+GENERATION_NO_MATTER = frozenset((
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id", "max_length",
+    "max_new_tokens", "max_time", "early_stopping", "length_penalty", "diversity_penalty", "do_sample", "temperature",
+    "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+    "renormalize_logits", "num_return_sequences", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
+    "low_memory", "use_mtp", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "return_dict_in_generate", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit",
+    "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type", "compile_config",
+    "disable_compile", "continuous_batching_config", "prefill_chunk_size", "_from_model_config", "transformers_version",
+    "generation_kwargs", "trust_remote_code", "chat_format", "max_window_size", "user_token_id", "assistant_token_id",
+))  # fmt: skip
+GENERATION_NUMBERS = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "max_length", "max_new_tokens",
+    "min_length", "min_new_tokens", "no_repeat_ngram_size", "num_beams", "guidance_scale",
+)  # fmt: skip
+
+
+def unknown(given: Mapping[str, Any], reads: Collection[str]) -> list[str]:
+    """Keys that say something and that nobody knows; raises DataError for one that llama.cpp can't compute.
+
+    `given` are the language model's settings as config.json has them, `reads` what its family computes.
+    """
+    found = []
+    for key, value in given.items():
+        if value is None and key not in reads:
+            continue
+        if key in HARMLESS and value not in HARMLESS[key]:
+            raise DataError(
+                f"config.json: {key} is {str(value)[:80]}; llama.cpp computes nothing of the kind, only "
+                f"{' or '.join(map(str, HARMLESS[key]))}"
+            )
+        known = key in READS or key in reads or key in NO_MATTER or key in HARMLESS or key in GENERATION_NO_MATTER
+        # generate's settings are left out of a config.json when transformers reads it
+        quiet = key in GENERATION_CHANGES or value in QUIET.get(key, ()) or key.startswith(NO_MATTER_PREFIXES)
+        if not known and not quiet:
+            found.append(key)
+    return found
+
+
+def check_kinds(given: Mapping[str, Any], reads: Collection[str]) -> None:
+    """Refuse a value of a wrong type by its key, where nothing later would."""
+    for keys, kind, what in ((BOOLEANS, bool, "true or false"), (NAMES, str, "a name")):
+        for key in keys:
+            value = given.get(key)
+            if key in (*READS, *reads) and value is not None and not isinstance(value, kind):
+                raise DataError(f"config.json: {key} is {str(value)[:80]!r}, expected {what}")
+
+
+def generation_warnings(label: str, given: Mapping[str, Any]) -> list[str]:
+    """What generation_config.json asks for that nobody here does; raises DataError for a value of a wrong type."""
+    for key in GENERATION_NUMBERS:
+        value = given.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise DataError(f"generation_config.json: {key} is {str(value)[:80]!r}, expected a number")
+    said = {key: value for key, value in given.items() if value is not None}
+    changing = [key for key, harmless in GENERATION_CHANGES.items() if key in said and said[key] not in harmless]
+    odd = [key for key in said if key not in GENERATION_CHANGES and key not in GENERATION_NO_MATTER]
+    found = []
+    if changing:
+        found.append(
+            f"{label}: generation_config.json sets {named(changing)}, which changes what transformers generates; "
+            "llama.cpp and jmedlite don't heed it"
+        )
+    if odd:
+        found.append(f"{label}: generation_config.json has {named(odd)}, which is not known here and not heeded")
+    return found
+
+
+def named(keys: Collection[str]) -> str:
+    """Keys for one line, the first ten of them."""
+    first = [key[:60] for key in sorted(keys)]
+    return ", ".join(first[:10]) + (f" and {len(first) - 10} more" if first[10:] else "")
