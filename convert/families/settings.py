@@ -26,6 +26,7 @@ NO_MATTER = frozenset((
     "embd_pdrop", "classifier_dropout", "initializer_range", "initializer_factor", "gradient_checkpointing",
     "neftune_noise_alpha", "pretraining_tp", "use_cache", "cache_implementation", "dtype", "torch_dtype",
     "transformers_version", "transformers.js_config", "auto_map", "custom_pipelines", "_name_or_path", "name_or_path",
+    "_model_name_or_path",
     "_commit_hash", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "_attn_implementation_autoset", "_flash_attn_2_enabled", "use_flash_attn", "use_flash_attention",
     "_experts_implementation", "_experts_implementation_internal", "output_attentions", "output_hidden_states",

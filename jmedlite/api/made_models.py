@@ -20,7 +20,7 @@ from jmedlite.base.records import from_json, to_json
 
 FORMAT = 1
 FILE = "models.json"
-Q4_K_M_BITS = 4.8  # bits per weight of a 7B at that level
+USUAL, USUAL_BITS = "Q4_K_M", 4.8  # the level that is asked for most, and its bits per weight in a 7B
 KEPT = 200  # models, and verdicts
 
 
@@ -88,13 +88,18 @@ class MadeModels:
             return None
         newest = self.there[-1]
         levels = [m for m in self.there if (m.name, m.file.parent) == (newest.name, newest.file.parent)]
-        return min(levels, key=lambda m: abs(m.bits_per_weight - Q4_K_M_BITS)).file
+        return min(levels, key=lambda m: from_usual(m.level, m.bits_per_weight)).file
 
     def find(self, name: str) -> Path | None:
         """A model by its file's name, with or without .gguf, or by a level that only one model has."""
         named = [m for m in self.there if name in (m.file.name, m.file.name.removesuffix(".gguf"))]
         found = named[-1:] or [m for m in self.there if m.level.lower() == name.lower()]
         return found[0].file if len(found) == 1 else None
+
+
+def from_usual(level: str, bits_per_weight: float) -> tuple[bool, float]:
+    """How far a level is from the usual one: by its name, since narrow rows make every level of a small model wider."""
+    return level != USUAL, abs(bits_per_weight - USUAL_BITS)
 
 
 def state_folder() -> Path:

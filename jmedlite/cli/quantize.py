@@ -49,7 +49,7 @@ def quantize(
     as_json: JsonFlag = False,
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
-    from jmedlite.api.made_models import Q4_K_M_BITS
+    from jmedlite.api.made_models import from_usual
     from jmedlite.api.quantize import as_bytes, plan_quantization
     from jmedlite.base.hub import DEFAULT_MODEL
 
@@ -95,7 +95,7 @@ def quantize(
         console.out(f"{w.path}  {console.size(w.size_bytes)}  {w.bits_per_weight:.2f} bits per weight")
     rate = plan.source_bytes / max(1e-9, written[0].seconds)
     console.note(f"done in {written[0].seconds:.0f} s ({console.size(rate)}/s of the original)")
-    default = min(written, key=lambda w: abs(w.bits_per_weight - Q4_K_M_BITS)).path
+    default = min(written, key=lambda w: from_usual(w.level, w.bits_per_weight)).path
     console.note(f'next: jmedlite ask -m {default} "高血圧の第一選択薬は何ですか。"')
 
 

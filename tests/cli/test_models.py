@@ -46,7 +46,7 @@ def make(folder: Path, gguf: Path, name: str, **levels: float) -> list[Path]:
 
 def test_the_default_is_never_simply_the_last(tmp_path: Path, tiny_gguf: Path) -> None:
     assert made_models().default() is None
-    q8, q4, q2 = make(tmp_path / "a", tiny_gguf, "m", Q8_0=8.5, Q4_K_M=4.8, Q2_K=2.6)
+    q8, q4, q2 = make(tmp_path / "a", tiny_gguf, "m", Q8_0=8.5, Q4_K_M=6.3, Q2_K=5.4)  # of a small model
     assert made_models().default() == q4
     (q3,) = make(tmp_path / "a", tiny_gguf, "m", Q3_K_M=3.9)
     assert made_models().default() == q4
