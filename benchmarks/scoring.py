@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
@@ -15,6 +16,12 @@ from jmedlite.runtime.thoughts import split_thought
 LOW_MASS = 0.1  # what the letters have of the probability together, below which a model wanted to say something else
 DIGITS = 6  # decimals of a score: more than the kernels agree on, and the same text on every machine
 NAMED = 0.6  # Gestalt similarity from which a response is taken to name a choice that it does not contain
+
+
+def low_mass(masses: Sequence[float]) -> float | None:
+    """The median of what the letters had together, where it is low."""
+    middle = statistics.median(masses)
+    return middle if middle < LOW_MASS else None
 
 
 def pick(scores: Sequence[float], order: Sequence[int], n: int) -> tuple[list[int], float | None]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jmedlite.runtime.added_tokens import common_prefix
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.thoughts import split_thought
-from jmedlite.runtime.vocabulary import common_prefix
 
 from .packing import PackedRequest, PackedRow, batches, packs, rows
 

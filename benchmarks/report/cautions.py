@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from statistics import median
 from typing import Any
 
 from jmedlite.benchmarks.records import FAILED
-from jmedlite.benchmarks.scoring import LOW_MASS
+from jmedlite.benchmarks.scoring import low_mass
 
 from .labels import LANGUAGES, page_text, say
 from .numbers import percent
@@ -85,9 +84,8 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
     for name, (share, model) in ((name, max(found)) for name, found in empty.items()):
         if share > _OFTEN:
             yield say("w_unparsed", model=model, task=name, share=percent(share))
-    for name, (mass, model) in _masses(laid).items():
-        if mass < LOW_MASS:
-            yield say("w_mass", model=model, task=name, share=_few_percent(mass))
+    for name, (mass, model) in _low_masses(laid).items():
+        yield say("w_mass", model=model, task=name, share=_few_percent(mass))
     for run in laid.runs:
         if failed := sum(a.status == FAILED for a in run.answers):
             yield say("w_failed", run=_name(run), n=failed)
@@ -97,8 +95,8 @@ def _answers(laid: Pool) -> Iterable[Bilingual]:
         yield say("w_no_noise")
 
 
-def _masses(laid: Pool) -> dict[str, tuple[float, str]]:
-    """Per task, the smallest median of the letters' probability that any model has, and that model."""
+def _low_masses(laid: Pool) -> dict[str, tuple[float, str]]:
+    """Per task, the smallest of the models' medians of the letters' probability that are low, and its model."""
     found: dict[str, list[tuple[float, str]]] = {}
     for e in laid.entrants:
         by_task: dict[str, list[float]] = {}
@@ -106,7 +104,8 @@ def _masses(laid: Pool) -> dict[str, tuple[float, str]]:
             if a.mass is not None:
                 by_task.setdefault(a.task, []).append(a.mass)
         for task, masses in by_task.items():
-            found.setdefault(task, []).append((median(masses), e.key))
+            if (mass := low_mass(masses)) is not None:
+                found.setdefault(task, []).append((mass, e.key))
     return {task: min(models) for task, models in found.items()}
 
 

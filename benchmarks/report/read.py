@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.inputs import reading
 from jmedlite.base.records import from_json, to_json
+from jmedlite.benchmarks.prompts.templates import METHODS
 from jmedlite.benchmarks.records import (
     FAILED,
     FORMAT,
@@ -32,8 +33,6 @@ from jmedlite.benchmarks.records import (
 )
 from jmedlite.benchmarks.scoring import is_right
 from jmedlite.benchmarks.tasks.items import NOT_ASKED
-
-METHODS = ("letter", "text", "generate")
 
 T = TypeVar("T")
 

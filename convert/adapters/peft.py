@@ -11,6 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
+from jmedlite.base.wording import some
 from jmedlite.convert.families.names import NOT_TEXT, canonical, spellings, without_wrappers
 from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.base_names import is_another
@@ -344,9 +345,9 @@ class PeftAdapter:
         if self.ties_head:
             wanted.discard(self._base.head.removesuffix(".weight"))
         if missing := sorted(wanted - given):
-            raise self._fail(f"targets {len(wanted)} modules, but its file has no weights for {_some(missing)}")
+            raise self._fail(f"targets {len(wanted)} modules, but its file has no weights for {some(missing)}")
         if strangers := sorted(given - wanted):
-            raise self._fail(f"has weights for {_some(strangers)}, which its target_modules do not name")
+            raise self._fail(f"has weights for {some(strangers)}, which its target_modules do not name")
 
 
 def find_weights(folder: Path) -> Path:
@@ -369,7 +370,3 @@ def _modules(names: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in names.items():
         if name.endswith(".weight") and len(getattr(entry, "shape", (0, 0))) == 2:
             yield name.removesuffix(".weight")
-
-
-def _some(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if names[1:] else "")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jmedlite.base.errors import DataError
+from jmedlite.base.wording import some
 
 # What every family computes, or compares: the tokenizer's reader has the ids, the checkpoint's the quantization.
 READS = frozenset((
@@ -169,5 +170,4 @@ def generation_warnings(label: str, given: Mapping[str, Any]) -> list[str]:
 
 def named(keys: Collection[str]) -> str:
     """Keys for one line, the first ten of them."""
-    first = [key[:60] for key in sorted(keys)]
-    return ", ".join(first[:10]) + (f" and {len(first) - 10} more" if first[10:] else "")
+    return some([key[:60] for key in sorted(keys)], 10)

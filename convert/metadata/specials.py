@@ -147,7 +147,8 @@ def _check_unused(adapter: AdapterFiles, texts: Sequence[str], n_vocab: int) -> 
 
 def find(tokens: Sequence[bytes], text: str | None) -> int | None:
     """The id of the token with this text."""
-    return None if text is None or (raw := text.encode()) not in tokens else tokens.index(raw)
+    raw = None if text is None else text.encode()
+    return next((i for i, token in enumerate(tokens) if token == raw), None)
 
 
 def read_specials(files: TokenizerFiles, vocabulary: SourceVocabulary, warnings: list[str]) -> Specials:

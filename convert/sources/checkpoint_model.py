@@ -9,6 +9,7 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.filenames import GENERATION_CONFIG
 from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, STRING, UINT32, Entries
 from jmedlite.base.inputs import read_json
+from jmedlite.base.wording import some
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     Rule,
@@ -162,10 +163,9 @@ class CheckpointModel:
             )
         for what, names in (("lacks", sorted(wanted - found)), ("has", sorted(found - wanted))):
             if names:
-                more = f" and {len(names) - 1} more" if names[1:] else ""
                 tail = of_files if what == "lacks" else f", which {self.title} does not have"
                 name = names[0] if what == "lacks" else self._tensors[names[0]].name
-                raise DataError(f"{self.label}: the checkpoint {what} {name}{more}{tail}")
+                raise DataError(f"{self.label}: the checkpoint {what} {some([name, *names[1:]])}{tail}")
 
     @property
     def weight_files(self) -> list[Path]:

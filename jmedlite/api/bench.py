@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from jmedlite.benchmarks.records import AskRecord, FileRecord, ModelRecord, RunR
 from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.run.measure import DistanceSettings, measure_costs, measure_text
 from jmedlite.benchmarks.run.run import AskSettings, ask_all, question_lines, run_keys
-from jmedlite.benchmarks.scoring import LOW_MASS
+from jmedlite.benchmarks.scoring import low_mass
 from jmedlite.benchmarks.tasks.items import Dataset, Left
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
@@ -57,7 +56,7 @@ class Bench:
         for line in read_lines(self.folder / ITEMS):
             if line.get("mass") is not None:
                 found.setdefault((line["model"], line["task"]), []).append(line["mass"])
-        return [(*key, statistics.median(m)) for key, m in found.items() if statistics.median(m) < LOW_MASS]
+        return [(*key, mass) for key, masses in found.items() if (mass := low_mass(masses)) is not None]
 
     def describe(self) -> dict[str, Any]:
         """For `--json`."""

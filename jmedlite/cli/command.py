@@ -15,7 +15,6 @@ PREFIX = "JMEDLITE_"
 # serve every command that has the option, below the command's own: JMEDLITE_ASK_MODEL goes before JMEDLITE_MODEL
 SHARED = ("MODEL", "LANG", "GPU_LAYERS", "KV_TYPE", "FLASH_ATTN", "THREADS")
 OTHERS = ("STATE", "CACHE", "API_KEY")  # read elsewhere
-_KNOWN: set[str] = {PREFIX + name for name in (*SHARED, *OTHERS)}
 
 
 class Command(TyperCommand):
@@ -30,7 +29,6 @@ class Command(TyperCommand):
                 # bench's --lang chooses questions, not the language of what is said
                 shared = [PREFIX + flag] if flag in SHARED and not (name == "bench" and flag == "LANG") else []
                 option.envvar, option.show_envvar = [own, *shared], False
-                _KNOWN.add(own)
 
 
 def warn_of_variables(environment: Mapping[str, str], app: typer.Typer) -> None:
@@ -39,11 +37,14 @@ def warn_of_variables(environment: Mapping[str, str], app: typer.Typer) -> None:
         return
     from typer.main import get_group
 
-    beginnings = tuple(f"{PREFIX}{name.upper()}_" for name in get_group(app).commands)  # now all are known
+    commands = get_group(app).commands
+    options = (o for command in commands.values() for o in command.params if isinstance(o, TyperOption))
+    known = sorted({*(name for o in options for name in o.envvar or ()), *(PREFIX + name for name in OTHERS)})
+    beginnings = tuple(f"{PREFIX}{name.upper()}_" for name in commands)
     for name in sorted(environment):
-        if not name.startswith(PREFIX) or name in _KNOWN or name.endswith("_COMPLETE"):
+        if not name.startswith(PREFIX) or name in known or name.endswith("_COMPLETE"):
             continue
-        near = difflib.get_close_matches(name, sorted(_KNOWN), 1, 0.85)
+        near = difflib.get_close_matches(name, known, 1, 0.85)
         if near or name.startswith(beginnings):
-            meant = near or difflib.get_close_matches(name, sorted(_KNOWN), 1)
+            meant = near or difflib.get_close_matches(name, known, 1)
             console.warn(f"{name}: no setting has this name" + (f"; is {meant[0]} meant?" if meant else ""))

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jmedlite.api.made_models import MadeModel, MadeModels
+    from jmedlite.runtime.offload import Machine
 
 
 def models(as_json: JsonFlag = False) -> None:
     """List the models that were quantized here: level, size, whether they fit this machine, and their report's word."""
     from jmedlite.api.made_models import made_models
+    from jmedlite.runtime.fitting import this_machine
 
     known = made_models()
     default = None if known.chosen and not known.chosen_is_there else known.default()
-    rows = [_describe(m, known, default) for m in reversed(known.there)]
+    machine = this_machine()
+    rows = [_describe(m, known, default, machine) for m in reversed(known.there)]
     if as_json:
         console.document({"models": rows, "chosen": known.chosen, "default": default and str(default)})
         return
@@ -39,7 +42,7 @@ def models(as_json: JsonFlag = False) -> None:
     console.note("* is what ask and chat take; `jmedlite use NAME` chooses another")
 
 
-def _describe(model: MadeModel, known: MadeModels, default: Path | None) -> dict[str, Any]:
+def _describe(model: MadeModel, known: MadeModels, default: Path | None, machine: Machine) -> dict[str, Any]:
     verdict = known.verdict_of(model)
     return {
         "name": model.file.name.removesuffix(".gguf"),
@@ -48,21 +51,21 @@ def _describe(model: MadeModel, known: MadeModels, default: Path | None) -> dict
         "level": model.level,
         "size_bytes": model.size_bytes,
         "bits_per_weight": round(model.bits_per_weight, 4),
-        "fits": _fits(model.file),
+        "fits": _fits(model.file, machine),
         "verdict": verdict and {"reason": verdict.reason, "report": verdict.report},
         "default": model.file == default,
     }
 
 
-def _fits(path: Path) -> bool | None:
+def _fits(path: Path, machine: Machine) -> bool | None:
     """Does a model fit the memory that is free now? None where its file can't be read."""
     from jmedlite.base.errors import JmedliteError
-    from jmedlite.runtime.fitting import shape_on_this_machine, this_machine
+    from jmedlite.runtime.fitting import shape_on_this_machine
     from jmedlite.runtime.loading import read_whole_header
     from jmedlite.runtime.offload import Wish, make_offload_plan
 
     try:
         _, header = read_whole_header(path)
-        return make_offload_plan(shape_on_this_machine(header), this_machine(), Wish()).fits
+        return make_offload_plan(shape_on_this_machine(header), machine, Wish()).fits
     except (JmedliteError, OSError):
         return None

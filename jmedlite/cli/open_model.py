@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jmedlite.base.errors import InputMissing, UsageError
+from jmedlite.base.wording import some
 
 from . import console
 
@@ -44,14 +45,10 @@ def _what_there_is(path: Path, made: list[MadeModel]) -> str:
     """The models that a wrong name may have meant."""
     beside = sorted(f.name for f in path.parent.glob("*.gguf")) if path.parent.is_dir() else []
     if beside:
-        return f"in that folder there are {_some(beside)}"
+        return f"in that folder there are {some(beside, SHOWN)}"
     if made:
-        return f"`jmedlite models` lists {_some([m.file.name for m in reversed(made)])}"
+        return f"`jmedlite models` lists {some([m.file.name for m in reversed(made)], SHOWN)}"
     return f"make one with `jmedlite quantize {path.with_suffix('') if path.suffix == '.gguf' else path}`"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def take_model(model: str | None, words: list[str]) -> tuple[str | None, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -24,6 +24,11 @@ _OTHER_OF_WORDS = (
     ("\u200c", "\u200d"), ("\u24b6", "\u24e9"), ("\U0001f130", "\U0001f149"), ("\U0001f150", "\U0001f169"),
     ("\U0001f170", "\U0001f189"),
 )  # fmt: skip
+
+
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """The number of leading tokens, or characters, that two sequences share."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,8 @@ def trusted_after(normalize: Callable[[str], str], text: str, trusted: str) -> s
     whole = normalize(text)
     found = HIDDEN * len(whole)
     for run in re.finditer(f"[^{HIDDEN}]+", trusted):
-        end = _n_common(whole, normalize(text[: run.end()]))
-        start = len(whole) - _n_common(whole[::-1], normalize(text[run.start() :])[::-1])
+        end = common_prefix(whole, normalize(text[: run.end()]))
+        start = len(whole) - common_prefix(whole[::-1], normalize(text[run.start() :])[::-1])
         if start < end:
             found = found[:start] + whole[start:end] + found[end:]
     return found
-
-
-def _n_common(one: str, other: str) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

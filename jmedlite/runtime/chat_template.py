@@ -132,11 +132,8 @@ def _split(rendered: str, marked: dict[str, Part]) -> list[Part]:
     return [part for part in parts if part.text]
 
 
-def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: str) -> str:
-    """Render a Hugging Face chat template in a sandbox; raises DataError.
-
-    The variables and functions are those of transformers' `apply_chat_template`.
-    """
+def _sandbox() -> Any:
+    """The environment that a chat template runs in, with what transformers' `apply_chat_template` gives it."""
     import jinja2
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
@@ -182,6 +179,15 @@ def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: st
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().strftime(fmt)
     environment.filters["tojson"] = tojson
+    return environment
+
+
+def render_chat(template: str, messages: list[dict[str, str]], bos: str, eos: str) -> str:
+    """Render a Hugging Face chat template in a sandbox; raises DataError.
+
+    The variables and functions are those of transformers' `apply_chat_template`.
+    """
+    environment = _sandbox()
     try:
         pieces, length = [], 0
         for piece in environment.from_string(template.replace("\r\n", "\n")).generate(

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from jmedlite.base.errors import NativeError
 
+from .added_tokens import common_prefix
 from .context import BatchRow, Context
 from .loading import LoadedModel
 from .offload import CELL, N_OUTPUTS, N_UBATCH
 from .protocol import Stopped
 from .state_cache import key_of
-from .vocabulary import common_prefix
 
 MIN_PREFIX = 16  # tokens: fewer are evaluated as soon as looked up
 MIN_CONTEXT = 512  # cells: the first context is not smaller, so that a few short questions share it

@@ -21,11 +21,6 @@ from .chat_template import Part
 _KEYS = "jmedlite.tokenizer."
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of leading tokens that two sequences share."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
 class Vocabulary:
     """Tokens as llama.cpp sees them; `model` is a llama_model pointer that must outlive this."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
 
+from .added_tokens import common_prefix
 from .chat_template import Message, Part, build_prompt
 from .evaluation import ContextSettings, Evaluator
 from .hardware import cpu_features
@@ -26,7 +27,6 @@ from .protocol import Emit, Request, Stopped, serve
 from .sampling import Sampling, make_chain
 from .state_cache import fingerprint
 from .stops import StopTexts, turn_header
-from .vocabulary import common_prefix
 
 TEMPLATE_SECONDS = 1.0
 

@@ -218,7 +218,7 @@ def test_missing_parts(tmp_path: Path, base: builders.Arrays) -> None:
         ("unsloth/Base-7B-unsloth-bnb-4bit", False),
         ("someone/Base-7B-GPTQ-Int4", False),
         ("someone/Base-7B-hf", False),
-        ("/home/a/models/Base-7B/", False),
+        ("/models/of-a/Base-7B/", False),
         ("C:\\models\\Base-7B", False),
         ("/c/hub/models--owner--Base-7B/snapshots/0123456789abcdef0123456789abcdef01234567", False),
         ("m", False),  # the folder's own name

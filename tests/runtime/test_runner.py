@@ -283,7 +283,7 @@ def ask_here(model: Path, *arguments: str, stdin: str = "") -> subprocess.Comple
 def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
     (tmp_path / "g.gbnf").write_text('root ::= "yes" | "no"', encoding="utf-8")
     (tmp_path / "s.json").write_text('{"enum": ["yes", "no"]}')
-    strict = (
+    strict = [
         "--temperature",
         "2",
         "--seed",
@@ -296,54 +296,15 @@ def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
         "0",
         "--repeat-penalty",
         "1",
-    )
+    ]
     plain = ask_here(model, "q").stdout
-    assert (
-        run_text(
-            "ask",
-            "-m",
-            str(model),
-            "--max-tokens",
-            "8",
-            "q",
-            *strict,
-            "--no-stream",
-            "--threads",
-            "1",
-            "--flash-attn",
-            "on",
-        ).stdout
-        == plain
-    )
-    done = run_text(
-        "ask",
-        "-m",
-        str(model),
-        "--max-tokens",
-        "8",
-        "q",
-        "--grammar",
-        str(tmp_path / "g.gbnf"),
-        "--timings",
-        "--ctx",
-        "256",
-    )
+    other = ask_here(model, "q", *strict, "--no-stream", "--threads", "1", "--flash-attn", "on")
+    assert other.stdout == plain
+    done = ask_here(model, "q", "--grammar", str(tmp_path / "g.gbnf"), "--timings", "--ctx", "256")
     assert done.stdout.strip() in ("yes", "no")
     for words in ("context 256 tokens (f16)", "load ", "first token after", "from the cache"):
         assert words in done.stderr
-    done = run_text(
-        "ask",
-        "-m",
-        str(model),
-        "--max-tokens",
-        "8",
-        "q",
-        "--json-schema",
-        str(tmp_path / "s.json"),
-        "--kv-type",
-        "q8_0",
-        "--no-cache",
-    )
+    done = ask_here(model, "q", "--json-schema", str(tmp_path / "s.json"), "--kv-type", "q8_0", "--no-cache")
     assert json.loads(done.stdout) in ("yes", "no")
     assert "(q8_0)" in done.stderr
     missing = ask_here(model, "q", "--grammar", str(tmp_path / "none"))
