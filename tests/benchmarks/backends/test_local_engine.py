@@ -23,7 +23,7 @@ CHOICES = [
 ]
 QUESTIONS = [f"Question {i}: what helps after {'a fall ' * (i % 7)}?\nAnswer:" for i in range(24)]
 # llama.cpp stores keys and values in half precision for flash attention, whatever they are in the cache
-LOADING = Loading(threads=2, kv_type="f32", flash_attn="off")
+LOADING = Loading(threads=1, kv_type="f32", flash_attn="off")
 
 
 def prompts(lead: str = " ") -> tuple[dict, ...]:  # type: ignore[type-arg]
