@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import math
 import os
 import platform
@@ -90,6 +89,8 @@ def describe_machine() -> dict[str, Any]:
     from jmedlite.base.native import libllama
 
     memory = psutil.virtual_memory()
+    import importlib.metadata  # brings a parser of mail along, which no other use of this module needs
+
     found = devices()
     cpu = next((d["description"] for d in found if d["kind"] == "CPU"), "") or platform.processor()
     return {

@@ -7,7 +7,6 @@ anywhere but into the model's context. A native abort ends only this process.
 from __future__ import annotations
 
 import codecs
-import importlib.metadata
 import os
 import threading
 import time
@@ -83,6 +82,8 @@ def bounded_prompt(emit: Emit, messages: list[Message], **arguments: Any) -> lis
 
 def engine_build() -> dict[str, Any]:
     """What decides how a state is laid out and computed, besides the model: the build and the processor."""
+    import importlib.metadata
+
     return {"llama_cpp_python": importlib.metadata.version("llama-cpp-python"), "features": cpu_features()}
 
 
