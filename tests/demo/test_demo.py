@@ -70,7 +70,9 @@ def test_what_the_model_learned(shown: Shown) -> None:
 
 def test_what_the_report_says(shown: Shown) -> None:
     folder, told = shown.folder, shown.told
-    assert "no meaningful loss" in told["verdict"][0]
+    (verdict,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
+    # of so few questions nothing narrower can be shown to lose nothing; .ci/run looks at what all of them show
+    assert verdict["level"] == "BF16" and told["verdict"][0].startswith("BF16, the reference itself")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "demo-Q4_K_M" in page
     assert (folder / "report.json").is_file()
