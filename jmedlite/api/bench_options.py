@@ -12,7 +12,7 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.inputs import MAX_CTX
 from jmedlite.base.options import check, option, same_as
 from jmedlite.benchmarks.prompts.templates import METHODS
-from jmedlite.runtime.load_options import LoadOptions
+from jmedlite.runtime.load_options import LoadOptions, check_flash_attn
 
 if TYPE_CHECKING:
     from jmedlite.benchmarks.backends.base import Loading
@@ -68,6 +68,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        check_flash_attn(self.kv_type, self.flash_attn)
         if self.stop_when_decided and self.permutations > 1:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         if self.endpoint and (self.cluster or self.text):

@@ -50,9 +50,10 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     """The plan for a model, and every level × context: what `doctor MODEL` shows."""
     from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine, this_machine
     from jmedlite.runtime.loading import read_whole_header
-    from jmedlite.runtime.offload import Wish, make_offload_plan, row_of_plans
+    from jmedlite.runtime.offload import Wish, check_kv_type, make_offload_plan, row_of_plans
 
     _, header = read_whole_header(path)
+    check_kv_type(path.name, header.metadata, kv_type)
     machine, wish = this_machine(), Wish(kv_type=kv_type)
     shapes = {"this file": shape_on_this_machine(header), **level_shapes(header)}
     levels = {

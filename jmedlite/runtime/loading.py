@@ -19,7 +19,7 @@ from jmedlite.base.inputs import reading
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
-from .offload import CELL, MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
+from .offload import CELL, MAPPED, OffloadPlan, Wish, check_kv_type, make_offload_plan, refusal
 from .protocol import Emit
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
@@ -102,6 +102,7 @@ class LoadedModel:
     def _plan(self, emit: Emit) -> OffloadPlan:
         """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
         wanted = self.request["gpu_layers"]
+        check_kv_type(self.path.name, self.header.metadata, self.request["kv_type"])
         shape, machine = shape_on_this_machine(self.header), this_machine()
         wish = Wish(
             n_gpu_layers=None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted),

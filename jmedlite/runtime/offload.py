@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
-from jmedlite.base.errors import DataError
+from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import EXACT_CONTEXT, Tensor, nbytes
 
 N_UBATCH = 512  # tokens evaluated at once
@@ -31,6 +32,7 @@ CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # columns of the table
 MARGIN = 512 << 20  # of free memory, for the system and for what the formulas don't know
 GPU_SHARE = 0.03  # further margin of a GPU's need: drivers round and keep buffers of their own
 MAX_SIZE = 1 << 31
+NO_FLASH_ATTENTION = ("grok",)  # llama.cpp turns it off, whatever is asked for
 MAPPED, READ = "mapped", "read"
 
 # Measured: both processes of jmedlite with their libraries, and what they and llama.cpp keep of the vocabulary.
@@ -102,24 +104,15 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
 
     Raises DataError where a size is none.
     """
-    arch = metadata["general.architecture"]
-
-    def numbers(key: str, default: int) -> list[int]:
-        value = metadata.get(f"{arch}.{key}", default)
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
-            raise DataError(f"the model's {arch}.{key} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
-        return values
 
     def number(key: str, default: int = 0) -> int:
         """The key's value; of a list with one value per block, the largest."""
-        return max(numbers(key, default))
+        return max(_numbers(metadata, key, default))
 
     n_layer, n_embd, n_head = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
     experts = number("expert_feed_forward_length") * number("expert_used_count", 1)
-    heads_kv = numbers("attention.head_count_kv", n_head)
-    head = n_embd // max(1, n_head)
-    k, v = number("attention.key_length", head), number("attention.value_length", head)
+    heads_kv = _numbers(metadata, "attention.head_count_kv", n_head)
+    k, v = (max(sizes) for sizes in zip(*head_sizes(metadata), strict=True))
     blocks, repacked = [0] * n_layer, [0] * n_layer
     output = output_repacked = rest = 0
     tied = not any(t.name == "output.weight" for t in tensors)
@@ -150,6 +143,54 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
         output_own=output,
         rest=rest,
     )
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, default: int) -> list[int]:
+    """The values of an architecture's key, one or one per block; raises DataError where they are no sizes."""
+    name = f"{metadata['general.architecture']}.{key}"
+    value = metadata.get(name, default)
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
+        raise DataError(f"the model's {name} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
+    return values
+
+
+def head_sizes(metadata: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(values of K, of V) of one head: in blocks that see the whole text, and in those with a sliding window.
+
+    As llama.cpp reads them (llama-model.cpp, load_hparams): a model whose first block has no heads counts as one
+    without attention; of latent attention, the compressed rows are what is kept.
+    """
+
+    def number(key: str, default: int) -> int:
+        return max(_numbers(metadata, f"attention.{key}", default))
+
+    n_head = _numbers(metadata, "attention.head_count", 0)[0]
+    if not n_head:
+        return (0, 0), (0, 0)
+    head = _numbers(metadata, "embedding_length", 0)[0] // n_head
+    k, v = number("key_length", head), number("value_length", head)
+    return (k, v), (number("key_length_swa", k), number("value_length_swa", v))
+
+
+def check_kv_type(name: str, metadata: Mapping[str, Any], kv_type: str) -> None:
+    """Raises UsageError where llama.cpp can't keep this model's keys and values as `kv_type`.
+
+    It would make no context (llama-context.cpp, llama_init_from_model), after the model was loaded: a quantized type
+    takes whole blocks of every head, and flash attention.
+    """
+    block = GGML_QUANT_SIZES[Type[kv_type.upper()]][0]
+    if block == 1:
+        return
+    arch = metadata["general.architecture"]
+    if arch in NO_FLASH_ATTENTION:
+        raise UsageError(f"{name}: --kv-type {kv_type} needs flash attention, which {arch} has not; take f16")
+    odd = sorted({size for sizes in head_sizes(metadata) for size in sizes if size % block})
+    if odd:
+        raise UsageError(
+            f"{name}: its attention heads have {' and '.join(map(str, odd))} values, which --kv-type {kv_type} can't "
+            f"hold (blocks of {block}); take f16"
+        )
 
 
 def _repacked_bytes(tensor: Tensor, repack: Mapping[Type, int]) -> int:

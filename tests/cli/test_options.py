@@ -103,6 +103,7 @@ def test_bench_loads_as_ask_does() -> None:
         (LoadOptions, {"gpu_layers": True}, "--gpu-layers True: expected auto, all or a whole number"),
         (LoadOptions, {"ctx": 8}, "--ctx 8: expected auto or 16 to"),
         (LoadOptions, {"kv_type": "q4_0", "flash_attn": "off"}, "needs flash attention"),
+        (BenchOptions, {"kv_type": "q8_0", "flash_attn": "off"}, "needs flash attention"),
         (BenchOptions, {"methods": "text"}, "--method t: expected letter, text or generate"),
         (BenchOptions, {"languages": ("fr",)}, "--lang fr: expected ja or en"),
         (BenchOptions, {"threads": 0}, "--threads 0: expected 1 to"),

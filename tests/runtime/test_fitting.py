@@ -9,10 +9,12 @@ from typing import Any
 
 import psutil
 import pytest
+from gguf.constants import GGMLQuantizationType as Type
 
 import jmedlite
-from jmedlite.base.errors import CannotCreate, DataError
+from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.gguf import read_header
+from jmedlite.base.native import libllama
 from jmedlite.base.outputs import sha256_file
 from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine
 from jmedlite.runtime.hardware import devices
@@ -21,7 +23,8 @@ from jmedlite.runtime.offload import MARGIN, Gpu, Machine
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.worker import AnswerEngine
 from tests.support import builders
-from tests.support.commands import run_text
+from tests.support.commands import check, run, run_text
+from tests.support.tasks import write_task
 
 
 @pytest.fixture
@@ -156,6 +159,26 @@ def test_a_file_that_is_no_manifest_says_nothing(tiny_gguf: Path, tmp_path: Path
     if manifest is not None:
         path.with_suffix(".json").write_bytes(manifest)
     assert answer(path)
+
+
+def test_heads_that_no_cache_can_hold_are_named_before_loading(endless_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp itself makes no context then, and says so when the model is in memory."""
+    builders.checkpoint(tmp_path / "m", "qwen3", head_dim=48)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path, threads=1)
+    task = write_task(tmp_path / "organs.jsonl", n=2)
+    asked = ["bench", str(path), "--task", str(task), "--out", str(tmp_path / "run")]
+    for command in (["ask", "q", "-m", str(path)], ["doctor", str(path)], asked):
+        line = check(run(*command, "--kv-type", "q8_0"), 2, path.name, "heads have 48 values", "q8_0", "take f16")
+        assert "context" not in line
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="heads have 48 values"):
+        jmedlite.Runner(path, kv_type="q4_0", threads=1)
+    assert answer(path)
+    llama, params = libllama(), libllama().llama_context_default_params()
+    params.n_ctx, params.type_k, params.type_v = 256, int(Type.Q8_0), int(Type.Q8_0)
+    for file, made in ((path, False), (endless_gguf, True)):
+        loaded = LoadedModel({"path": str(file)}, lambda event, **fields: None)
+        assert bool(llama.llama_init_from_model(loaded.model, params)) is made
 
 
 def test_a_model_of_several_files(tmp_path: Path) -> None:
