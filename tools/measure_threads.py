@@ -26,7 +26,7 @@ from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.runner import Runner
 
 QUESTION = "高血圧の第一選択薬は何ですか。"
-LONG = "患者は五十歳の男性である。" * 40  # a prompt of some hundred tokens
+LONG = "患者は五十歳の男性である。" * 12  # a prompt of more than a hundred tokens
 
 
 @contextlib.contextmanager

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jmedlite.base.native import F32
 from jmedlite.runtime.added_tokens import common_prefix
-from jmedlite.runtime.context import BatchRow, Context
+from jmedlite.runtime.context import BatchRow, Context, finite_max
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.thoughts import split_thought
 
 from .packing import PackedRequest, PackedRow, batches, packs, rows
+from .shared_rows import SharedRows
 
 PACK = 512  # tokens that are packed, and evaluated, together
 # What bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
@@ -63,7 +65,7 @@ class ScoringEngine:
             self.packs = packs(self.requests, 0, N_SEQUENCES)
             cells = self._cells()
         self.n_ctx = -(-cells // CELL) * CELL
-        self._scratch = np.empty(self.n_vocab, np.float32)
+        self._rows = SharedRows([np.empty(self.n_vocab, np.float32) for _ in range(n_threads)])
         self._context = Context(
             loaded,
             n_ctx=self.n_ctx,
@@ -108,15 +110,6 @@ class ScoringEngine:
         for sequence in range(1, sum(r.n_sequences for r in pack) + 1):
             self.llama.llama_memory_seq_rm(self._memory, sequence, len(self.head), -1)
 
-    def _log_probabilities(self, index: int, tokens: Sequence[int]) -> list[float]:
-        """ln p of `tokens` after the batch's row `index`."""
-        logits, top = self._context.finite_logits(index)
-        shifted = self._scratch
-        np.subtract(logits, np.float32(top), out=shifted)
-        np.exp(shifted, out=shifted)
-        log_sum = math.log(float(shifted.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
-        return [float(logits[t]) - top - log_sum for t in tokens]
-
     # ------------------------------------------------------------------------------------------------ scoring
 
     def score(self, pack: range) -> list[Scored]:
@@ -126,12 +119,13 @@ class ScoringEngine:
         self._begin(requests)
         for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
             self._decode(part)
-            for i, row in enumerate(part):
-                if row.reads:
-                    branches = requests[row.request].branches
-                    wanted = [branches[b][at] for b, at in row.reads]
-                    for (b, at), value in zip(row.reads, self._log_probabilities(i, wanted), strict=True):
-                        found[row.request][b][at] = value
+            read = [(i, row) for i, row in enumerate(part) if row.reads]
+            logits = [self._context.logits(i) for i, _ in read]
+            wanted = [[requests[row.request].branches[b][at] for b, at in row.reads] for _, row in read]
+            values = self._context.named(self._rows.each, log_probabilities, logits, wanted)
+            for (_, row), scores in zip(read, values, strict=True):
+                for (b, at), value in zip(row.reads, scores, strict=True):
+                    found[row.request][b][at] = value
         self._end(requests)
         return [Scored(tuple(tuple(b) for b in one)) for one in found]
 
@@ -177,6 +171,15 @@ class ScoringEngine:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens; bytes of a character that was cut are dropped."""
         return codecs.getincrementaldecoder("utf-8")("replace").decode(self._text(tokens))
+
+
+def log_probabilities(scratch: F32, logits: F32, tokens: Sequence[int]) -> list[float]:
+    """ln p of `tokens`, given `logits` (n_vocab,); `scratch` is overwritten. DataError where logits are not finite."""
+    top = finite_max(logits)
+    np.subtract(logits, np.float32(top), out=scratch)
+    np.exp(scratch, out=scratch)
+    log_sum = math.log(float(scratch.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
+    return [float(logits[t]) - top - log_sum for t in tokens]
 
 
 def has_line(text: str) -> bool:

@@ -1,9 +1,13 @@
-"""Hardware: what this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build."""
+"""Hardware: what this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build.
+
+As a process of its own it prints `describe_machine()` as JSON.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -107,3 +111,7 @@ def describe_machine() -> dict[str, Any]:
         "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         "jmedlite": importlib.metadata.version("jmedlite"),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe_machine()))

@@ -103,9 +103,11 @@ class LoadedModel:
         """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
         wanted = self.request["gpu_layers"]
         check_kv_type(self.path.name, self.header.metadata, self.request["kv_type"])
-        shape, machine = shape_on_this_machine(self.header), this_machine()
+        shape = shape_on_this_machine(self.header)
+        n_gpu_layers = None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted)
+        machine = this_machine(with_gpus=n_gpu_layers != 0)
         wish = Wish(
-            n_gpu_layers=None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted),
+            n_gpu_layers=n_gpu_layers,
             n_ctx=self.request.get("ctx"),
             kv_type=self.request["kv_type"],
             flash_attn=self.request["flash_attn"] != "off",
@@ -128,12 +130,14 @@ class LoadedModel:
         params = llama.llama_model_default_params()
         params.load_mode = LOAD_MAPPED if plan.loading == MAPPED else LOAD_READ
         params.n_gpu_layers = plan.n_gpu_layers
-        if plan.gpus and plan.n_gpu_layers:
-            # named one by one, so that llama.cpp's order and number of devices is the plan's
-            pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"]
-            self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+        # Named one by one, so that llama.cpp's order and number of devices is the plan's; none where no layer is on
+        # one, or it would take the GPU for large batches all the same, with memory that no plan has.
+        used = plan.gpus and plan.n_gpu_layers
+        pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"] if used else []
+        self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+        params.devices = ctypes.addressof(self._devices)
+        if used:
             self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
-            params.devices = ctypes.addressof(self._devices)
             params.tensor_split = self._split
         return params
 

@@ -38,6 +38,9 @@ MAPPED, READ = "mapped", "read"
 # Measured: both processes of jmedlite with their libraries, and what they and llama.cpp keep of the vocabulary.
 PROCESS_BYTES = 92_000_000
 TOKEN_BYTES = 420
+# Measured on an H100 on 2026-11-27: what CUDA's driver takes of a GPU for a process, besides all buffers. It is taken
+# as soon as free memory is asked for, so it is neither in what is free nor in a plan's total. Others: not measured.
+DRIVER_BYTES = {"CUDA": 600_000_000}
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,7 @@ class Need:
     other: int
     free: int
     n_layers: int
+    driver: int = 0  # what a GPU's driver has taken already, of neither `free` nor `total`
 
     @property
     def total(self) -> int:
@@ -285,7 +289,11 @@ class OffloadPlan:
         """The plan in one line; `grows`: the context is the longest there may be, not what is taken at once."""
         where = "on the processor"
         if self.n_gpu_layers:
-            places = ", ".join(f"{g.place} {_gb(g.total)} of {_gb(g.free)}" for g in self.gpus if g.n_layers)
+            places = ", ".join(
+                f"{g.place} {_gb(g.total)} of {_gb(g.free)}" + f" (its driver has {_gb(g.driver)})" * bool(g.driver)
+                for g in self.gpus
+                if g.n_layers
+            )
             where = f"{self.n_gpu_layers} of {self.n_layers + 1} layers on {places}"
         return (
             f"{where}; context {'up to ' if grows else ''}{self.n_ctx:,} tokens ({self.kv_type}); "
@@ -376,7 +384,8 @@ def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers:
         own = slice(at, at + n)
         at += n
         used = compute if n else 0
-        gpus.append(Need(gpu.name, sum(layers[own]), sum(kv[own]), used, 0, gpu.free_bytes, n))
+        driver = DRIVER_BYTES.get(gpu.name.rstrip("0123456789"), 0) if n else 0
+        gpus.append(Need(gpu.name, sum(layers[own]), sum(kv[own]), used, 0, gpu.free_bytes, n, driver))
     # an integrated GPU's buffers are taken from the same RAM
     shared = sum(n.total for n, g in zip(gpus, machine.gpus, strict=True) if g.shared)
     ram, loading = _ram(shape, machine.ram_free - shared, wish, first, sum(kv[:first]), compute)

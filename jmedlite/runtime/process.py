@@ -19,6 +19,11 @@ from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, Nativ
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
 
+def child_command(module: str) -> list[str]:
+    """The command that runs a module of ours in a process of its own, llama.cpp's library loaded first."""
+    return [sys.executable, "-P", "-m", "jmedlite.runtime.start", module]
+
+
 class Child:
     """`python -m MODULE`, which serves requests by `protocol.serve`; use it as a context manager.
 
@@ -30,7 +35,7 @@ class Child:
         self.advice = advice
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
+            child_command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

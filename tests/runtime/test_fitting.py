@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +32,7 @@ from tests.support.tasks import write_task
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 660 MB left, which a tiny model needs little of."""
-    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(660_000_000))
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda **_: Machine(660_000_000))
 
 
 @pytest.mark.usefixtures("small_machine")
@@ -54,7 +56,7 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     cpu = next(d for d in devices() if d["kind"] == "CPU")
     gpus = tuple(Gpu(f"G{i}", MARGIN + 12_000_000) for i in range(2))
     monkeypatch.setattr("jmedlite.runtime.loading.devices", lambda: [cpu | {"kind": "GPU"}] * 2)
-    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(8_000_000_000, gpus))
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda **_: Machine(8_000_000_000, gpus))
     load = {"path": str(endless_gguf), "threads": 1, "gpu_layers": n_gpu_layers, "ctx": 512, "force": True}
     engine = AnswerEngine(load, lambda event, **fields: None)
     assert engine.loaded.plan.n_gpu_layers == sum(engine.loaded.plan.split) == n_gpu_layers
@@ -62,6 +64,22 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}
     engine.ask(request, lambda event, **fields: pieces.append(fields.get("text", "")))
     assert "".join(pieces).strip() == expected
+    # the list that llama.cpp is given: without a layer on a GPU none is used, not even for large batches
+    given = ctypes.cast(engine.loaded._params().devices, ctypes.POINTER(ctypes.c_void_p))
+    named = list(itertools.takewhile(bool, (given[i] for i in itertools.count())))
+    assert named == ([cpu["pointer"]] * 2 if n_gpu_layers else [])
+
+
+def test_no_gpu_is_asked_for_its_memory_where_none_is_wanted(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> list[dict[str, Any]]:
+        raise AssertionError("to ask takes some of it")
+
+    for module in ("fitting", "loading"):
+        monkeypatch.setattr(f"jmedlite.runtime.{module}.devices", asked)
+    for wanted in (0, "0"):
+        assert not LoadedModel({"path": str(tiny_gguf), "gpu_layers": wanted}, lambda event, **_: None).plan.gpus
+    with pytest.raises(AssertionError):
+        LoadedModel({"path": str(tiny_gguf)}, lambda event, **_: None)
 
 
 @pytest.mark.usefixtures("small_machine")

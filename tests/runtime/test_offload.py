@@ -306,3 +306,14 @@ def test_a_quantized_cache_needs_flash_attention() -> None:
     found = {k.replace("qwen2", "grok"): v for k, v in model()[0].items()} | {"general.architecture": "grok"}
     with pytest.raises(UsageError, match="which grok has not"):
         check_kv_type("m.gguf", found, "q8_0")
+
+
+def test_the_driver_s_own_memory_is_told_apart() -> None:
+    """It is taken when free memory is asked for: counted in no total, shown by name."""
+    for name, driver in (("CUDA0", 600_000_000), ("Vulkan0", 0)):
+        machine = Machine(64 * GB, (Gpu(name, 24 * GB), Gpu("CUDA1", 2 * GB)))
+        found = make_offload_plan(shape(), machine, Wish())
+        _, gpu, unused = found.figures()["places"]
+        assert (gpu["driver"], unused["driver"]) == (driver, 0)
+        assert gpu["total"] == gpu["weights"] + gpu["kv"] + gpu["compute"]
+        assert ("(its driver has 0.6 GB)" in found.sentence()) is bool(driver)
