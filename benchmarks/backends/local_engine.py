@@ -16,14 +16,10 @@ from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.thoughts import split_thought
 
-from .packing import PackedRequest, PackedRow, batches, packs, rows
+from .packing import PackedRequest, PackedRow, batches, n_outputs, n_sequences, packs, rows
 from .shared_rows import SharedRows
 
-PACK = 512  # tokens that are packed, and evaluated, together
-# What bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
-N_OUTPUTS = 64
 NO_ROOM = "free memory, or use --kv-type q8_0"
-N_SEQUENCES = 63  # beside the head's; llama.cpp keeps room for a row of logits for each
 
 
 @dataclass(frozen=True)
@@ -59,21 +55,22 @@ class ScoringEngine:
         self.loaded, self.llama, self.head = loaded, loaded.llama, list(head)
         self.n_vocab = loaded.vocabulary.n_tokens
         self.requests = list(requests)
-        self.packs = packs(self.requests, PACK if together else 0, N_SEQUENCES)
+        self.pack: int = loaded.request["n_batch"]
+        self.packs = packs(self.requests, self.pack if together else 0, n_sequences(self.pack))
         cells = self._cells()
         if loaded.n_ctx_short and cells > loaded.n_ctx_short:  # short texts need a context that is no longer
-            self.packs = packs(self.requests, 0, N_SEQUENCES)
+            self.packs = packs(self.requests, 0, n_sequences(self.pack))
             cells = self._cells()
         self.n_ctx = -(-cells // CELL) * CELL
         self._rows = SharedRows([np.empty(self.n_vocab, np.float32) for _ in range(n_threads)])
         self._context = Context(
             loaded,
             n_ctx=self.n_ctx,
-            n_batch=PACK,
+            n_batch=self.pack,
             n_threads=n_threads,
             advice=NO_ROOM,
-            n_sequences=N_SEQUENCES + 1,
-            n_outputs_max=N_OUTPUTS,
+            n_sequences=n_sequences(self.pack) + 1,
+            n_outputs_max=n_outputs(self.pack),
             kv_unified=True,  # a shared prefix is then a mark on its cells, not a copy
         )
         self._memory = self._context.memory
@@ -90,8 +87,8 @@ class ScoringEngine:
     # --------------------------------------------------------------------------------------------- evaluation
 
     def _evaluate_head(self) -> None:
-        for at in range(0, len(self.head), PACK):
-            part = self.head[at : at + PACK]
+        for at in range(0, len(self.head), self.pack):
+            part = self.head[at : at + self.pack]
             self._decode([PackedRow(t, at - len(self.head) + i, (0,), 0) for i, t in enumerate(part)])
 
     def _decode(self, part: Sequence[PackedRow]) -> None:
@@ -117,7 +114,7 @@ class ScoringEngine:
         requests = [self.requests[i] for i in pack]
         found = [[[math.nan] * len(b) for b in r.branches] for r in requests]
         self._begin(requests)
-        for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
+        for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
             self._decode(part)
             read = [(i, row) for i, row in enumerate(part) if row.reads]
             logits = [self._context.logits(i) for i, _ in read]
@@ -142,7 +139,7 @@ class ScoringEngine:
         stops = ["length"] * len(requests)
         self._begin(requests)
         step: dict[int, int] = {}  # request: the token chosen for it
-        for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
+        for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
             self._decode(part)
             step |= {row.request: self._choose(i) for i, row in enumerate(part) if row.last}
         while step:

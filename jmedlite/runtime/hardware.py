@@ -87,6 +87,11 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+def likes_large_batches() -> bool:
+    """Whether there is a GPU with memory of its own: one that a batch of some hundred tokens does not keep busy."""
+    return any(d["kind"] == "GPU" and not d["shared_memory"] for d in devices())
+
+
 def describe_machine() -> dict[str, Any]:
     """The facts `jmedlite doctor` shows."""
     import psutil

@@ -19,7 +19,17 @@ from jmedlite.base.inputs import reading
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
-from .offload import CELL, MAPPED, OffloadPlan, Wish, check_kv_type, make_offload_plan, refusal
+from .offload import (
+    CELL,
+    MAPPED,
+    N_OUTPUTS,
+    N_UBATCH,
+    OffloadPlan,
+    Wish,
+    check_kv_type,
+    make_offload_plan,
+    refusal,
+)
 from .protocol import Emit
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
@@ -39,12 +49,13 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder), `force` and `checked` (its
-    hash is known to be right). `emit` gets a `plan` event before the model is loaded.
+    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `force` and
+    `checked` (its hash is known to be right). `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
-        self.request = {"gpu_layers": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": [], **request}
+        defaults = {"gpu_layers": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": []}
+        self.request = {**defaults, "n_batch": N_UBATCH, "n_outputs": N_OUTPUTS, **request}
         files, self.header = read_whole_header(Path(request["path"]))
         self.path = files[0]
         with reading(self.path):
@@ -111,6 +122,8 @@ class LoadedModel:
             n_ctx=self.request.get("ctx"),
             kv_type=self.request["kv_type"],
             flash_attn=self.request["flash_attn"] != "off",
+            n_batch=self.request["n_batch"],
+            n_outputs=self.request["n_outputs"],
             extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
         )
         exact = self.header.metadata.get(EXACT_CONTEXT)

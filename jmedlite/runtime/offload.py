@@ -5,7 +5,7 @@ and the system (`hardware`), and the formulas from how llama.cpp lays out its bu
 
 - blocks are offloaded from the last one backwards, the output head first of all; the embedding stays in RAM;
 - the key-value cache has `n_ctx` cells in every block, each on the device of its block;
-- a compute buffer is as large as the widest moment of the graph for one batch of N_UBATCH tokens;
+- a compute buffer is as large as the widest moment of the graph for one batch (N_UBATCH tokens, unless wished for);
 - some types are rewritten at load in the order that the processor's instructions want, into memory of their own, while
   the mapped file stays resident beside them; where that is too much the file is read instead of mapped.
 
@@ -213,9 +213,11 @@ def kv_bytes(shape: Shape, n_ctx: int, kv_type: str) -> list[int]:
     return [cells * (row_bytes(kv_type, k) + row_bytes(kv_type, v)) for k, v in shape.kv_values]
 
 
-def compute_bytes(shape: Shape, n_ctx: int, *, flash_attn: bool = True, n_outputs: int = N_OUTPUTS) -> int:
+def compute_bytes(
+    shape: Shape, n_ctx: int, *, flash_attn: bool = True, n_batch: int = N_UBATCH, n_outputs: int = N_OUTPUTS
+) -> int:
     """The compute buffer: activations of one batch, the attention mask, without flash attention all its scores too."""
-    n = min(N_UBATCH, n_ctx)
+    n = min(n_batch, n_ctx)
     cells = -(-n_ctx // CELL) * CELL
     feed_forward = 4 * n * (3 * shape.n_ff + 4 * shape.n_embd)
     logits = 4 * n_outputs * shape.n_vocab
@@ -321,6 +323,8 @@ class Wish:
     n_ctx: int | None = None
     kv_type: str = "f16"
     flash_attn: bool = True
+    n_batch: int = N_UBATCH
+    n_outputs: int = N_OUTPUTS
     extra: int = 0  # adapters, a draft model: bytes of RAM
 
 
@@ -376,7 +380,7 @@ def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers:
         n_gpu_layers = 0
     kv = [*kv_bytes(shape, n_ctx, wish.kv_type), 0]
     layers = [*shape.blocks, shape.output]
-    compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn)
+    compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn, n_batch=wish.n_batch, n_outputs=wish.n_outputs)
     first = len(layers) - n_gpu_layers
     counts = _split(machine.gpus, [layers[i] + kv[i] for i in range(first, len(layers))], compute)
     gpus, at = [], first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,19 @@ def test_the_driver_s_own_memory_is_told_apart() -> None:
         assert (gpu["driver"], unused["driver"]) == (driver, 0)
         assert gpu["total"] == gpu["weights"] + gpu["kv"] + gpu["compute"]
         assert ("(its driver has 0.6 GB)" in found.sentence()) is bool(driver)
+
+
+def test_larger_batches_are_planned_for() -> None:
+    """Their activations and logits lie on the GPU: where it is full, layers give way to them."""
+    machine = Machine(64 * GB, (Gpu("CUDA0", 24 * GB),))
+    small, large = (
+        make_offload_plan(shape(), machine, Wish(n_ctx=4096, n_batch=n, n_outputs=n // 8)) for n in (512, 2048)
+    )
+    assert small.n_gpu_layers == large.n_gpu_layers == 29
+    # 2048 tokens of a Qwen2-7B: three times the feed-forward, four times the stream, and the mask in half precision
+    assert large.gpus[0].compute == 4 * 2048 * (3 * 18944 + 4 * 3584) + 2 * 4096 * 2048
+    assert large.gpus[0].compute == pytest.approx(4 * small.gpus[0].compute)
+    full = replace(machine, gpus=(Gpu("CUDA0", small.gpus[0].total + small.gpus[0].margin),))
+    fewer = make_offload_plan(shape(), full, Wish(n_ctx=4096, n_batch=2048, n_outputs=256))
+    assert fewer.fits
+    assert 20 < fewer.n_gpu_layers < 29
