@@ -18,6 +18,20 @@ from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, Nativ
 
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
+DEFAULTS = {  # of a child's environment, where the person's own says nothing
+    # numpy's BLAS starts a thread per core unless told not to, which is half of the time that a child takes to start
+    "OPENBLAS_NUM_THREADS": "1",
+    # ggml's threads wait for each other after every operation. GNU's OpenMP spins for 300,000 rounds then, about 15 ms,
+    # before it gives the processor back: beside another program a token of a tiny model took half a second, one of a
+    # 135M a second. Alone they wait for microseconds, and 1,000 rounds are enough (tools/measure_threads.py).
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
+def child_command(module: str) -> list[str]:
+    """The command that runs a module of ours in a process of its own, llama.cpp's library loaded first."""
+    return [sys.executable, "-P", "-m", "jmedlite.runtime.start", module]
+
 
 def child_command(module: str) -> list[str]:
     """The command that runs a module of ours in a process of its own, llama.cpp's library loaded first."""
@@ -39,9 +53,8 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            # ggml starts a debugger on an abort unless told not to; numpy's BLAS starts a thread per core unless told
-            # not to, which is half of the time that a child takes to start
-            env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
+            # ggml starts a debugger on an abort unless told not to
+            env={**DEFAULTS, **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
         )
         self._started_by_main_thread = threading.current_thread() is threading.main_thread()
         self._last_id, self._last = 0, ""
