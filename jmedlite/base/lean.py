@@ -1,7 +1,7 @@
 """Lean imports: one module of a package without all that the package's own `__init__` brings along.
 
-llama-cpp-python's bindings come with a template engine, a disk cache and a server's types, gguf's constants with YAML and
-SentencePiece; together they take as long to import as all else that a process of ours needs at its start. Only for
+llama-cpp-python's bindings come with a template engine, a disk cache and a server's types, gguf's constants with YAML
+and SentencePiece; together they take as long to import as all else that a process of ours needs at its start. Only for
 processes of our own: in a program that imports jmedlite, packages are what they are.
 """
 
@@ -27,7 +27,7 @@ class LeanPackage(ModuleType):
 
 
 def import_leanly() -> None:
-    """From now on, importing a module of `PACKAGES` runs nothing but that module; call it before anything imports one."""
+    """From now on importing a module of `PACKAGES` runs nothing but that module; call it before anything imports one."""
     for name in PACKAGES:
         spec = None if name in sys.modules else find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:

@@ -33,11 +33,6 @@ def child_command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", "jmedlite.runtime.start", module]
 
 
-def child_command(module: str) -> list[str]:
-    """The command that runs a module of ours in a process of its own, llama.cpp's library loaded first."""
-    return [sys.executable, "-P", "-m", "jmedlite.runtime.start", module]
-
-
 class Child:
     """`python -m MODULE`, which serves requests by `protocol.serve`; use it as a context manager.
 
