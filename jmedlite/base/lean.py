@@ -27,7 +27,7 @@ class LeanPackage(ModuleType):
 
 
 def import_leanly() -> None:
-    """From now on importing a module of `PACKAGES` runs nothing but that module; call it before anything imports one."""
+    """Importing a module of `PACKAGES` then runs nothing but that module; call it before anything imports one."""
     for name in PACKAGES:
         spec = None if name in sys.modules else find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
