@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +83,7 @@ def _advice(why: str) -> str:
 
 
 def make_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
-    """llguidance's view of a vocabulary: takes about a second for 150,000 tokens."""
+    """llguidance's view of a vocabulary; takes a second for 150,000 tokens."""
     from llguidance import LLTokenizer
 
     llama, n = vocabulary.llama, vocabulary.n_tokens
@@ -105,36 +108,47 @@ class SchemaMasks:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer: Future[LLTokenizer] | None = None
         self._last: tuple[str, LLMatcher] | None = None
 
     def begin(self, schema: str, emit: Emit) -> SchemaMask:
         """The mask of one answer. Raises DataError for a schema that can't be followed."""
-        from llguidance import LLMatcher
+        if self._last and self._last[0] == schema:
+            return SchemaMask(self._last[1].deep_copy, self._vocabulary)
+        grammar = check_schema(schema, emit)
+        if self._tokenizer is None:  # beside the evaluation of the prompt
+            self._tokenizer = ThreadPoolExecutor(1).submit(make_tokenizer, self._vocabulary)
+        tokenizer = self._tokenizer
 
-        if self._last is None or self._last[0] != schema:
-            grammar = check_schema(schema, emit)
-            tokenizer = self._tokenizer = self._tokenizer or make_tokenizer(self._vocabulary)
-            matcher = bounded(emit, "the JSON schema", SECONDS, lambda: LLMatcher(tokenizer, grammar, log_level=0))
+        def make() -> LLMatcher:
+            from llguidance import LLMatcher
+
+            made = tokenizer.result()
+            matcher = bounded(emit, "the JSON schema", SECONDS, lambda: LLMatcher(made, grammar, log_level=0))
             self._last = schema, matcher
-        return SchemaMask(self._last[1].deep_copy(), self._vocabulary)
+            return matcher.deep_copy()
+
+        return SchemaMask(make, self._vocabulary)
 
 
 class SchemaMask:
-    """Where one answer stands in its schema; `whole` once nothing can follow."""
+    """Where one answer stands in its schema, from the first token it is applied to; `whole` once none can follow."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
-        self._matcher, self._vocabulary, self.whole = matcher, vocabulary, False
+    def __init__(self, make: Callable[[], LLMatcher], vocabulary: Vocabulary) -> None:
+        self._make, self._vocabulary, self.whole = make, vocabulary, False
         self._bits = np.zeros(-(-vocabulary.n_tokens // 32), np.int32)
         self._said = bytearray()
 
+    @cached_property
+    def matcher(self) -> LLMatcher:
+        """llguidance's state, made when it is first needed."""
+        return self._make()
+
     def apply(self, logits: NDArray[np.float32]) -> None:
         """Leave only tokens that may come next: all others of `logits` (n_vocab,) become minus infinity, in place."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self.matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         allowed = np.unpackbits(self._bits.view(np.uint8), count=len(logits), bitorder="little").view(bool)
-        if not allowed.any():
-            raise DataError("the model's vocabulary has no token for what the JSON schema asks for; use another model")
         np.putmask(logits, ~allowed, -np.inf)
 
     def take(self, token: int, logits: NDArray[np.float32]) -> int:
@@ -144,28 +158,33 @@ class SchemaMask:
         if self._vocabulary.ends(token):
             self._finish()
             return token
-        self._matcher.consume_token(token)
+        self.matcher.consume_token(token)
         self._check()
         self._said += self._vocabulary.piece(token)
-        if self._matcher.is_stopped():
+        if self.matcher.is_stopped():
             self._finish()
         return token
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            why = _first_line(self._matcher.get_error())[:200]
+        if self.matcher.is_error():
+            why = _first_line(self.matcher.get_error())[:200] or self.matcher.stop_reason()
+            if why.startswith("NoExtension"):
+                raise self._stuck()
             raise DataError(f"the JSON schema can't be used: it is too large for this answer ({why}); make it simpler")
 
     def _finish(self) -> None:
-        """Nothing can follow: the answer is complete, unless no value is left (7 to 9, a multiple of 5)."""
+        """The answer is complete, or nothing that the schema allows is left (6 to 9, a multiple of 5)."""
         self.whole = True
         try:
             json.loads(self._said.decode("utf-8"), parse_int=len, parse_float=len)
         except RecursionError:
             pass  # only that it is deep
         except ValueError:
-            said = self._said.decode("utf-8", "replace")[-40:]
-            raise DataError(
-                f"the JSON schema can't be used: it allows no value {f'after {said}' if said else 'at all'}; "
-                "see whether its bounds contradict each other"
-            ) from None
+            raise self._stuck() from None
+
+    def _stuck(self) -> DataError:
+        said = json.dumps(self._said.decode("utf-8", "replace")[-40:], ensure_ascii=False)
+        return DataError(
+            f"the JSON schema can't be used: nothing may follow {said}; see whether its bounds contradict each other, or "
+            "it asks for characters that this model has no tokens for"
+        )

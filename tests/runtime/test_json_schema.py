@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.runtime.json_schema import read_schema
+from jmedlite.runtime.process import Child
 from jmedlite.runtime.runner import Runner
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.schema_mask import SchemaMasks
@@ -30,9 +33,11 @@ LONGEST = 1500  # bytes of a walk
 class Walker:
     """Answers schemas with random bytes that their masks allow, and after a while closes whatever is open."""
 
-    def __init__(self) -> None:
-        self.masks = SchemaMasks(cast(Vocabulary, ByteVocabulary()))
-        self.masks._tokenizer = ByteVocabulary().tokenizer()
+    def __init__(self, vocabulary: ByteVocabulary | None = None) -> None:
+        vocabulary = vocabulary or ByteVocabulary()
+        self.masks = SchemaMasks(cast(Vocabulary, vocabulary))
+        self.masks._tokenizer = Future()
+        self.masks._tokenizer.set_result(vocabulary.tokenizer())
 
     def answer(self, schema: Any, seed: int) -> str | None:
         """One answer; None where it grew too long."""
@@ -172,13 +177,13 @@ def test_dates_are_days_that_there_are(walker: Walker) -> None:
 def test_a_name_is_said_once_however_it_could_be_spelled(walker: Walker) -> None:
     """A listed property never comes again as an additional one, spelled with \\u."""
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": {"const": 2}}
-    matcher = walker.masks.begin(json.dumps(schema), print)._matcher
+    matcher = walker.masks.begin(json.dumps(schema), print).matcher
     assert matcher.try_consume_tokens(list(b'{"a":1,"b":2,"')) == 14
     assert matcher.validate_tokens(list(b"\\u0061")) < 2
 
 
 def test_white_space_has_an_end(walker: Walker) -> None:
-    matcher = walker.masks.begin('{"type":"object"}', print)._matcher
+    matcher = walker.masks.begin('{"type":"object"}', print).matcher
     text = b'{"a":  '
     assert matcher.try_consume_tokens(list(text)) == len(text) - 1
 
@@ -245,6 +250,25 @@ def test_what_can_not_be_followed_is_named(walker: Walker, schema: Any, words: s
         walker.answer(schema, 0)
     assert "the JSON schema can't be used: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_characters_that_a_model_has_no_token_for() -> None:
+    vocabulary = ByteVocabulary()
+    vocabulary.tokens = [b"" if i == ord("q") else raw for i, raw in enumerate(vocabulary.tokens)]
+    poor = Walker(vocabulary)
+    assert poor.answer({"enum": ["q", "z"]}, 0) == '"z"'
+    with pytest.raises(DataError, match=r'nothing may follow "\\"a"; see whether its bounds'):
+        poor.answer({"const": "aq"}, 0)
+
+
+def test_a_child_that_ran_out_of_memory_over_a_schema() -> None:
+    """Rust's words, when its memory is limited; llama.cpp is not blamed for it."""
+    child = Child.__new__(Child)
+    child._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+    code = "import os, sys; print('memory allocation of 9 bytes failed', file=sys.stderr, flush=True); os.abort()"
+    child.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=child._stderr)
+    with child, pytest.raises(DataError, match="its grammar takes more than 1 GB"):
+        child._next()
 
 
 def test_branches_are_not_opened_without_end(walker: Walker) -> None:
