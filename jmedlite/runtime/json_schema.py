@@ -26,6 +26,8 @@ MOST_LEVELS = 100  # of arrays and objects within each other; the grammar's JSON
 MOST_SCHEMAS = 20_000
 LONGEST_PATTERN = 5_000  # characters
 LARGEST_COUNT = (1 << 32) - 1  # of characters, items, properties
+SMALLEST_STEP = 0.001
+LARGEST_FRACTION = 10**12  # beyond, floats do not tell all multiples of a step with decimals apart
 LARGEST_STEP = 1_000_000  # of multipleOf: the grammar has as many states
 LARGEST_STEP_PRODUCT = (1 << 32) - 1
 LARGEST_EXACT = 1 << 53  # whole numbers beyond are rounded by the grammar, and by many a reader of the answer
@@ -281,6 +283,7 @@ class _Reader:
             self._refuse(at, "its `$id` begins a document of its own, with references in it; leave the `$id` out")
         simple: dict[str, Json] = {}
         applied: dict[str, Json] = {}
+        rules: list[Json] = []  # that need a schema of their own
         for key, value in node.items():
             place = (*at, key)
             if key in ANNOTATIONS:
@@ -291,12 +294,12 @@ class _Reader:
             elif key in _APPLIED:
                 applied |= _APPLIED[key](self, value, place)
             elif key in _SIMPLE:
-                simple |= _SIMPLE[key](self, value, place, node)
+                simple |= (found := _SIMPLE[key](self, value, place, node))
+                rules += [simple.pop("")] if "" in found else []
             else:
                 self._warn_unknown(key, place)
-        rule = simple.pop("", None)  # a second pattern, for a format
-        if rule:
-            applied["allOf"] = [*applied.get("allOf", []), rule]
+        if rules:
+            applied["allOf"] = [*applied.get("allOf", []), *rules]
         made = simple | applied
         self.parts.append((_pointer(at), made))
         return made
@@ -432,8 +435,8 @@ class _Reader:
 
     def multiple(self, value: Json, at: Path, node: Json) -> dict[str, Json]:
         step = self._number(value, at)
-        if not 0 < step <= LARGEST_STEP:
-            self._refuse(at, f"expected a number above 0, up to {LARGEST_STEP:,}")
+        if not SMALLEST_STEP <= step <= LARGEST_STEP:
+            self._refuse(at, f"expected a number from 0.001 to {LARGEST_STEP:,}")
         if Decimal(str(step)) != Decimal(step):
             self._refuse(
                 at, f"{step} has no exact binary form, so validators refuse some multiples; count in whole units"
@@ -441,7 +444,9 @@ class _Reader:
         self.steps.add(Fraction(step))
         if self.joins and self._common_step() > LARGEST_STEP_PRODUCT:
             self._refuse(at, "is too large beside `allOf`, `anyOf`, `oneOf` or `$ref`; leave it out")
-        return {"multipleOf": step}
+        if step == int(step):
+            return {"multipleOf": int(step)}
+        return {"multipleOf": step, "": {"minimum": -LARGEST_FRACTION, "maximum": LARGEST_FRACTION}}
 
     def _common_step(self) -> int:
         """What the grammar computes, in 32 bits, where two schemas with these steps become one."""

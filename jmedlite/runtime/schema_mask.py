@@ -185,6 +185,6 @@ class SchemaMask:
     def _stuck(self) -> DataError:
         said = json.dumps(self._said.decode("utf-8", "replace")[-40:], ensure_ascii=False)
         return DataError(
-            f"the JSON schema can't be used: nothing may follow {said}; see whether its bounds contradict each other, or "
-            "it asks for characters that this model has no tokens for"
+            f"the JSON schema can't be used: nothing may follow {said}; see whether its bounds contradict each other, "
+            "or it asks for characters that this model has no tokens for"
         )

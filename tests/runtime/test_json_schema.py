@@ -126,6 +126,8 @@ BOUNDS: list[dict[str, Any]] = [
     {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 3, "exclusiveMinimum": True, "maximum": 5},
     {"type": "integer", "multipleOf": 7, "minimum": -50, "maximum": 50},
     {"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 3},
+    {"type": "number", "multipleOf": 1.5, "minimum": 1e11},
+    {"type": "number", "multipleOf": 2.0},
     {"type": "string", "minLength": 2, "maxLength": 3},
     {"type": "string", "pattern": "^\\d{3}-\\d{4}$"},
     {"type": "string", "pattern": "b", "maxLength": 3},
