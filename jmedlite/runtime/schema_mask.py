@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,41 +105,31 @@ class SchemaMasks:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._tokenizer: Future[LLTokenizer] | None = None
+        self._tokenizer: LLTokenizer | None = None
         self._last: tuple[str, LLMatcher] | None = None
 
     def begin(self, schema: str, emit: Emit) -> SchemaMask:
         """The mask of one answer. Raises DataError for a schema that can't be followed."""
-        if self._last and self._last[0] == schema:
-            return SchemaMask(self._last[1].deep_copy, self._vocabulary)
-        grammar = check_schema(schema, emit)
-        if self._tokenizer is None:  # beside the evaluation of the prompt
-            self._tokenizer = ThreadPoolExecutor(1).submit(make_tokenizer, self._vocabulary)
-        tokenizer = self._tokenizer
+        from llguidance import LLMatcher
 
-        def make() -> LLMatcher:
-            from llguidance import LLMatcher
-
-            made = tokenizer.result()
-            matcher = bounded(emit, "the JSON schema", SECONDS, lambda: LLMatcher(made, grammar, log_level=0))
-            self._last = schema, matcher
-            return matcher.deep_copy()
-
-        return SchemaMask(make, self._vocabulary)
+        if self._last is None or self._last[0] != schema:
+            grammar = check_schema(schema, emit)
+            # not beside the prompt, whose evaluation asks Python before every node whether it shall stop
+            tokenizer = self._tokenizer = self._tokenizer or make_tokenizer(self._vocabulary)
+            self._last = (
+                schema,
+                bounded(emit, "the JSON schema", SECONDS, lambda: LLMatcher(tokenizer, grammar, log_level=0)),
+            )
+        return SchemaMask(self._last[1].deep_copy(), self._vocabulary)
 
 
 class SchemaMask:
     """Where one answer stands in its schema, from the first token it is applied to; `whole` once none can follow."""
 
-    def __init__(self, make: Callable[[], LLMatcher], vocabulary: Vocabulary) -> None:
-        self._make, self._vocabulary, self.whole = make, vocabulary, False
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
+        self.matcher, self._vocabulary, self.whole = matcher, vocabulary, False
         self._bits = np.zeros(-(-vocabulary.n_tokens // 32), np.int32)
         self._said = bytearray()
-
-    @cached_property
-    def matcher(self) -> LLMatcher:
-        """llguidance's state, made when it is first needed."""
-        return self._make()
 
     def apply(self, logits: NDArray[np.float32]) -> None:
         """Leave only tokens that may come next: all others of `logits` (n_vocab,) become minus infinity, in place."""

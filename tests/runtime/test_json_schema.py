@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,8 +35,7 @@ class Walker:
     def __init__(self, vocabulary: ByteVocabulary | None = None) -> None:
         vocabulary = vocabulary or ByteVocabulary()
         self.masks = SchemaMasks(cast(Vocabulary, vocabulary))
-        self.masks._tokenizer = Future()
-        self.masks._tokenizer.set_result(vocabulary.tokenizer())
+        self.masks._tokenizer = vocabulary.tokenizer()
 
     def answer(self, schema: Any, seed: int) -> str | None:
         """One answer; None where it grew too long."""
