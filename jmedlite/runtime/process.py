@@ -14,7 +14,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, NativeError
+from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, DataError, JmedliteError, NativeError
 
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
@@ -110,7 +110,7 @@ class Child:
         except (OSError, ValueError):
             raise self._death() from None
 
-    def _death(self) -> NativeError:
+    def _death(self) -> JmedliteError:
         """Why the child is gone, in a sentence."""
         self._busy = False
         status = self.process.wait()
@@ -127,6 +127,10 @@ class Child:
         if not self._stderr.closed:
             self._stderr.seek(0)
             lines = self._stderr.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+        if any("memory allocation of" in line for line in lines):  # how llguidance ends beyond bounded.MEMORY
+            return DataError(
+                "the JSON schema can't be used: its grammar takes more than 1 GB of memory; make it simpler"
+            )
         why = lines[-1].strip() if lines else "it gave no reason"
         return NativeError(f"llama.cpp ended unexpectedly (status {status}: {why}); is the file damaged?")
 

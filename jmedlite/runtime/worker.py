@@ -7,77 +7,34 @@ anywhere but into the model's context. A native abort ends only this process.
 from __future__ import annotations
 
 import codecs
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
+from jmedlite.base.errors import ContextFull, UsageError
 
 from .added_tokens import common_prefix
+from .bounded import bounded
 from .chat_template import Message, Part, build_prompt
 from .evaluation import ContextSettings, Evaluator
 from .hardware import cpu_features
 from .loading import LoadedModel
 from .protocol import Emit, Request, Stopped, serve
 from .sampling import Sampling, make_chain
+from .schema_mask import SchemaMask, SchemaMasks, check_schema
 from .state_cache import fingerprint
 from .stops import StopTexts, turn_header
 
 TEMPLATE_SECONDS = 1.0
 
 
-@contextmanager
-def limited_memory(extra: int) -> Iterator[None]:
-    """Bound the address space while the body runs, where the system can."""
-    try:
-        import resource
-
-        import psutil
-
-        old = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + extra, old[1]))
-    except (ImportError, ValueError, OSError, AttributeError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, old)
-
-
 def bounded_prompt(emit: Emit, messages: list[Message], **arguments: Any) -> list[Part]:
     """`build_prompt` with a second to finish in; a template that loops ends this process with an error event."""
     import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
 
-    box: list[list[Part] | JmedliteError] = []
-
-    def work() -> None:
-        try:
-            box.append(build_prompt(messages, **arguments))
-        except JmedliteError as e:
-            box.append(e)
-        except MemoryError:
-            box.append(DataError("the model's chat template needs too much memory"))
-
-    thread = threading.Thread(target=work, daemon=True)
-    with limited_memory(1 << 30):
-        thread.start()
-        thread.join(TEMPLATE_SECONDS)
-    if thread.is_alive() or not box:
-        emit(
-            "error",
-            code=DataError.exit_code,
-            kind=DataError.__name__,
-            message=f"the model's chat template ran for over {TEMPLATE_SECONDS:g} s",
-        )
-        os._exit(DataError.exit_code)  # the thread can't be stopped
-    if isinstance(box[0], JmedliteError):
-        raise box[0]
-    return box[0]
+    return bounded(emit, "the model's chat template", TEMPLATE_SECONDS, lambda: build_prompt(messages, **arguments))
 
 
 def engine_build() -> dict[str, Any]:
@@ -107,6 +64,7 @@ class AnswerEngine:
             },
         )
         self.evaluator = Evaluator(loaded, settings, self.stop)
+        self.schemas = SchemaMasks(self.vocabulary)
 
     # ------------------------------------------------------------------------------------------------ prompts
 
@@ -144,6 +102,8 @@ class AnswerEngine:
         parts = self._parts(request, emit)
         prompt, prefix = self.vocabulary.tokenize_parts(parts), self.vocabulary.public_prefix(parts)
         self._check_room(len(prompt), min(request.get("reserve", 0), sampling.max_tokens))
+        schema = sampling.json_schema
+        mask = self.schemas.begin(schema, emit) if isinstance(schema, str) else None
         chain = make_chain(self.llama, self.vocabulary.vocab, sampling)
         stops = StopTexts(self._stop_texts(sampling, parts))
         n_cached, times = 0, [started]
@@ -155,7 +115,7 @@ class AnswerEngine:
             n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
             self.loaded.integrity.check()
             times.append(time.monotonic())
-            for n, stop, piece in self._generate(chain, sampling.max_tokens):  # noqa: B007 - the last n counts
+            for n, stop, piece in self._generate(chain, mask, sampling.max_tokens):  # noqa: B007 - the last n counts
                 if text := stops.take(piece):
                     emit("token", text=text)
                 if len(times) == 2:
@@ -192,14 +152,21 @@ class AnswerEngine:
         header = turn_header(parts, self.vocabulary.controls, [self.vocabulary.text_of(t) for t in ("bos", "eos")])
         return [*sampling.stop, *([f"\n{header}"] if header else [])]
 
-    def _generate(self, chain: Any, limit: int) -> Iterator[tuple[int, str, str]]:
-        """(tokens so far, why it would end here, text that is whole now) for each token of an answer."""
+    def _generate(self, chain: Any, mask: SchemaMask | None, limit: int) -> Iterator[tuple[int, str, str]]:
+        """(tokens so far, why it would end here, text that is whole now) for each token of an answer.
+
+        A mask begins where it is first used: all that is generated from there on follows its schema.
+        """
         evaluator, vocabulary, sample = self.evaluator, self.vocabulary, self.llama.llama_sampler_sample
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         n = 0
         while True:
             logits = evaluator.logits()
+            if mask:
+                mask.apply(logits)
             token = sample(chain, evaluator.context, -1) if chain else int(logits.argmax())
+            if mask:
+                token = mask.take(token, logits)
             if vocabulary.ends(token):
                 yield n, "eos", ""
                 return
@@ -207,6 +174,9 @@ class AnswerEngine:
             full = len(evaluator.tokens) + 1 >= evaluator.settings.n_ctx
             # bytes of a character that is cut by a limit are dropped with the decoder
             yield n, "context" if full else "length", utf8.decode(vocabulary.piece(token))
+            if mask and mask.whole:
+                yield n, "eos", ""
+                return
             if n >= limit or full:
                 return
             if self.stop.is_set():
@@ -282,7 +252,9 @@ class AnswerEngine:
 
 
 def load(request: Request, emit: Emit, stop: threading.Event) -> AnswerEngine:
-    """Load a model; the `loaded` event says what it is."""
+    """Load a model; the `loaded` event says what it is. A schema that will be asked for is looked at before."""
+    if request.get("json_schema") is not None:
+        check_schema(request["json_schema"], emit)
     engine = AnswerEngine(request, emit, stop)
     emit("loaded", **engine.facts())
     return engine
