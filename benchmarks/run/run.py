@@ -54,7 +54,7 @@ class AskSettings:
             n_ctx=self.n_ctx,
             max_tokens=self.max_tokens if ask.method == "generate" else 0,
             newline_ends=ask.template.own,
-            think=self.think,
+            think=False if self.think_budget == 0 else self.think,
             think_budget=self.think_budget,
             template_vars=dict(self.template_vars),
         )
