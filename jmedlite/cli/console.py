@@ -57,7 +57,8 @@ def out(text: str, end: str = "\n") -> None:
 
 
 def _dim(text: str, end: str = "\n") -> None:
-    print(f"{_DIM}{plain(text)}{_AS_BEFORE}", end=end, file=sys.stderr, flush=True)
+    shown = f"{_DIM}{plain(text)}{_AS_BEFORE}" if text else ""
+    print(shown, end=end, file=sys.stderr, flush=True)
 
 
 class Stream:

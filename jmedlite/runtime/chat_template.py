@@ -140,6 +140,8 @@ def _without_thought(prompt: Sequence[Part], template: str, switched: bool) -> s
 
 def warnings_of(template: str | None, think: bool | None, variables: Mapping[str, Any]) -> list[str]:
     """What was asked of a chat template, and it does not do."""
+    if think is None and not variables:
+        return []
     known = variables_of(template) if template is not None else frozenset()
     own = sorted(known - SET_HERE)
     has = f"has {some(own, 8)} instead" if own else "has no variables of its own"

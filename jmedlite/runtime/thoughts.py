@@ -13,6 +13,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .added_tokens import common_prefix
+
 if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
@@ -148,6 +150,10 @@ class ThoughtStream:
     def settle(self) -> None:
         """Whatever comes now is the answer."""
         self.state, self._held, self._bare = ANSWERING, "", True
+
+    def close(self) -> None:
+        """The thought is over, by somebody else's word; half a tag is dropped."""
+        self.state, self._held, self._again = BETWEEN, "", False
 
     def _heads(self) -> dict[str, tuple[str, Form | None, str]]:
         """What may begin here: the state that follows, the form of a thought, the end of a wrapper."""
@@ -294,8 +300,8 @@ class AnswerReader:
         assert self.stream.form is not None
         self._bytes.reset()  # a character that was cut is dropped, and half a tag
         text = self.stream.form.end(self.thought)
-        self.stream.settle()
-        return self.vocabulary.tokenize(text, parse_special=True)
+        self.stream.close()
+        return self._tokens(text)
 
     def close_by_budget(self) -> list[int]:
         self.by_budget = True
@@ -312,7 +318,7 @@ class AnswerReader:
         assert self.stream.form is not None
         gap = self.stream.form.gap
         self.stream.settle()
-        return self.vocabulary.tokenize(gap, parse_special=True) if gap else []
+        return self._tokens(gap)
 
     def end(self, *, whole: bool) -> tuple[str, str]:
         """What was held back, where the answer ends; `whole` where the model ended it."""
@@ -322,6 +328,11 @@ class AnswerReader:
         """All that was read."""
         is_open = self.state == THINKING
         return Said(self.thought.strip() if self.n_thought or is_open else None, self.answer, is_open)
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a template's text behind other text: some vocabularies begin the first one with a space."""
+        before, whole = (self.vocabulary.tokenize(t, parse_special=True) for t in ("a", f"a{text}"))
+        return whole[common_prefix(before, whole) :]
 
     def _keep(self, found: tuple[str, str]) -> tuple[str, str]:
         self.thought += found[0]

@@ -89,8 +89,8 @@ class Vocabulary:
     @property
     def chat_template(self) -> str | None:
         """The model's own, which stands among the metadata of its vocabulary."""
-        template = self.metadata.get("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
+        template: str | None = self.metadata.get("tokenizer.chat_template")
+        return template
 
     @property
     def controls(self) -> Collection[str]:

@@ -100,9 +100,9 @@ def bounded_prompt(
 
 def check_variables(variables: Mapping[str, Any], vocabulary: Vocabulary) -> None:
     """Values may not name control tokens, since a template's text may; raises UsageError."""
+    controls = [control for control in vocabulary.controls if control] if variables else []
     for name, value in variables.items():
-        texts = _texts(value)
-        if any(control and control in text for control in vocabulary.controls for text in texts):
+        if any(control in text for text in _texts(value) for control in controls):
             raise UsageError(f"--template-var {name}: names a control token of the model; leave it away")
 
 
