@@ -106,7 +106,8 @@ def ask(
         console.document({"question": text, **_describe_answer(answer), "model": facts, "plan": plan, "notice": notice})
         return
     if no_stream:
-        shown.think(answer.thought or "")
+        if answer.thought:
+            shown.think(answer.thought)
         shown.write(answer.text)
     shown.end()
     if cut := describe_cut(answer):

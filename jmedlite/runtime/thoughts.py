@@ -138,8 +138,8 @@ class ThoughtStream:
         text, self._held = self._held, ""
         if self.state == UNDECIDED and text.strip() and not whole:
             self.state = THINKING
-        if self.state == BETWEEN and not whole:
-            return "", ""
+        if self.state == BETWEEN:  # white space, or half a tag
+            return "", text.lstrip() if whole else ""
         return (text, "") if self.state == THINKING else ("", text)
 
     @property

@@ -93,6 +93,13 @@ def test_an_answer_is_told_as_soon_as_it_is_known() -> None:
     assert stream.take("e <b> tag </") == ("<the <b> tag ", "")
 
 
+def test_nothing_behind_a_thought_is_nothing() -> None:
+    for text, whole, answer in (("\n\n", True, ""), ("<", True, "<"), ("<", False, "")):
+        stream = ThoughtStream()
+        assert stream.take(f"<think>A</think>{text}") == ("A", "")
+        assert stream.rest(whole=whole) == ("", answer)
+
+
 def test_a_thought_opened_twice_is_one() -> None:
     stream = ThoughtStream(opened=FORMS[0])
     assert [stream.take(piece) for piece in ("\n<thi", "nk>A", "</think>", "\n\nB")] == [
