@@ -149,7 +149,8 @@ def warnings_of(template: str | None, think: bool | None, variables: Mapping[str
     found = [f"--template-var {name}: has no effect: {why}" for name in variables if name not in known]
     if think is not None and not SWITCHES.keys() & known and not forms_in(template):
         flag = "--think" if think else "--no-think"
-        found.append(f"{flag}: has no effect: the model's chat template knows no thoughts")
+        why = "the model has no chat template" if template is None else "the model's chat template knows no thoughts"
+        found.append(f"{flag}: has no effect: {why}")
     return found
 
 

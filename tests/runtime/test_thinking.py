@@ -98,6 +98,7 @@ def test_variables() -> None:
         (SWITCHED, None, {"enabled": 1}, "--template-var enabled: has no effect: .* has enable_thinking instead"),
         (CHATML, None, {"x": 1}, "no variables of its own"),
         (None, None, {"x": 1}, "the model has no chat template"),
+        (None, True, {}, "the model has no chat template"),
     ],
 )
 def test_what_a_template_does_not_do_is_said(
@@ -212,8 +213,14 @@ def test_a_form_begins_with_the_answer(thinker: Path, tmp_path: Path) -> None:
         cut = model.ask("q", grammar=grammar, think_budget=3)
         assert (cut.thought, cut.is_thought_cut) == ("is it A?", True)
         assert cut.text in ("yes", "no")
+        # a continuation that is scored begins the answer, behind an empty thought
+        assert model.loglikelihood("q", "B", template=True).total > -0.1
         plain = model.ask("q", grammar=grammar, think=False)
         assert (plain.thought, plain.text in ("yes", "no")) == (None, True)
+    opened = scripted(tmp_path / "opened", ["hm", "</think>", "B"], template=OPENING)
+    with jmedlite.Runner(opened, threads=1) as model:
+        answer = model.ask("q", grammar=grammar)
+        assert (answer.thought, answer.text in ("yes", "no")) == ("hm", True)
     # one that could think, but begins to answer at once, or with what looks like a tag
     for i, words in enumerate((["B", "C"], ["<", "th", "ing"])):
         with jmedlite.Runner(scripted(tmp_path / str(i), words, template=SWITCHED), threads=1) as model:
