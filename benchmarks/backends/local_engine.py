@@ -30,6 +30,8 @@ class Scored:
     branches: tuple[tuple[float, ...], ...]
 
 
+# What bounds the cells that a pack takes where answers may be long, as behind thoughts; those of up to 256 tokens fit
+N_CELLS = (N_SEQUENCES + 1) * 256 + PACK
 CLOSING = 16  # tokens that may end a thought for a model
 
 
@@ -82,7 +84,7 @@ class ScoringEngine:
         self.loaded, self.llama, self.head = loaded, loaded.llama, list(head)
         self.n_vocab = loaded.vocabulary.n_tokens
         self.requests = list(requests)
-        self.packs = packs(self.requests, PACK if together else 0, N_SEQUENCES)
+        self.packs = packs(self.requests, PACK if together else 0, N_SEQUENCES, N_CELLS)
         cells = self._cells()
         if loaded.n_ctx_short and cells > loaded.n_ctx_short:  # short texts need a context that is no longer
             self.packs = packs(self.requests, 0, N_SEQUENCES)
