@@ -7,13 +7,13 @@ reference. "Losses" and "gains" are questions that the reference alone, or the l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy.special import bdtr, bdtrc, ndtri
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def wilson(successes: float, n: int, confidence: float = 1 - ALPHA) -> tuple[flo
     """
     if n == 0:
         return 0.0, 1.0
-    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    z2 = float(ndtri((1 + confidence) / 2)) ** 2
     p = successes / n
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -42,8 +42,8 @@ def mcnemar(losses: int, gains: int) -> float:
     Q. McNemar, Note on the sampling error of the difference between correlated proportions. Psychometrika 12 (1947);
     in its exact form the sign test on the discordant pairs.
     """
-    n = losses + gains
-    return 1.0 if n == 0 else float(stats.binomtest(losses, n, 0.5).pvalue)
+    n, fewer = losses + gains, min(losses, gains)
+    return 1.0 if losses == gains else float(bdtr(fewer, n, 0.5) + bdtrc(n - fewer - 1, n, 0.5))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -110,7 +110,7 @@ def loss_bound(losses: float, gains: float, n: float, confidence: float = 1 - AL
     """
     if n == 0:
         return 1.0
-    z = float(stats.norm.ppf(confidence))
+    z = float(ndtri(confidence))
 
     def statistic(loss: float) -> float:
         b = (2 * n - losses + gains) * loss - losses - gains
@@ -122,7 +122,7 @@ def loss_bound(losses: float, gains: float, n: float, confidence: float = 1 - AL
     low, high = (losses - gains) / n, 1 - 1e-12
     if low >= high or statistic(high) > 0:
         return 1.0
-    return float(optimize.brentq(statistic, low + 1e-15, high, xtol=1e-14))
+    return _root(statistic, low + 1e-15, high)
 
 
 def detectable_loss(n: float, disagreement: float, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -133,16 +133,23 @@ def detectable_loss(n: float, disagreement: float, alpha: float = ALPHA, power: 
 
     R. J. Connor, Sample size for testing differences in proportions for the paired-sample design. Biometrics 43 (1987).
     """
-    z_a, z_b = float(stats.norm.ppf(1 - alpha / 2)), float(stats.norm.ppf(power))
+    z_a, z_b = float(ndtri(1 - alpha / 2)), float(ndtri(power))
 
     def lacking(loss: float, d: float) -> float:
         return (z_a * math.sqrt(d) + z_b * math.sqrt(max(0.0, d - loss * loss))) ** 2 / (loss * loss) - n
 
     if n > 0 and disagreement > 0 and lacking(disagreement, disagreement) <= 0:
-        return float(optimize.brentq(lacking, 1e-9, disagreement, args=(disagreement,), xtol=1e-14))
+        return _root(lambda loss: lacking(loss, disagreement), 1e-9, disagreement)
     if n <= 0 or lacking(1.0, 1.0) > 0:
         return 1.0
-    return float(optimize.brentq(lambda loss: lacking(loss, loss), 1e-9, 1.0, xtol=1e-14))
+    return _root(lambda loss: lacking(loss, loss), 1e-9, 1.0)
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function is 0 between two places at which its signs differ, by Brent's method."""
+    from scipy.optimize import brentq  # takes longer to import than all that a run needs
+
+    return float(brentq(function, low, high, xtol=1e-14))
 
 
 @dataclass(frozen=True)

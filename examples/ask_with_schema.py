@@ -12,14 +12,15 @@ import jmedlite
 
 SCHEMA = {
     "type": "object",
-    "properties": {"answer": {"type": "string", "maxLength": 60}, "sure": {"type": "boolean"}},
+    "properties": {"answer": {"type": "string", "maxLength": 40}, "sure": {"type": "boolean"}},
     "required": ["answer", "sure"],
+    "additionalProperties": False,
 }
 
 
 def main(model: str, question: str) -> None:
     with jmedlite.Runner(model, ctx=512) as runner:
-        answer = runner.ask(question, max_tokens=128, json_schema=json.dumps(SCHEMA))
+        answer = runner.ask(question, json_schema=SCHEMA)
         print(json.loads(answer.text))
         print(f"{runner.facts['name']}, licence: {runner.facts['license']}; for research only, not for diagnosis")
 

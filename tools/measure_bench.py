@@ -32,7 +32,7 @@ import psutil
 
 from jmedlite.base.gguf import read_header
 from jmedlite.benchmarks.backends.base import Loading, LocalModel, Wanted
-from jmedlite.benchmarks.backends.local_engine import PACK
+from jmedlite.benchmarks.backends.packing import GPU_PACK, PACK
 from jmedlite.benchmarks.prompts.requests import Ask, make_ask
 from jmedlite.benchmarks.prompts.templates import own_template
 from jmedlite.benchmarks.tasks.load import load_task
@@ -52,11 +52,11 @@ print(json.dumps(time.perf_counter() - started))
 """
 
 
-def llama_bench(tools: Path, model: Path, threads: int, depth: int) -> float:
+def llama_bench(tools: Path, model: Path, threads: int, depth: int, pack: int) -> float:
     """Prompt tokens per second after `depth` tokens."""
     done = subprocess.run(
         [
-            tools / "llama-bench", "-m", model, "-p", str(PACK), "-n", "0", "-b", str(PACK), "-ub", str(PACK),
+            tools / "llama-bench", "-m", model, "-p", str(pack), "-n", "0", "-b", str(pack), "-ub", str(pack),
             "-t", str(threads), "-fa", "1", "-d", str(depth), "-r", "3", "-o", "json",
         ],
         capture_output=True, check=True,
@@ -130,12 +130,13 @@ def main() -> None:
     parser.add_argument("--lang", default="ja")
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pack", type=int, default=PACK, help=f"{GPU_PACK} is what a GPU gets")
     parser.add_argument("--lm-eval", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--batch", type=int, default=8, help="lm-evaluation-harness's batch size")
     args = parser.parse_args()
     threads = physical_cores()
-    loading = Loading(threads=threads, flash_attn="on")
+    loading = Loading(threads=threads, flash_attn="on", pack=args.pack)
     share = output_share(args.model)
     print(f"{args.model.name}, {platform.machine()}, {psutil.cpu_count()} processors, {time.strftime('%Y-%m-%d')}")
     print(f"output layer: {share:.2f} of the other layers' multiplications per token\n")
@@ -148,9 +149,10 @@ def main() -> None:
             ask = make(args.igakuqa, args.lang, method, shots, args.questions)
             rounds = []
             for _ in range(args.rounds):
-                plain = llama_bench(args.tools, args.model, threads, 0)
+                plain = llama_bench(args.tools, args.model, threads, 0, args.pack)
                 timed = ours(args.model, ask, loading)
-                deep = llama_bench(args.tools, args.model, threads, timed.n_head) if timed.n_head else plain
+                depth = timed.n_head
+                deep = llama_bench(args.tools, args.model, threads, depth, args.pack) if depth else plain
                 rounds.append((timed, plain, deep))
             rates = [t.n_tokens / t.seconds for t, _, _ in rounds]
             cells = [

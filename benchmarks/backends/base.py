@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.process import Child
 
+from .packing import PACK, n_outputs
+
 ADVICE = "use a narrower level, --kv-type q8_0, or fewer --shots"
 
 
@@ -80,10 +82,12 @@ class Loading:
     kv_type: str = LoadOptions.kv_type
     flash_attn: str = LoadOptions.flash_attn
     force: bool = LoadOptions.force
+    pack: int = PACK  # tokens that are evaluated together
 
     def request(self, path: Path) -> dict[str, Any]:
         """The worker's `load` request."""
-        return {"op": "load", "path": str(path.resolve()), "checked": True, **vars(self)}
+        batch = {"n_batch": self.pack, "n_outputs": n_outputs(self.pack)}
+        return {"op": "load", "path": str(path.resolve()), "checked": True, **vars(self), **batch}
 
 
 class LocalModel:

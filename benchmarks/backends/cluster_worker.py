@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing, Interrupted, JmedliteError, NativeError
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
+from jmedlite.runtime.process import child_command
 
 from .base import Loading, LocalModel, Prepared, RawAnswer, Wanted
 
@@ -177,8 +177,8 @@ class Holder:
     def _facts(self) -> dict[str, Any]:
         if not self._machine:
             # in a process of its own: libraries for GPUs would keep memory here
-            code = "import json; from jmedlite.runtime.hardware import describe_machine as f; print(json.dumps(f()))"
-            done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+            command = child_command("jmedlite.runtime.hardware")
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise NativeError(f"llama.cpp does not start there (status {done.returncode}); reinstall jmedlite")
             self._machine = json.loads(done.stdout.splitlines()[-1])

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jmedlite.base.native import F32
 from jmedlite.runtime.added_tokens import common_prefix
-from jmedlite.runtime.context import BatchRow, Context
+from jmedlite.runtime.context import BatchRow, Context, finite_max
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.thoughts import ANSWERING, GENERAL, AnswerReader, Form, Said
 
-from .packing import PackedRequest, PackedRow, batches, packs, rows
+from .packing import PackedRequest, PackedRow, batches, n_cells, n_outputs, n_sequences, packs, rows
+from .shared_rows import SharedRows
 
-PACK = 512  # tokens that are packed, and evaluated, together
-# What bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
-N_OUTPUTS = 64
 NO_ROOM = "free memory, or use --kv-type q8_0"
-N_SEQUENCES = 63  # beside the head's; llama.cpp keeps room for a row of logits for each
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,6 @@ class Scored:
     branches: tuple[tuple[float, ...], ...]
 
 
-# What bounds the cells that a pack takes where answers may be long, as behind thoughts; those of up to 256 tokens fit
-N_CELLS = (N_SEQUENCES + 1) * 256 + PACK
 CLOSING = 16  # tokens that may end a thought for a model
 
 
@@ -84,21 +80,23 @@ class ScoringEngine:
         self.loaded, self.llama, self.head = loaded, loaded.llama, list(head)
         self.n_vocab = loaded.vocabulary.n_tokens
         self.requests = list(requests)
-        self.packs = packs(self.requests, PACK if together else 0, N_SEQUENCES, N_CELLS)
+        self.pack: int = loaded.request["n_batch"]
+        limits = n_sequences(self.pack), n_cells(self.pack)
+        self.packs = packs(self.requests, self.pack if together else 0, *limits)
         cells = self._cells()
         if loaded.n_ctx_short and cells > loaded.n_ctx_short:  # short texts need a context that is no longer
-            self.packs = packs(self.requests, 0, N_SEQUENCES)
+            self.packs = packs(self.requests, 0, n_sequences(self.pack))
             cells = self._cells()
         self.n_ctx = -(-cells // CELL) * CELL
-        self._scratch = np.empty(self.n_vocab, np.float32)
+        self._rows = SharedRows([np.empty(self.n_vocab, np.float32) for _ in range(n_threads)])
         self._context = Context(
             loaded,
             n_ctx=self.n_ctx,
-            n_batch=PACK,
+            n_batch=self.pack,
             n_threads=n_threads,
             advice=NO_ROOM,
-            n_sequences=N_SEQUENCES + 1,
-            n_outputs_max=N_OUTPUTS,
+            n_sequences=n_sequences(self.pack) + 1,
+            n_outputs_max=n_outputs(self.pack),
             kv_unified=True,  # a shared prefix is then a mark on its cells, not a copy
         )
         self._memory = self._context.memory
@@ -115,8 +113,8 @@ class ScoringEngine:
     # --------------------------------------------------------------------------------------------- evaluation
 
     def _evaluate_head(self) -> None:
-        for at in range(0, len(self.head), PACK):
-            part = self.head[at : at + PACK]
+        for at in range(0, len(self.head), self.pack):
+            part = self.head[at : at + self.pack]
             self._decode([PackedRow(t, at - len(self.head) + i, (0,), 0) for i, t in enumerate(part)])
 
     def _decode(self, part: Sequence[PackedRow]) -> None:
@@ -135,15 +133,6 @@ class ScoringEngine:
         for sequence in range(1, sum(r.n_sequences for r in pack) + 1):
             self.llama.llama_memory_seq_rm(self._memory, sequence, len(self.head), -1)
 
-    def _log_probabilities(self, index: int, tokens: Sequence[int]) -> list[float]:
-        """ln p of `tokens` after the batch's row `index`."""
-        logits, top = self._context.finite_logits(index)
-        shifted = self._scratch
-        np.subtract(logits, np.float32(top), out=shifted)
-        np.exp(shifted, out=shifted)
-        log_sum = math.log(float(shifted.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
-        return [float(logits[t]) - top - log_sum for t in tokens]
-
     # ------------------------------------------------------------------------------------------------ scoring
 
     def score(self, pack: range) -> list[Scored]:
@@ -151,14 +140,15 @@ class ScoringEngine:
         requests = [self.requests[i] for i in pack]
         found = [[[math.nan] * len(b) for b in r.branches] for r in requests]
         self._begin(requests)
-        for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
+        for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
             self._decode(part)
-            for i, row in enumerate(part):
-                if row.reads:
-                    branches = requests[row.request].branches
-                    wanted = [branches[b][at] for b, at in row.reads]
-                    for (b, at), value in zip(row.reads, self._log_probabilities(i, wanted), strict=True):
-                        found[row.request][b][at] = value
+            read = [(i, row) for i, row in enumerate(part) if row.reads]
+            logits = [self._context.logits(i) for i, _ in read]
+            wanted = [[requests[row.request].branches[b][at] for b, at in row.reads] for _, row in read]
+            values = self._context.named(self._rows.each, log_probabilities, logits, wanted)
+            for (_, row), scores in zip(read, values, strict=True):
+                for (b, at), value in zip(row.reads, scores, strict=True):
+                    found[row.request][b][at] = value
         self._end(requests)
         return [Scored(tuple(tuple(b) for b in one)) for one in found]
 
@@ -177,7 +167,7 @@ class ScoringEngine:
         due: list[list[int]] = [[] for _ in requests]  # those that end a thought, and are no choice
         self._begin(requests)
         step: dict[int, int] = {}  # request: the token chosen for it
-        for part in batches(list(rows(requests)), PACK, N_OUTPUTS):
+        for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
             self._decode(part)
             step |= {row.request: self._choose(i) for i, row in enumerate(part) if row.last}
         while step:
@@ -212,6 +202,15 @@ class ScoringEngine:
 
     def _choose(self, index: int) -> int:
         return int(self._context.finite_logits(index)[0].argmax())
+
+
+def log_probabilities(scratch: F32, logits: F32, tokens: Sequence[int]) -> list[float]:
+    """ln p of `tokens`, given `logits` (n_vocab,); `scratch` is overwritten. DataError where logits are not finite."""
+    top = finite_max(logits)
+    np.subtract(logits, np.float32(top), out=scratch)
+    np.exp(scratch, out=scratch)
+    log_sum = math.log(float(scratch.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
+    return [float(logits[t]) - top - log_sum for t in tokens]
 
 
 def shared_head(contexts: Sequence[Sequence[int]]) -> int:

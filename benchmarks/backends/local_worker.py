@@ -19,7 +19,7 @@ from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import MAX_SIZE
 from jmedlite.runtime.protocol import Emit, serve
 from jmedlite.runtime.thoughts import forms_in, is_closed, opened_by
-from jmedlite.runtime.worker import bounded, bounded_prompt
+from jmedlite.runtime.worker import bounded_prompt, of_template
 
 from .local_engine import ScoringEngine, Writing, shared_head, split
 from .packing import PackedRequest
@@ -84,7 +84,7 @@ class Prompts:
         forms = thought_forms(template)
         if wanted["chat"]:
             self.frame = chat_frame(self.loaded, emit, think, variables)
-            self.warnings = bounded(emit, lambda: warnings_of(template, think if max_tokens else None, variables))
+            self.warnings = of_template(emit, lambda: warnings_of(template, think if max_tokens else None, variables))
             end = end_of(self.frame[1])
             may = opened_by(end, forms) or (forms_in(template) and not is_closed(end, forms))
             self._thinks = bool(max_tokens and may)

@@ -10,6 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+# Tokens that are packed, and evaluated, together: on the processor more win nothing, a GPU is not busy with so few.
+PACK, GPU_PACK = 512, 2048
+
+
+def n_outputs(pack: int) -> int:
+    """Rows of logits in one batch. They bound the memory: 4 bytes × n_vocab each, twice (the graph's and the copy)."""
+    return pack // 8
+
+
+def n_sequences(pack: int) -> int:
+    """Sequences beside the head's. llama.cpp keeps room for a row of logits for each, and has no more than 256."""
+    return n_outputs(pack) - 1
+
+
+def n_cells(pack: int) -> int:
+    """Cells of one pack, where answers may be long, as thoughts are: those of 256 tokens for all sequences fit."""
+    return n_sequences(pack) * 256 + 3 * pack
+
 
 @dataclass(frozen=True)
 class PackedRequest:

@@ -15,9 +15,9 @@ from typing import Any
 
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.backends.base import ADVICE, Loading, Wanted
-from jmedlite.benchmarks.backends.local_engine import PACK, ScoringEngine, Writing
+from jmedlite.benchmarks.backends.local_engine import ScoringEngine, Writing
 from jmedlite.benchmarks.backends.local_worker import Prompts
-from jmedlite.benchmarks.backends.packing import PackedRequest
+from jmedlite.benchmarks.backends.packing import PACK, PackedRequest
 from jmedlite.benchmarks.records import MeasureRecord
 from jmedlite.runtime.fitting import shape_on_this_machine
 from jmedlite.runtime.hardware import devices

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from jmedlite.base.errors import DataError, IoFault
 from jmedlite.base.outputs import fault
 from jmedlite.benchmarks.backends.local_engine import NO_ROOM
+from jmedlite.benchmarks.backends.shared_rows import SharedRows
 from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, serve
 
-from .divergence import Spaces, record
+from .divergence import Space, record
 
 # Tokens evaluated at once. Bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
 N_ROWS = 64
@@ -95,7 +96,7 @@ class TextEvaluator:
         vocab = loaded.vocabulary.vocab
         self.bos = self.llama.llama_vocab_bos(vocab) if self.llama.llama_vocab_get_add_bos(vocab) else None
         self.tokens = loaded.vocabulary.tokenize_parts([Part(request["text"], False)])
-        self.spaces = Spaces(self.n_vocab, self.n_threads)
+        self.rows = SharedRows([Space(self.n_vocab) for _ in range(self.n_threads)])
 
     def facts(self) -> dict[str, Any]:
         """What tells whether two models' distributions over this text can be compared."""
@@ -147,15 +148,17 @@ class TextEvaluator:
             if not follow:
                 continue
             if not kept:
-                nll += context.named(self.spaces.each, "nll", logits, follow)
+                nll += context.named(self.rows.each, Space.nll, logits, follow)
             elif comparing:
                 rows = kept.read(len(follow))
                 found += context.named(
-                    self.spaces.each, "compare", logits, follow, [rows] * len(follow), range(len(follow))
+                    self.rows.each, Space.compare, logits, follow, [rows] * len(follow), range(len(follow))
                 )
             else:
                 rows = kept.new(len(follow))
-                nll += context.named(self.spaces.each, "keep", logits, follow, [rows] * len(follow), range(len(follow)))
+                nll += context.named(
+                    self.rows.each, Space.keep, logits, follow, [rows] * len(follow), range(len(follow))
+                )
                 kept.write(rows)
         if not comparing:
             return {"nll": nll}

@@ -8,7 +8,6 @@ deviation over the positions divided by √(n - 1).
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -76,27 +75,6 @@ class Space:
         divergence = float(rows["p_ln_p"][at]) - float(self._wide.sum()) + mass * log_sum - mass + 1
         same = int(logits.argmax()) == int(rows["top"][at])
         return log_sum - float(self._shifted[token]), max(0.0, divergence), same  # below 0 is rounding
-
-
-class Spaces:
-    """Rows shared among threads: numpy lets others run while it computes."""
-
-    def __init__(self, n_vocab: int, n_threads: int) -> None:
-        self._spaces = [Space(n_vocab) for _ in range(n_threads)]
-        self._pool = ThreadPoolExecutor(n_threads)
-
-    def each(self, method: str, *columns: Any) -> list[Any]:
-        """`Space.METHOD(*arguments)` for every row of `columns`, in order."""
-        rows = list(zip(*columns, strict=True))
-        found: list[Any] = [None] * len(rows)
-
-        def work(k: int) -> None:
-            for i in range(k, len(rows), len(self._spaces)):
-                found[i] = getattr(self._spaces[k], method)(*rows[i])
-
-        for _ in self._pool.map(work, range(len(self._spaces))):
-            pass  # raises what a thread raised
-        return found
 
 
 # ------------------------------------------------------------------------------------------------- summing up

@@ -13,7 +13,7 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.inputs import MAX_CTX
 from jmedlite.base.options import check, option, same_as
 from jmedlite.benchmarks.prompts.templates import METHODS
-from jmedlite.runtime.load_options import LoadOptions
+from jmedlite.runtime.load_options import LoadOptions, check_flash_attn
 from jmedlite.runtime.sampling import Sampling, read_variables
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        check_flash_attn(self.kv_type, self.flash_attn)
         object.__setattr__(self, "template_vars", read_variables(self.template_vars))
         self._check_thinking()
         if self.stop_when_decided and self.permutations > 1:
@@ -103,15 +104,16 @@ class BenchOptions:
 
     def loading(self) -> Loading:
         from jmedlite.benchmarks.backends.base import Loading
-        from jmedlite.runtime.hardware import physical_cores
+        from jmedlite.benchmarks.backends.packing import GPU_PACK, PACK
+        from jmedlite.runtime.hardware import likes_large_batches, physical_cores
 
-        given = {f.name: getattr(self, f.name) for f in fields(Loading)}
-        return Loading(**{**given, "threads": self.threads or physical_cores()})
+        given = {f.name: getattr(self, f.name) for f in fields(Loading) if f.name != "pack"}
+        # by what is there, not by what is free: a run that goes on packs as it began. Workers may be other machines.
+        large = str(self.gpu_layers) != "0" and not self.cluster and likes_large_batches()
+        return Loading(**{**given, "threads": self.threads or physical_cores()}, pack=GPU_PACK if large else PACK)
 
     def describe(self) -> dict[str, Any]:
         """`settings` of `run.json`; what a server decides is null."""
-        from jmedlite.benchmarks.backends.local_engine import PACK
-
         names = ("seed", "limit", "shots", "permutations", "chat", "max_tokens", "five_choice", "skip_bad")
         loading = None if self.endpoint else self.loading()
         return {
@@ -119,7 +121,7 @@ class BenchOptions:
             "rounds": self.rounds if loading else None,
             "n_ctx": self.ctx,
             **{name: loading and getattr(loading, name) for name in LOADING},
-            "pack": PACK if loading else None,
+            "pack": loading and loading.pack,
             "think": self.think,
             "think_budget": self.think_budget,
             "template_vars": self.variables or None,

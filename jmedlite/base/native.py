@@ -27,10 +27,10 @@ LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_voi
 def libllama() -> Any:
     """llama-cpp-python's own bindings (`llama_cpp.llama_cpp`)."""
     try:
-        from llama_cpp import llama_cpp
+        import llama_cpp.llama_cpp as bindings
     except (ImportError, OSError, RuntimeError) as e:
         raise NativeError(f"llama-cpp-python could not be loaded ({e}); install it again") from None
-    return llama_cpp
+    return bindings
 
 
 def load_library(name: str) -> ctypes.CDLL:

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from .errors import Busy, CannotCreate, IoFault, JmedliteError, NotPermitted
 
 
@@ -47,6 +45,8 @@ class OutputFile:
     """
 
     def __init__(self, path: Path) -> None:
+        from filelock import FileLock  # only for writers: takes as long to import as the rest of a child's start
+
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
@@ -54,6 +54,8 @@ class OutputFile:
         self._published = False
 
     def __enter__(self) -> OutputFile:
+        from filelock import Timeout
+
         try:
             self._lock.acquire()
         except Timeout:

@@ -15,6 +15,7 @@ import typer
 
 from jmedlite import __version__
 from jmedlite.base.errors import ClosedPipe, Interrupted, JmedliteError
+from jmedlite.base.lean import import_leanly
 
 from . import console
 from .ask import ask
@@ -68,6 +69,7 @@ def main() -> None:
         # a pipe on Windows has the code page of the system, which may lack what a model writes
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")
+    import_leanly()
     warn_of_variables(os.environ, app)
     try:
         app()

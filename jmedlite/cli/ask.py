@@ -84,7 +84,7 @@ def ask(
     model, words = take_model(model, words or [])
     text = _read_question(words)
     check_question(text)
-    with open_runner(model, loading) as runner:
+    with open_runner(model, loading, sampling) as runner:
         answer: Answer | None = None
         shown = console.Talk(hide=hide_thinking)
         for piece in runner.stream(text, system=system, language=language, **vars(sampling)):

@@ -41,7 +41,7 @@ def chat(
     model, others = take_model(model, [file] if file else [])
     if others:
         raise UsageError(f"{file}: expected a GGUF file; ask in the conversation, or with `jmedlite ask`")
-    with open_runner(model, loading) as runner:
+    with open_runner(model, loading, sampling) as runner:
         conversation = Conversation(
             runner,
             system=system,

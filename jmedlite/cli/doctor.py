@@ -50,9 +50,10 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     """The plan for a model, and every level × context: what `doctor MODEL` shows."""
     from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine, this_machine
     from jmedlite.runtime.loading import read_whole_header
-    from jmedlite.runtime.offload import Wish, make_offload_plan, row_of_plans
+    from jmedlite.runtime.offload import Wish, check_kv_type, make_offload_plan, row_of_plans
 
     _, header = read_whole_header(path)
+    check_kv_type(path.name, header.metadata, kv_type)
     machine, wish = this_machine(), Wish(kv_type=kv_type)
     shapes = {"this file": shape_on_this_machine(header), **level_shapes(header)}
     levels = {
@@ -64,18 +65,14 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
 
 
 def _show_fit(model: str, fit: dict[str, Any]) -> None:
+    places = fit["plan"]["places"]
+    columns = {
+        "weights": ("weights",), "cache": ("kv",), "buffers, processes": ("compute", "other"), "needed": ("total",),
+        "free": ("free",), **({"the driver's own": ("driver",)} if any(p["driver"] for p in places) else {}),
+    }  # fmt: skip
     console.table(
-        [
-            (model, "left"),
-            *((name, "right") for name in ("weights", "cache", "buffers, processes", "needed", "free")),
-        ],
-        [
-            [
-                p["place"],
-                *(console.size(n) for n in (p["weights"], p["kv"], p["compute"] + p["other"], p["total"], p["free"])),
-            ]
-            for p in fit["plan"]["places"]
-        ],
+        [(model, "left"), *((name, "right") for name in columns)],
+        [[p["place"], *(console.size(sum(p[k] for k in keys)) for keys in columns.values())] for p in places],
     )
     console.out(f"{'' if fit['plan']['fits'] else 'does NOT fit: '}{fit['sentence']}\n")
     contexts = [plan["n_ctx"] for plan in fit["levels"]["this file"]["contexts"]]

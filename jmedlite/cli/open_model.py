@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jmedlite.api.made_models import MadeModel
     from jmedlite.runtime.load_options import LoadOptions
     from jmedlite.runtime.runner import Runner
+    from jmedlite.runtime.sampling import Sampling
 
 SHOWN = 5  # names in a message
 
@@ -66,16 +67,18 @@ def check_language(language: str | None) -> None:
         raise UsageError(f"--lang {language}: expected ja or en")
 
 
-def open_runner(model: str | None, loading: LoadOptions) -> Runner:
-    """The model that a command's options name, loaded; the plan is shown first."""
+def open_runner(model: str | None, loading: LoadOptions, sampling: Sampling) -> Runner:
+    """The model that a command's options name, loaded; its plan, and what in a schema does nothing, are shown first."""
     from jmedlite.runtime.runner import Runner
 
+    for warning in sampling.warnings():
+        console.warn(warning)
     options = vars(loading)
     if loading.lora:
         from jmedlite.convert.adapters.lora import parse_spec
 
         options = {**options, "lora": [parse_spec(spec) for spec in loading.lora]}
-    return Runner(find_gguf(model), on_plan=console.note, **options)
+    return Runner(find_gguf(model), on_plan=console.note, json_schema=sampling.json_schema, **options)
 
 
 def answer_footer(facts: dict[str, Any], notice: str) -> str:

@@ -16,9 +16,13 @@ from .offload import Gpu, Machine, Shape, repacking, shape_of
 LEVELS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")  # the widest first
 
 
-def this_machine() -> Machine:
-    """Memory that can be had now: of the system, and of every GPU as ggml reports it."""
-    gpus = [Gpu(d["name"], d["free_bytes"], d["shared_memory"]) for d in devices() if d["kind"] == "GPU"]
+def this_machine(*, with_gpus: bool = True) -> Machine:
+    """Memory that can be had now: of the system, and of every GPU as ggml reports it.
+
+    To ask a GPU's driver takes some of its memory, so who wants none of it does not ask.
+    """
+    found = devices() if with_gpus else []
+    gpus = [Gpu(d["name"], d["free_bytes"], d["shared_memory"]) for d in found if d["kind"] == "GPU"]
     return Machine(free_ram(), tuple(gpus))
 
 

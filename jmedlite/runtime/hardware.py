@@ -1,9 +1,12 @@
-"""Hardware: what this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build."""
+"""Hardware: what this machine has for running a model: processor, memory, GPUs as ggml sees them, llama.cpp's build.
+
+As a process of its own it prints `describe_machine()` as JSON.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -83,6 +86,11 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+def likes_large_batches() -> bool:
+    """Whether there is a GPU with memory of its own: one that a batch of some hundred tokens does not keep busy."""
+    return any(d["kind"] == "GPU" and not d["shared_memory"] for d in devices())
+
+
 def describe_machine() -> dict[str, Any]:
     """The facts `jmedlite doctor` shows."""
     import psutil
@@ -90,6 +98,8 @@ def describe_machine() -> dict[str, Any]:
     from jmedlite.base.native import libllama
 
     memory = psutil.virtual_memory()
+    import importlib.metadata  # brings a parser of mail along, which no other use of this module needs
+
     found = devices()
     cpu = next((d["description"] for d in found if d["kind"] == "CPU"), "") or platform.processor()
     return {
@@ -107,3 +117,7 @@ def describe_machine() -> dict[str, Any]:
         "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         "jmedlite": importlib.metadata.version("jmedlite"),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe_machine()))

@@ -31,5 +31,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.flash_attn == "off" and self.kv_type in ("q8_0", "q4_0"):
-            raise UsageError(f"--kv-type {self.kv_type}: needs flash attention; leave --flash-attn at auto")
+        check_flash_attn(self.kv_type, self.flash_attn)
+
+
+def check_flash_attn(kv_type: str, flash_attn: str) -> None:
+    """Raises UsageError for a cache that llama.cpp reads only in flash attention, without it."""
+    if flash_attn == "off" and kv_type in ("q8_0", "q4_0"):
+        raise UsageError(f"--kv-type {kv_type}: needs flash attention; leave --flash-attn at auto")

@@ -19,7 +19,17 @@ from jmedlite.base.inputs import reading
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
-from .offload import CELL, MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
+from .offload import (
+    CELL,
+    MAPPED,
+    N_OUTPUTS,
+    N_UBATCH,
+    OffloadPlan,
+    Wish,
+    check_kv_type,
+    make_offload_plan,
+    refusal,
+)
 from .protocol import Emit
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
@@ -39,12 +49,13 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder), `force` and `checked` (its
-    hash is known to be right). `emit` gets a `plan` event before the model is loaded.
+    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `force` and
+    `checked` (its hash is known to be right). `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
-        self.request = {"gpu_layers": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": [], **request}
+        defaults = {"gpu_layers": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": []}
+        self.request = {**defaults, "n_batch": N_UBATCH, "n_outputs": N_OUTPUTS, **request}
         files, self.header = read_whole_header(Path(request["path"]))
         self.path = files[0]
         with reading(self.path):
@@ -102,12 +113,17 @@ class LoadedModel:
     def _plan(self, emit: Emit) -> OffloadPlan:
         """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
         wanted = self.request["gpu_layers"]
-        shape, machine = shape_on_this_machine(self.header), this_machine()
+        check_kv_type(self.path.name, self.header.metadata, self.request["kv_type"])
+        shape = shape_on_this_machine(self.header)
+        n_gpu_layers = None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted)
+        machine = this_machine(with_gpus=n_gpu_layers != 0)
         wish = Wish(
-            n_gpu_layers=None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted),
+            n_gpu_layers=n_gpu_layers,
             n_ctx=self.request.get("ctx"),
             kv_type=self.request["kv_type"],
             flash_attn=self.request["flash_attn"] != "off",
+            n_batch=self.request["n_batch"],
+            n_outputs=self.request["n_outputs"],
             extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
         )
         exact = self.header.metadata.get(EXACT_CONTEXT)
@@ -127,12 +143,14 @@ class LoadedModel:
         params = llama.llama_model_default_params()
         params.load_mode = LOAD_MAPPED if plan.loading == MAPPED else LOAD_READ
         params.n_gpu_layers = plan.n_gpu_layers
-        if plan.gpus and plan.n_gpu_layers:
-            # named one by one, so that llama.cpp's order and number of devices is the plan's
-            pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"]
-            self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+        # Named one by one, so that llama.cpp's order and number of devices is the plan's; none where no layer is on
+        # one, or it would take the GPU for large batches all the same, with memory that no plan has.
+        used = plan.gpus and plan.n_gpu_layers
+        pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"] if used else []
+        self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+        params.devices = ctypes.addressof(self._devices)
+        if used:
             self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
-            params.devices = ctypes.addressof(self._devices)
             params.tensor_split = self._split
         return params
 

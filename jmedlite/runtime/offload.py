@@ -5,7 +5,7 @@ and the system (`hardware`), and the formulas from how llama.cpp lays out its bu
 
 - blocks are offloaded from the last one backwards, the output head first of all; the embedding stays in RAM;
 - the key-value cache has `n_ctx` cells in every block, each on the device of its block;
-- a compute buffer is as large as the widest moment of the graph for one batch of N_UBATCH tokens;
+- a compute buffer is as large as the widest moment of the graph for one batch (N_UBATCH tokens, unless wished for);
 - some types are rewritten at load in the order that the processor's instructions want, into memory of their own, while
   the mapped file stays resident beside them; where that is too much the file is read instead of mapped.
 
@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
-from jmedlite.base.errors import DataError
+from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import EXACT_CONTEXT, Tensor, nbytes
 
 N_UBATCH = 512  # tokens evaluated at once
@@ -31,11 +32,15 @@ CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # columns of the table
 MARGIN = 512 << 20  # of free memory, for the system and for what the formulas don't know
 GPU_SHARE = 0.03  # further margin of a GPU's need: drivers round and keep buffers of their own
 MAX_SIZE = 1 << 31
+NO_FLASH_ATTENTION = ("grok",)  # llama.cpp turns it off, whatever is asked for
 MAPPED, READ = "mapped", "read"
 
 # Measured: both processes of jmedlite with their libraries, and what they and llama.cpp keep of the vocabulary.
 PROCESS_BYTES = 92_000_000
 TOKEN_BYTES = 420
+# Measured on an H100 on 2026-11-27: what CUDA's driver takes of a GPU for a process, besides all buffers. It is taken
+# as soon as free memory is asked for, so it is neither in what is free nor in a plan's total. Others: not measured.
+DRIVER_BYTES = {"CUDA": 600_000_000}
 
 
 @dataclass(frozen=True)
@@ -102,24 +107,15 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
 
     Raises DataError where a size is none.
     """
-    arch = metadata["general.architecture"]
-
-    def numbers(key: str, default: int) -> list[int]:
-        value = metadata.get(f"{arch}.{key}", default)
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
-            raise DataError(f"the model's {arch}.{key} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
-        return values
 
     def number(key: str, default: int = 0) -> int:
         """The key's value; of a list with one value per block, the largest."""
-        return max(numbers(key, default))
+        return max(_numbers(metadata, key, default))
 
     n_layer, n_embd, n_head = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
     experts = number("expert_feed_forward_length") * number("expert_used_count", 1)
-    heads_kv = numbers("attention.head_count_kv", n_head)
-    head = n_embd // max(1, n_head)
-    k, v = number("attention.key_length", head), number("attention.value_length", head)
+    heads_kv = _numbers(metadata, "attention.head_count_kv", n_head)
+    k, v = (max(sizes) for sizes in zip(*head_sizes(metadata), strict=True))
     blocks, repacked = [0] * n_layer, [0] * n_layer
     output = output_repacked = rest = 0
     tied = not any(t.name == "output.weight" for t in tensors)
@@ -152,6 +148,54 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
     )
 
 
+def _numbers(metadata: Mapping[str, Any], key: str, default: int) -> list[int]:
+    """The values of an architecture's key, one or one per block; raises DataError where they are no sizes."""
+    name = f"{metadata['general.architecture']}.{key}"
+    value = metadata.get(name, default)
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
+        raise DataError(f"the model's {name} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
+    return values
+
+
+def head_sizes(metadata: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(values of K, of V) of one head: in blocks that see the whole text, and in those with a sliding window.
+
+    As llama.cpp reads them (llama-model.cpp, load_hparams): a model whose first block has no heads counts as one
+    without attention; of latent attention, the compressed rows are what is kept.
+    """
+
+    def number(key: str, default: int) -> int:
+        return max(_numbers(metadata, f"attention.{key}", default))
+
+    n_head = _numbers(metadata, "attention.head_count", 0)[0]
+    if not n_head:
+        return (0, 0), (0, 0)
+    head = _numbers(metadata, "embedding_length", 0)[0] // n_head
+    k, v = number("key_length", head), number("value_length", head)
+    return (k, v), (number("key_length_swa", k), number("value_length_swa", v))
+
+
+def check_kv_type(name: str, metadata: Mapping[str, Any], kv_type: str) -> None:
+    """Raises UsageError where llama.cpp can't keep this model's keys and values as `kv_type`.
+
+    It would make no context (llama-context.cpp, llama_init_from_model), after the model was loaded: a quantized type
+    takes whole blocks of every head, and flash attention.
+    """
+    block = GGML_QUANT_SIZES[Type[kv_type.upper()]][0]
+    if block == 1:
+        return
+    arch = metadata["general.architecture"]
+    if arch in NO_FLASH_ATTENTION:
+        raise UsageError(f"{name}: --kv-type {kv_type} needs flash attention, which {arch} has not; take f16")
+    odd = sorted({size for sizes in head_sizes(metadata) for size in sizes if size % block})
+    if odd:
+        raise UsageError(
+            f"{name}: its attention heads have {' and '.join(map(str, odd))} values, which --kv-type {kv_type} can't "
+            f"hold (blocks of {block}); take f16"
+        )
+
+
 def _repacked_bytes(tensor: Tensor, repack: Mapping[Type, int]) -> int:
     rows = tensor.shape[1] if len(tensor.shape) > 1 else 0
     fits = rows and not rows % repack.get(tensor.type, rows + 1)
@@ -169,9 +213,11 @@ def kv_bytes(shape: Shape, n_ctx: int, kv_type: str) -> list[int]:
     return [cells * (row_bytes(kv_type, k) + row_bytes(kv_type, v)) for k, v in shape.kv_values]
 
 
-def compute_bytes(shape: Shape, n_ctx: int, *, flash_attn: bool = True, n_outputs: int = N_OUTPUTS) -> int:
+def compute_bytes(
+    shape: Shape, n_ctx: int, *, flash_attn: bool = True, n_batch: int = N_UBATCH, n_outputs: int = N_OUTPUTS
+) -> int:
     """The compute buffer: activations of one batch, the attention mask, without flash attention all its scores too."""
-    n = min(N_UBATCH, n_ctx)
+    n = min(n_batch, n_ctx)
     cells = -(-n_ctx // CELL) * CELL
     feed_forward = 4 * n * (3 * shape.n_ff + 4 * shape.n_embd)
     logits = 4 * n_outputs * shape.n_vocab
@@ -192,6 +238,7 @@ class Need:
     other: int
     free: int
     n_layers: int
+    driver: int = 0  # what a GPU's driver has taken already, of neither `free` nor `total`
 
     @property
     def total(self) -> int:
@@ -244,7 +291,11 @@ class OffloadPlan:
         """The plan in one line; `grows`: the context is the longest there may be, not what is taken at once."""
         where = "on the processor"
         if self.n_gpu_layers:
-            places = ", ".join(f"{g.place} {_gb(g.total)} of {_gb(g.free)}" for g in self.gpus if g.n_layers)
+            places = ", ".join(
+                f"{g.place} {_gb(g.total)} of {_gb(g.free)}" + f" (its driver has {_gb(g.driver)})" * bool(g.driver)
+                for g in self.gpus
+                if g.n_layers
+            )
             where = f"{self.n_gpu_layers} of {self.n_layers + 1} layers on {places}"
         return (
             f"{where}; context {'up to ' if grows else ''}{self.n_ctx:,} tokens ({self.kv_type}); "
@@ -272,6 +323,8 @@ class Wish:
     n_ctx: int | None = None
     kv_type: str = "f16"
     flash_attn: bool = True
+    n_batch: int = N_UBATCH
+    n_outputs: int = N_OUTPUTS
     extra: int = 0  # adapters, a draft model: bytes of RAM
 
 
@@ -327,7 +380,7 @@ def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers:
         n_gpu_layers = 0
     kv = [*kv_bytes(shape, n_ctx, wish.kv_type), 0]
     layers = [*shape.blocks, shape.output]
-    compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn)
+    compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn, n_batch=wish.n_batch, n_outputs=wish.n_outputs)
     first = len(layers) - n_gpu_layers
     counts = _split(machine.gpus, [layers[i] + kv[i] for i in range(first, len(layers))], compute)
     gpus, at = [], first
@@ -335,7 +388,8 @@ def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers:
         own = slice(at, at + n)
         at += n
         used = compute if n else 0
-        gpus.append(Need(gpu.name, sum(layers[own]), sum(kv[own]), used, 0, gpu.free_bytes, n))
+        driver = DRIVER_BYTES.get(gpu.name.rstrip("0123456789"), 0) if n else 0
+        gpus.append(Need(gpu.name, sum(layers[own]), sum(kv[own]), used, 0, gpu.free_bytes, n, driver))
     # an integrated GPU's buffers are taken from the same RAM
     shared = sum(n.total for n, g in zip(gpus, machine.gpus, strict=True) if g.shared)
     ram, loading = _ram(shape, machine.ram_free - shared, wish, first, sum(kv[:first]), compute)

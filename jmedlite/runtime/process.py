@@ -14,9 +14,23 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, NativeError
+from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, DataError, JmedliteError, NativeError
 
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
+
+DEFAULTS = {  # of a child's environment, where the person's own says nothing
+    # numpy's BLAS starts a thread per core unless told not to, which is half of the time that a child takes to start
+    "OPENBLAS_NUM_THREADS": "1",
+    # ggml's threads wait for each other after every operation. GNU's OpenMP spins for 300,000 rounds then, about 15 ms,
+    # before it gives the processor back: beside another program a token of a tiny model took half a second, one of a
+    # 135M a second. Alone they wait for microseconds, and 1,000 rounds are enough (tools/measure_threads.py).
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
+def child_command(module: str) -> list[str]:
+    """The command that runs a module of ours in a process of its own, llama.cpp's library loaded first."""
+    return [sys.executable, "-P", "-m", "jmedlite.runtime.start", module]
 
 
 class Child:
@@ -30,13 +44,12 @@ class Child:
         self.advice = advice
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
+            child_command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            # ggml starts a debugger on an abort unless told not to; numpy's BLAS starts a thread per core unless told
-            # not to, which is half of the time that a child takes to start
-            env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
+            # ggml starts a debugger on an abort unless told not to
+            env={**DEFAULTS, **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
         )
         self._started_by_main_thread = threading.current_thread() is threading.main_thread()
         self._last_id, self._last = 0, ""
@@ -97,7 +110,7 @@ class Child:
         except (OSError, ValueError):
             raise self._death() from None
 
-    def _death(self) -> NativeError:
+    def _death(self) -> JmedliteError:
         """Why the child is gone, in a sentence."""
         self._busy = False
         status = self.process.wait()
@@ -114,6 +127,10 @@ class Child:
         if not self._stderr.closed:
             self._stderr.seek(0)
             lines = self._stderr.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+        if any("memory allocation of" in line for line in lines):  # how llguidance ends beyond bounded.MEMORY
+            return DataError(
+                "the JSON schema can't be used: its grammar takes more than 1 GB of memory; make it simpler"
+            )
         why = lines[-1].strip() if lines else "it gave no reason"
         return NativeError(f"llama.cpp ended unexpectedly (status {status}: {why}); is the file damaged?")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,14 +28,22 @@ class Runner:
         ...     print(model.ask("高血圧の第一選択薬は何ですか。").text)
 
     `options` are those of `jmedlite.runtime.load_options.LoadOptions`: ctx, gpu_layers, kv_type, flash_attn, threads,
-    lora, cache and force. `on_plan` is told the plan before the model is loaded.
+    lora, cache and force. `on_plan` is told the plan before the model is loaded. A `json_schema` that answers will
+    follow may be named, so that one that can't be is refused before then.
 
     Nothing leaves the machine, and a fault inside llama.cpp ends the child, not your program. `facts` describes the
     loaded model (name, license, n_ctx_train, …), `plan` how it was loaded. Raises the exceptions of
     `jmedlite.base.errors`.
     """
 
-    def __init__(self, model: str | Path, *, on_plan: Callable[[str], None] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        on_plan: Callable[[str], None] | None = None,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        **options: Any,
+    ) -> None:
         self.path = path = Path(model)
         if not path.is_file():
             raise InputMissing(f"{model}: no such GGUF file")
@@ -49,6 +57,7 @@ class Runner:
             "threads": wanted.threads or physical_cores(),
             "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],
             "cache": str(cache_folder()) if wanted.cache else None,
+            "json_schema": Sampling(json_schema=json_schema).json_schema,
         }
         self.timings: dict[str, float] = {}
         self.child = Child("jmedlite.runtime.worker", ADVICE)

@@ -14,6 +14,7 @@ from jmedlite.base.inputs import read_text
 from jmedlite.base.options import check, option
 
 from .chat_template import SET_HERE
+from .json_schema import read_schema, schema_text
 
 PENALTY_WINDOW = 64  # tokens that the repeat penalty looks back on
 MAX_GRAMMAR = 1 << 20
@@ -24,6 +25,11 @@ def read_grammar(path: Path) -> str:
     return read_text(path, MAX_GRAMMAR)
 
 
+def read_json_schema(typed: str) -> str:
+    """A schema from what was typed: itself, where it begins with a brace, else the name of a file."""
+    return typed if typed.lstrip().startswith("{") else read_grammar(Path(typed))
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Options of one answer. The default is greedy: the same question gets the same answer.
@@ -31,7 +37,7 @@ class Sampling:
     With a temperature above 0, a token is drawn (by `seed`) from the `top_k` most likely ones (0: all), of those from
     the most likely that together have `top_p`, without those below `min_p` times the most likely. `repeat_penalty`
     above 1 makes tokens of the last 64 less likely. The answer ends where it says one
-    of `stop`. `grammar` is GBNF, `json_schema` a JSON schema, as text.
+    of `stop`. `grammar` is GBNF, `json_schema` a JSON schema, as text or as a dictionary.
 
     `think` turns a model's thoughts on or off (None: as the model does), `think_budget` ends a thought after so many
     tokens (0: no thought); `max_tokens` counts a thought too where no budget does. What bounds the answer's form, and
@@ -57,8 +63,12 @@ class Sampling:
     seed: int = option(0, low=-(1 << 63), high=(1 << 63) - 1, help="For temperatures above 0.")
     stop: tuple[str, ...] = option((), typed=str, metavar="TEXT", help="End the answer where it says TEXT; repeatable.")
     grammar: str | None = option(None, typed=Path, read=read_grammar, help="GBNF file that the answer must follow.")
-    json_schema: str | None = option(
-        None, typed=Path, read=read_grammar, help="JSON schema that the answer must follow."
+    json_schema: str | Mapping[str, Any] | bool | None = option(
+        None,
+        typed=str,
+        read=read_json_schema,
+        metavar="FILE|JSON",
+        help="JSON schema that the answer must follow: a file, or the schema itself.",
     )
 
     def __post_init__(self) -> None:
@@ -72,9 +82,16 @@ class Sampling:
             raise UsageError("--grammar and --json-schema exclude each other; give one")
         if any(not text or len(text) > LONGEST_STOP for text in self.stop) or len(self.stop) > MOST_STOPS:
             raise UsageError(f"--stop: expected up to {MOST_STOPS} texts of 1 to {LONGEST_STOP:,} characters")
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", schema_text(self.json_schema))
         for text in (self.grammar, self.json_schema):
-            if text is not None and (len(text) > MAX_GRAMMAR or "\0" in text):
+            if isinstance(text, str) and (len(text) > MAX_GRAMMAR or "\0" in text):
                 raise DataError(f"the grammar or schema is not a text of up to {MAX_GRAMMAR:,} characters")
+        self.warnings()
+
+    def warnings(self) -> tuple[str, ...]:
+        """What of the schema has no effect, in sentences; raises DataError where it can't be followed."""
+        return read_schema(self.json_schema).warnings if isinstance(self.json_schema, str) else ()
 
     @property
     def is_bound(self) -> bool:
@@ -127,7 +144,7 @@ def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:
 
     Raises DataError for a grammar that can't be read.
     """
-    grammar = sampling.grammar if sampling.json_schema is None else gbnf_of(sampling.json_schema)
+    grammar = sampling.grammar
     steps = []
     if grammar is not None:
         # llama.cpp takes an empty grammar for none
@@ -164,18 +181,3 @@ def seed_of(seed: int) -> int:
     if 0 <= seed < (1 << 32) - 1:
         return seed
     return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big") % ((1 << 32) - 1)
-
-
-def gbnf_of(schema: str) -> str:
-    """A JSON schema as a GBNF grammar, by llama-cpp-python's own translation; raises DataError."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        json.loads(schema)
-        return str(json_schema_to_gbnf(schema))
-    except RecursionError:
-        raise DataError("the JSON schema can't be used: it is nested too deeply") from None
-    except Exception as e:  # the translation raises whatever the schema makes it stumble over
-        raise DataError(
-            f"the JSON schema can't be used: {' '.join(str(e).split())[:200] or type(e).__name__}"
-        ) from None

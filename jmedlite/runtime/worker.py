@@ -6,24 +6,23 @@ anywhere but into the model's context. A native abort ends only this process.
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError
+from jmedlite.base.errors import ContextFull, UsageError
 
 from .added_tokens import common_prefix
+from .bounded import bounded
 from .chat_template import Message, Part, build_prompt, end_of, thought_forms, warnings_of
 from .evaluation import ContextSettings, Evaluator
 from .hardware import cpu_features
 from .loading import LoadedModel
 from .protocol import Emit, Request, Stopped, serve
 from .sampling import Sampling, make_chain, read_variables
+from .schema_mask import SchemaMask, SchemaMasks, check_schema
 from .state_cache import fingerprint
 from .stops import StopTexts, turn_header
 from .thoughts import BETWEEN, THINKING, UNDECIDED, AnswerReader, forms_in, is_closed, opened_by
@@ -34,54 +33,11 @@ TEMPLATE_SECONDS = 1.0
 T = TypeVar("T")
 
 
-@contextmanager
-def limited_memory(extra: int) -> Iterator[None]:
-    """Bound the address space while the body runs, where the system can."""
-    try:
-        import resource
-
-        import psutil
-
-        old = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + extra, old[1]))
-    except (ImportError, ValueError, OSError, AttributeError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, old)
-
-
-def bounded(emit: Emit, of_template: Callable[[], T]) -> T:
-    """What `of_template` gives, with a second to finish in; a template that loops ends this process with an error."""
+def of_template(emit: Emit, work: Callable[[], T]) -> T:
+    """What a chat template gives, with a second to finish in; one that loops ends this process with an error event."""
     import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
 
-    box: list[T | JmedliteError] = []
-
-    def work() -> None:
-        try:
-            box.append(of_template())
-        except JmedliteError as e:
-            box.append(e)
-        except MemoryError:
-            box.append(DataError("the model's chat template needs too much memory"))
-
-    thread = threading.Thread(target=work, daemon=True)
-    with limited_memory(1 << 30):
-        thread.start()
-        thread.join(TEMPLATE_SECONDS)
-    if thread.is_alive() or not box:
-        emit(
-            "error",
-            code=DataError.exit_code,
-            kind=DataError.__name__,
-            message=f"the model's chat template ran for over {TEMPLATE_SECONDS:g} s",
-        )
-        os._exit(DataError.exit_code)  # the thread can't be stopped
-    if isinstance(box[0], JmedliteError):
-        raise box[0]
-    return box[0]
+    return bounded(emit, "the model's chat template", TEMPLATE_SECONDS, work)
 
 
 def bounded_prompt(
@@ -95,7 +51,7 @@ def bounded_prompt(
         "eos": vocabulary.text_of("eos"),
         "variables": variables,
     }
-    return bounded(emit, lambda: build_prompt(messages, **own, **arguments))
+    return of_template(emit, lambda: build_prompt(messages, **own, **arguments))
 
 
 def check_variables(variables: Mapping[str, Any], vocabulary: Vocabulary) -> None:
@@ -116,29 +72,38 @@ def _texts(value: Any) -> list[str]:
 
 def engine_build() -> dict[str, Any]:
     """What decides how a state is laid out and computed, besides the model: the build and the processor."""
+    import importlib.metadata
+
     return {"llama_cpp_python": importlib.metadata.version("llama-cpp-python"), "features": cpu_features()}
 
 
 class Choosing:
     """How the next token is chosen: as the answer's options say, or with `bound` false, without the answer's form.
 
-    A context manager, which frees llama.cpp's samplers.
+    A context manager, which frees llama.cpp's samplers. `mask` is of the answer's schema, if it has one, and begins
+    where it is first used.
     """
 
-    def __init__(self, engine: AnswerEngine, sampling: Sampling) -> None:
-        self.engine = engine
-        self._chains = [
-            make_chain(engine.llama, engine.vocabulary.vocab, s)
-            for s in ([sampling.unbound(), sampling] if sampling.is_bound else [sampling])
-        ]
+    def __init__(self, engine: AnswerEngine, sampling: Sampling, mask: SchemaMask | None) -> None:
+        self.engine, self.mask = engine, mask
+        kinds = [sampling] if sampling.grammar is None else [sampling.unbound(), sampling]
+        self._chains = [make_chain(engine.llama, engine.vocabulary.vocab, kind) for kind in kinds]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer's schema allows nothing more."""
+        return self.mask is not None and self.mask.whole
 
     def token(self, *, bound: bool) -> int:
         """The token that follows what is evaluated."""
-        evaluator, logits = self.engine.evaluator, self.engine.evaluator.logits()
-        chain = self._chains[-1] if bound else self._chains[0]
-        if not chain:
-            return int(logits.argmax())
-        return int(self.engine.llama.llama_sampler_sample(chain, evaluator.context, -1))
+        evaluator, mask = self.engine.evaluator, self.mask if bound else None
+        logits = evaluator.logits()
+        if mask:
+            mask.apply(logits)
+        chain = self._chains[-1 if bound else 0]
+        sample = self.engine.llama.llama_sampler_sample
+        token = int(sample(chain, evaluator.context, -1)) if chain else int(logits.argmax())
+        return mask.take(token, logits) if mask else token
 
     def __enter__(self) -> Choosing:
         return self
@@ -168,6 +133,7 @@ class AnswerEngine:
             },
         )
         self.evaluator = Evaluator(loaded, settings, self.stop)
+        self.schemas = SchemaMasks(self.vocabulary)
 
     # ------------------------------------------------------------------------------------------------ prompts
 
@@ -216,13 +182,15 @@ class AnswerEngine:
         sampling = Sampling(**request["sampling"])
         variables, template = read_variables(sampling.template_vars), self.vocabulary.chat_template
         parts = self._parts(request, emit, sampling.think, variables)
-        warnings = bounded(emit, lambda: warnings_of(template, sampling.think, variables))
+        warnings = of_template(emit, lambda: warnings_of(template, sampling.think, variables))
         prompt, prefix = self.vocabulary.tokenize_parts(parts), self.vocabulary.public_prefix(parts)
         self._check_room(len(prompt), min(request.get("reserve", 0), sampling.max_tokens))
         stops = StopTexts(self._stop_texts(sampling, parts))
         reader = self._reader(parts, sampling)
+        schema = sampling.json_schema
+        mask = self.schemas.begin(schema, emit) if isinstance(schema, str) else None
         n_cached, times, stop = 0, [started], "stopped"
-        with Choosing(self, sampling) as choosing:
+        with Choosing(self, sampling, mask) as choosing:
             try:
                 room = len(prompt) + sampling.max_tokens + (sampling.think_budget or 0)
                 room, short = min(self.evaluator.settings.n_ctx, room), self.loaded.n_ctx_short
@@ -282,6 +250,7 @@ class AnswerEngine:
                 # the model would answer without a thought, or end within it: the answer it gives now has its form
                 if reader.state == THINKING:
                     self._put_in(reader.close())
+                    reader.stream.settle()
                     continue
                 if len(evaluator.tokens) > len(prompt):
                     evaluator.prefill(prompt, (), continued=True)
@@ -292,6 +261,10 @@ class AnswerEngine:
                 return
             was = reader.state
             thought, answer = reader.read(token)
+            if choosing.is_whole:
+                rest = reader.end(whole=True)
+                yield "eos", thought + rest[0], answer + rest[1]
+                return
             full = len(evaluator.tokens) + 1 >= evaluator.settings.n_ctx
             if full or reader.is_full(sampling.max_tokens):
                 rest = reader.end(whole=False)  # bytes of a character that is cut by a limit are dropped
@@ -304,6 +277,8 @@ class AnswerEngine:
             evaluator.step(token)
             if reader.is_due:
                 self._put_in(reader.close_by_budget())
+                if sampling.is_bound:
+                    reader.stream.settle()  # what would wrap the answer is no part of its form
             elif sampling.is_bound and was == THINKING and reader.state == BETWEEN:
                 self._put_in(reader.open_answer())
 
@@ -382,7 +357,9 @@ class AnswerEngine:
 
 
 def load(request: Request, emit: Emit, stop: threading.Event) -> AnswerEngine:
-    """Load a model; the `loaded` event says what it is."""
+    """Load a model; the `loaded` event says what it is. A schema that will be asked for is looked at before."""
+    if request.get("json_schema") is not None:
+        check_schema(request["json_schema"], emit)
     engine = AnswerEngine(request, emit, stop)
     emit("loaded", **engine.facts())
     return engine

@@ -406,7 +406,7 @@ def test_the_child_dies(
     original = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        assert command[-2:] == ["-m", "jmedlite.calibration.worker"]
+        assert command[-1] == "jmedlite.calibration.worker"
         return original([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(subprocess, "Popen", popen)

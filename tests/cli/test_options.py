@@ -93,7 +93,19 @@ def test_bench_loads_as_ask_does() -> None:
     shared = ("gpu_layers", "kv_type", "flash_attn", "threads", "force")
     assert [options_of(BenchOptions)[n] for n in shared] == [options_of(LoadOptions)[n] for n in shared]
     asked, loading = LoadOptions(), BenchOptions(threads=3).loading()
-    assert vars(loading) == {"threads": 3} | {n: getattr(asked, n) for n in shared if n != "threads"}
+    assert vars(loading) == {"threads": 3, "pack": 512} | {n: getattr(asked, n) for n in shared if n != "threads"}
+
+
+def test_a_gpu_gets_larger_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is there and asked for, not by what is free, so that a run goes on as it began."""
+    gpu = {"kind": "GPU", "shared_memory": False}
+    for found, changes, pack in (
+        ([gpu], {}, 2048), ([gpu], {"gpu_layers": "0"}, 512), ([gpu], {"cluster": "tcp://x:1"}, 512),
+        ([{**gpu, "shared_memory": True}], {}, 512), ([{"kind": "CPU"}], {}, 512),
+    ):  # fmt: skip
+        monkeypatch.setattr("jmedlite.runtime.hardware.devices", lambda found=found: found)
+        options = BenchOptions(**changes)
+        assert options.loading().pack == options.describe()["pack"] == pack
 
 
 @pytest.mark.parametrize(
@@ -103,6 +115,7 @@ def test_bench_loads_as_ask_does() -> None:
         (LoadOptions, {"gpu_layers": True}, "--gpu-layers True: expected auto, all or a whole number"),
         (LoadOptions, {"ctx": 8}, "--ctx 8: expected auto or 16 to"),
         (LoadOptions, {"kv_type": "q4_0", "flash_attn": "off"}, "needs flash attention"),
+        (BenchOptions, {"kv_type": "q8_0", "flash_attn": "off"}, "needs flash attention"),
         (BenchOptions, {"methods": "text"}, "--method t: expected letter, text or generate"),
         (BenchOptions, {"languages": ("fr",)}, "--lang fr: expected ja or en"),
         (BenchOptions, {"threads": 0}, "--threads 0: expected 1 to"),

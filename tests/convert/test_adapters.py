@@ -404,6 +404,15 @@ def test_verify_with_importance(tmp_path: Path) -> None:
         verify(path, base=tmp_path / "m")
     (other,) = jmedlite.quantize(tmp_path / "m", bits=[3], out=tmp_path / "plain")
     assert not verify(other, base=tmp_path / "m", imatrix=matrix.path).holds
+
+
+@SLOW
+def test_verify_of_a_type_that_tells_of_importance(tmp_path: Path) -> None:
+    from jmedlite.api.verify import verify
+
+    builders.checkpoint(tmp_path / "m", "llama")
+    (source,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path)
+    matrix = jmedlite.imatrix(source, chunks=2, ctx=128).imatrix
     narrow = tmp_path / "narrow.gguf"  # as another tool may have made it: nothing tells of the matrix
     (made,) = jmedlite.quantize(tmp_path / "m", types=["IQ3_XXS"], imatrix=matrix.path, out=tmp_path / "iq")
     narrow.write_bytes(made.read_bytes().replace(b"quantize.imatrix.file", b"quantize.imatrix.fil_"))

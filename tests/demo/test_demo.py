@@ -15,7 +15,7 @@ import pytest
 from jmedlite.demo import MODEL
 from tests.support.offline import ISOLATE, allowed, watched
 
-LIMIT = "100"  # questions in each language; .ci/run shows the whole demo
+LIMIT = "60"  # questions in each language; .ci/run shows the whole demo
 LEVELS = ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
 
 
@@ -70,7 +70,9 @@ def test_what_the_model_learned(shown: Shown) -> None:
 
 def test_what_the_report_says(shown: Shown) -> None:
     folder, told = shown.folder, shown.told
-    assert "no meaningful loss" in told["verdict"][0]
+    (verdict,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"]
+    # of so few questions nothing narrower can be shown to lose nothing; .ci/run looks at what all of them show
+    assert verdict["level"] == "BF16" and told["verdict"][0].startswith("BF16, the reference itself")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "demo-Q4_K_M" in page
     assert (folder / "report.json").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
+from gguf.constants import GGMLQuantizationType as Type
 
 import jmedlite
-from jmedlite.base.errors import CannotCreate, DataError
+from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.gguf import read_header
+from jmedlite.base.native import libllama
 from jmedlite.base.outputs import sha256_file
 from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine
 from jmedlite.runtime.hardware import devices
@@ -21,13 +25,14 @@ from jmedlite.runtime.offload import MARGIN, Gpu, Machine
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.worker import AnswerEngine
 from tests.support import builders
-from tests.support.commands import run_text
+from tests.support.commands import check, run, run_text
+from tests.support.tasks import write_task
 
 
 @pytest.fixture
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 660 MB left, which a tiny model needs little of."""
-    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(660_000_000))
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda **_: Machine(660_000_000))
 
 
 @pytest.mark.usefixtures("small_machine")
@@ -51,7 +56,7 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     cpu = next(d for d in devices() if d["kind"] == "CPU")
     gpus = tuple(Gpu(f"G{i}", MARGIN + 12_000_000) for i in range(2))
     monkeypatch.setattr("jmedlite.runtime.loading.devices", lambda: [cpu | {"kind": "GPU"}] * 2)
-    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda: Machine(8_000_000_000, gpus))
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda **_: Machine(8_000_000_000, gpus))
     load = {"path": str(endless_gguf), "threads": 1, "gpu_layers": n_gpu_layers, "ctx": 512, "force": True}
     engine = AnswerEngine(load, lambda event, **fields: None)
     assert engine.loaded.plan.n_gpu_layers == sum(engine.loaded.plan.split) == n_gpu_layers
@@ -59,6 +64,22 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}
     engine.ask(request, lambda event, **fields: pieces.append(fields.get("text", "")))
     assert "".join(pieces).strip() == expected
+    # the list that llama.cpp is given: without a layer on a GPU none is used, not even for large batches
+    given = ctypes.cast(engine.loaded._params().devices, ctypes.POINTER(ctypes.c_void_p))
+    named = list(itertools.takewhile(bool, (given[i] for i in itertools.count())))
+    assert named == ([cpu["pointer"]] * 2 if n_gpu_layers else [])
+
+
+def test_no_gpu_is_asked_for_its_memory_where_none_is_wanted(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> list[dict[str, Any]]:
+        raise AssertionError("to ask takes some of it")
+
+    for module in ("fitting", "loading"):
+        monkeypatch.setattr(f"jmedlite.runtime.{module}.devices", asked)
+    for wanted in (0, "0"):
+        assert not LoadedModel({"path": str(tiny_gguf), "gpu_layers": wanted}, lambda event, **_: None).plan.gpus
+    with pytest.raises(AssertionError):
+        LoadedModel({"path": str(tiny_gguf)}, lambda event, **_: None)
 
 
 @pytest.mark.usefixtures("small_machine")
@@ -156,6 +177,26 @@ def test_a_file_that_is_no_manifest_says_nothing(tiny_gguf: Path, tmp_path: Path
     if manifest is not None:
         path.with_suffix(".json").write_bytes(manifest)
     assert answer(path)
+
+
+def test_heads_that_no_cache_can_hold_are_named_before_loading(endless_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp itself makes no context then, and says so when the model is in memory."""
+    builders.checkpoint(tmp_path / "m", "qwen3", head_dim=48)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path, threads=1)
+    task = write_task(tmp_path / "organs.jsonl", n=2)
+    asked = ["bench", str(path), "--task", str(task), "--out", str(tmp_path / "run")]
+    for command in (["ask", "q", "-m", str(path)], ["doctor", str(path)], asked):
+        line = check(run(*command, "--kv-type", "q8_0"), 2, path.name, "heads have 48 values", "q8_0", "take f16")
+        assert "context" not in line
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="heads have 48 values"):
+        jmedlite.Runner(path, kv_type="q4_0", threads=1)
+    assert answer(path)
+    llama, params = libllama(), libllama().llama_context_default_params()
+    params.n_ctx, params.type_k, params.type_v = 256, int(Type.Q8_0), int(Type.Q8_0)
+    for file, made in ((path, False), (endless_gguf, True)):
+        loaded = LoadedModel({"path": str(file)}, lambda event, **fields: None)
+        assert bool(llama.llama_init_from_model(loaded.model, params)) is made
 
 
 def test_a_model_of_several_files(tmp_path: Path) -> None:

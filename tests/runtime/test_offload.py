@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf.constants import GGMLQuantizationType as Type
 
-from jmedlite.base.errors import DataError
+from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import Header, Tensor, read_header
 from jmedlite.runtime.offload import (
     MAPPED,
@@ -22,7 +23,9 @@ from jmedlite.runtime.offload import (
     OffloadPlan,
     Shape,
     Wish,
+    check_kv_type,
     compute_bytes,
+    head_sizes,
     kv_bytes,
     make_offload_plan,
     refusal,
@@ -263,3 +266,71 @@ def test_the_sizes_are_those_that_llama_cpp_logs(logged: tuple[Header, dict[str,
     assert s.data_bytes / (1 << 20) == pytest.approx(sizes["model"], abs=0.01)
     assert s.data_bytes == sum(t.nbytes for t in header.tensors)
     assert math.isclose(sum(t.n_elements for t in header.tensors), header.n_weights)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sizes"),
+    [
+        ({}, ((128, 128), (128, 128))),
+        ({"head_count": [32, 28]}, ((112, 112), (112, 112))),  # the first block's, as llama.cpp has it
+        ({"head_count": 0}, ((0, 0), (0, 0))),  # no attention
+        ({"key_length": 96}, ((96, 128), (96, 128))),
+        ({"key_length": 576, "value_length": 512, "key_length_mla": 192, "value_length_mla": 128}, ((576, 512),) * 2),
+        ({"key_length_swa": 80, "value_length_swa": 64}, ((128, 128), (80, 64))),
+    ],
+)
+def test_head_sizes_are_those_that_llama_cpp_reads(metadata: dict[str, Any], sizes: Any) -> None:
+    found = model(**{f"qwen2.attention.{key}": value for key, value in metadata.items()})[0]
+    assert head_sizes(found) == sizes
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"key_length": 80}, "have 80 values"),
+        ({"value_length": 72}, "have 72 values"),
+        ({"key_length": 48, "value_length": 40}, "have 40 and 48 values"),
+        ({"key_length_swa": 80}, "have 80 values"),
+        ({"head_count": 64}, "have 56 values"),
+    ],
+)
+def test_heads_that_a_quantized_cache_cannot_hold(metadata: dict[str, Any], named: str) -> None:
+    found = model(**{f"qwen2.attention.{key}": value for key, value in metadata.items()})[0]
+    for kv_type in ("q8_0", "q4_0"):
+        with pytest.raises(UsageError, match=rf"m\.gguf: .*{named}, which --kv-type {kv_type} can't hold"):
+            check_kv_type("m.gguf", found, kv_type)
+    for kv_type in ("f16", "f32"):
+        check_kv_type("m.gguf", found, kv_type)
+
+
+def test_a_quantized_cache_needs_flash_attention() -> None:
+    found = {k.replace("qwen2", "grok"): v for k, v in model()[0].items()} | {"general.architecture": "grok"}
+    with pytest.raises(UsageError, match="which grok has not"):
+        check_kv_type("m.gguf", found, "q8_0")
+
+
+def test_the_driver_s_own_memory_is_told_apart() -> None:
+    """It is taken when free memory is asked for: counted in no total, shown by name."""
+    for name, driver in (("CUDA0", 600_000_000), ("Vulkan0", 0)):
+        machine = Machine(64 * GB, (Gpu(name, 24 * GB), Gpu("CUDA1", 2 * GB)))
+        found = make_offload_plan(shape(), machine, Wish())
+        _, gpu, unused = found.figures()["places"]
+        assert (gpu["driver"], unused["driver"]) == (driver, 0)
+        assert gpu["total"] == gpu["weights"] + gpu["kv"] + gpu["compute"]
+        assert ("(its driver has 0.6 GB)" in found.sentence()) is bool(driver)
+
+
+def test_larger_batches_are_planned_for() -> None:
+    """Their activations and logits lie on the GPU: where it is full, layers give way to them."""
+    machine = Machine(64 * GB, (Gpu("CUDA0", 24 * GB),))
+    small, large = (
+        make_offload_plan(shape(), machine, Wish(n_ctx=4096, n_batch=n, n_outputs=n // 8)) for n in (512, 2048)
+    )
+    assert small.n_gpu_layers == large.n_gpu_layers == 29
+    # 2048 tokens of a Qwen2-7B: three times the feed-forward, four times the stream, and the mask in half precision
+    assert large.gpus[0].compute == 4 * 2048 * (3 * 18944 + 4 * 3584) + 2 * 4096 * 2048
+    assert large.gpus[0].compute == pytest.approx(4 * small.gpus[0].compute)
+    full = replace(machine, gpus=(Gpu("CUDA0", small.gpus[0].total + small.gpus[0].margin),))
+    fewer = make_offload_plan(shape(), full, Wish(n_ctx=4096, n_batch=2048, n_outputs=256))
+    assert fewer.fits
+    assert 20 < fewer.n_gpu_layers < 29

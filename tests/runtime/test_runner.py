@@ -282,7 +282,7 @@ def ask_here(model: Path, *arguments: str, stdin: str = "") -> subprocess.Comple
 
 def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
     (tmp_path / "g.gbnf").write_text('root ::= "yes" | "no"', encoding="utf-8")
-    (tmp_path / "s.json").write_text('{"enum": ["yes", "no"]}')
+    (tmp_path / "s.json").write_text('\ufeff{"enum": ["\\"yes\\\\", "😀\\n"]}', encoding="utf-8")
     strict = [
         "--temperature",
         "2",
@@ -304,9 +304,15 @@ def test_the_options_reach_the_model(model: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() in ("yes", "no")
     for words in ("context 256 tokens (f16)", "load ", "first token after", "from the cache"):
         assert words in done.stderr
-    done = ask_here(model, "q", "--json-schema", str(tmp_path / "s.json"), "--kv-type", "q8_0", "--no-cache")
-    assert json.loads(done.stdout) in ("yes", "no")
+    long = ["--max-tokens", "40", "--json-schema"]
+    done = ask_here(model, "q", *long, str(tmp_path / "s.json"), "--kv-type", "q8_0", "--no-cache")
+    assert json.loads(done.stdout) in ('"yes\\', "😀\n")
     assert "(q8_0)" in done.stderr
+    done = ask_here(model, "q", *long, '{"type": "integer", "minimum": 17, "maximum": 18, "minimun": 1}')
+    assert json.loads(done.stdout) in (17, 18)
+    assert "warning: the JSON schema: #/minimun: `minimun` is no keyword" in done.stderr
+    done = ask_here(model, "q", "--json-schema", '{"not": {}}')
+    assert (done.returncode, done.stdout) == (65, "")
     missing = ask_here(model, "q", "--grammar", str(tmp_path / "none"))
     assert (missing.returncode, missing.stdout) == (66, "")
 

@@ -213,6 +213,8 @@ def test_a_form_begins_with_the_answer(thinker: Path, tmp_path: Path) -> None:
         cut = model.ask("q", grammar=grammar, think_budget=3)
         assert (cut.thought, cut.is_thought_cut) == ("is it A?", True)
         assert cut.text in ("yes", "no")
+        schema = model.ask("q", json_schema='{"enum": ["yes", "no"]}')
+        assert (schema.thought, schema.text in ('"yes"', '"no"'), schema.stop) == ("is it A? no", True, "eos")
         # a continuation that is scored begins the answer, behind an empty thought
         assert model.loglikelihood("q", "B", template=True).total > -0.1
         plain = model.ask("q", grammar=grammar, think=False)

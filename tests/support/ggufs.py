@@ -13,8 +13,15 @@ from jmedlite.convert.levels.recipes import parse_levels
 from tests.support import builders
 
 
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, bytes]]]:
+    """All that a file says: metadata, and tensors as `raw` gives them."""
+    reader = gguf.GGUFReader(path)
+    tensors = {t.name: (t.tensor_type.name, t.data.tobytes()) for t in reader.tensors}
+    return {k: f.contents() for k, f in reader.fields.items()}, tensors
+
+
 def raw(path: Path) -> dict[str, tuple[str, bytes]]:
-    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
+    return contents(path)[1]
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

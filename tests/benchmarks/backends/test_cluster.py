@@ -24,7 +24,7 @@ from jmedlite.benchmarks.backends.cluster_worker import Sealed, machine_differen
 distributed = pytest.importorskip("distributed")
 
 LOADING = Loading(threads=1, gpu_layers="0")
-QUESTIONS = [f"{'hello the ' * (5 + n % 7)}question {n}: こんにちは" for n in range(240)]
+QUESTIONS = [f"{'hello the ' * (5 + n % 7)}question {n}: こんにちは" for n in range(130)]
 SCORES = Wanted(
     tuple(
         {

@@ -23,7 +23,7 @@ CHOICES = [
 ]
 QUESTIONS = [f"Question {i}: what helps after {'a fall ' * (i % 7)}?\nAnswer:" for i in range(24)]
 # llama.cpp stores keys and values in half precision for flash attention, whatever they are in the cache
-LOADING = Loading(threads=2, kv_type="f32", flash_attn="off")
+LOADING = Loading(threads=1, kv_type="f32", flash_attn="off")
 
 
 def prompts(lead: str = " ") -> tuple[dict, ...]:  # type: ignore[type-arg]
@@ -205,3 +205,16 @@ def test_a_killed_child_is_a_sentence(model_file: Path) -> None:
         model.child.process.kill()
         with pytest.raises(NativeError, match="memory ran out"):
             list(model.run(0, 1))
+
+
+def test_packs_as_large_as_a_gpu_gets_score_the_same(model_file: Path) -> None:
+    """All 24 questions at once, against one at a time."""
+    wanted = Wanted(prompts())
+    with LocalModel(model_file, LOADING) as model:
+        alone = answers(model, replace(wanted, together=False))
+        small = len(model.prepare(wanted).starts)
+    with LocalModel(model_file, replace(LOADING, pack=2048)) as model:
+        assert len(model.prepare(wanted).starts) < small
+        large = answers(model, wanted)
+    for one, other in zip(alone, large, strict=True):
+        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-4)

@@ -7,7 +7,16 @@ import itertools
 import pytest
 
 from jmedlite.benchmarks.backends.local_engine import shared_head, split
-from jmedlite.benchmarks.backends.packing import PackedRequest, batches, packs, rows
+from jmedlite.benchmarks.backends.packing import (
+    GPU_PACK,
+    PACK,
+    PackedRequest,
+    batches,
+    n_outputs,
+    n_sequences,
+    packs,
+    rows,
+)
 
 
 def request(stem: int, *branches: int, reserve: int = 0) -> PackedRequest:
@@ -101,3 +110,8 @@ def test_choices_are_scored_from_where_the_first_of_them_leaves_the_context() ->
     # the second choice merges with the context's last token
     assert split([1, 2, 3], [[1, 2, 3, 7], [1, 2, 9, 8]]) == ([1, 2], [(3, 7), (9, 8)])
     assert split([1, 2, 3], [[1, 2, 3, 7], [1, 2, 3, 7, 8]]) == ([1, 2, 3], [(7,), (7, 8)])
+
+
+@pytest.mark.parametrize(("pack", "outputs"), [(PACK, 64), (GPU_PACK, 256)])
+def test_the_bounds_of_a_batch(pack: int, outputs: int) -> None:
+    assert n_outputs(pack) == outputs == n_sequences(pack) + 1 <= 256  # llama.cpp's LLAMA_MAX_SEQ

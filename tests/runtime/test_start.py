@@ -1,0 +1,59 @@
+"""What a child process loads, in which order."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+import jmedlite
+from jmedlite.runtime.process import Child, child_command
+
+FOLDERS = [Path(jmedlite.__file__).parent, *(Path(jmedlite.__file__).parents[1] / n for n in ("benchmarks", "convert"))]
+# Python's own view of what is loaded, told on standard error
+AUDIT = """
+import sys
+def watch(event, arguments):
+    if event == "import" and arguments[0] == "numpy":
+        sys.stderr.write("numpy\\n")
+    elif event == "ctypes.dlopen" and "libllama" in str(arguments[0]):
+        sys.stderr.write("llama\\n")
+sys.addaudithook(watch)
+"""
+
+
+def test_every_child_loads_llama_cpp_before_numpy(tmp_path: Path) -> None:
+    """A build for GPUs with a C++ runtime of its own crashed where numpy came first."""
+    code = "".join(p.read_text(encoding="utf-8") for folder in FOLDERS for p in folder.rglob("*.py"))
+    modules = set(re.findall(r"\b(?:Child|child_command)\(\s*\"([\w.]+)\"", code))
+    assert {m.split(".")[1] for m in modules} == {"benchmarks", "calibration", "runtime"}
+    assert len(modules) >= 7
+    assert code.count("sys.executable") == 1  # nothing starts in another way
+    (tmp_path / "sitecustomize.py").write_text(AUDIT)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    children = {
+        m: subprocess.Popen(
+            child_command(m), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=environment, encoding="utf-8",
+        )
+        for m in sorted(modules)
+    }  # fmt: skip
+    for module, child in children.items():
+        loaded = [line for line in child.communicate()[1].splitlines() if line in ("llama", "numpy")]
+        assert loaded[0] == "llama", module
+        assert "numpy" in loaded, module
+        assert child.returncode == 0, module
+
+
+def test_threads_that_wait_give_their_processor_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GNU's OpenMP would spin for 15 ms at every barrier; whoever sets it otherwise is heard."""
+    for own, spins in ((None, "1000"), ("7", "7")):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if own:
+            monkeypatch.setenv("GOMP_SPINCOUNT", own)
+        with Child("jmedlite.runtime.worker", "") as child:
+            assert psutil.Process(child.process.pid).environ()["GOMP_SPINCOUNT"] == spins
