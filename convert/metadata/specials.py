@@ -272,11 +272,11 @@ def add_ends(
     if outside := [i for i in wanted if i >= len(tokens)]:
         warnings.append(f"{label}: {file} ends answers with token {outside[0]}, the model has {len(tokens):,} tokens")
         wanted = [i for i in wanted if i < len(tokens)]
-    named = {i for i in named if i is not None}
-    if file == CONFIG and named and (words := [i for i in wanted if i not in named and _is_word(vocabulary, i)]):
+    by_tokenizer = [i for i in named if i is not None]
+    if file == CONFIG and by_tokenizer and (words := [i for i in wanted if i not in named and _is_word(vocabulary, i)]):
         warnings.append(
             f"{label}: {CONFIG} ends answers with {_shown(tokens, words[0])}, which is a word; only the tokenizer's "
-            f"{_shown(tokens, min(named))} ends one. If it is meant, say so in {GENERATION_CONFIG}"
+            f"{_shown(tokens, by_tokenizer[0])} ends one. If it is meant, say so in {GENERATION_CONFIG}"
         )
         wanted = [i for i in wanted if i not in words]
     if not wanted:
