@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Condition
 from types import TracebackType
 
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import opened
 from jmedlite.base.progress import Progress, Stage
 
 CHUNK = 1 << 20
@@ -58,7 +58,7 @@ class FollowingHash:
         done = 0
         for path in self._paths:
             sha256 = hashlib.sha256()
-            with reading(path), path.open("rb", buffering=0) as file:
+            with opened(path, buffering=0) as file:
                 while chunk := file.read(CHUNK):
                     sha256.update(chunk)
                     done += len(chunk)

@@ -17,7 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
-from jmedlite.base.native import F32, U8, widen
+from jmedlite.base.native import F32, U8, decodes, encodes, widen
 from jmedlite.base.progress import Progress, silent
 from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
 from jmedlite.convert.sources.tensors import Files, StoredTensor
@@ -104,6 +104,9 @@ class _Comparison:
             return
         size = GGML_QUANT_SIZES[type_][1]
         self.blocks += int((ours.reshape(-1, size) != theirs.reshape(-1, size)).any(axis=1).sum())
+        if not decodes(self.stored.dtype):  # a copy of whole numbers: equal or not
+            self.error = math.inf
+            return
         n = block.n_rows * block.job.n_cols
         difference = _decode(theirs, self.stored.dtype, n) - _decode(ours, self.stored.dtype, n)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -173,6 +176,9 @@ def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> Quant
     jobs = tuple(job for job in plan.jobs if job.name in stored)
     for job in jobs:
         type_ = stored[job.name].stored.dtype
+        copied = job.source is not None and job.is_untouched and job.source.dtype == type_
+        if not encodes(type_) and not copied:
+            raise DataError(f"{job.name}: is stored as {type_}, as no tensor is made from this base; is it damaged?")
         if type_ in NEEDY_TYPES and job.importance is None:  # ggml would end the process
             raise DataError(
                 f"{job.name}: is stored as {type_}, which is made with an importance matrix; give it with --imatrix"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jmedlite.base.errors import DataError, InputMissing
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.templates import METHODS
 from jmedlite.benchmarks.records import (
@@ -124,8 +124,7 @@ def _check(run: Run) -> None:
 
 
 def _head(path: Path) -> RunRecord:
-    with reading(path):
-        raw = path.read_bytes()
+    raw = read_bytes(path, MAX_INDEX)
     head = _object(raw, str(path))
     found, version = head.pop("format", None), head.pop("version", None)
     if found != FORMAT:
@@ -154,7 +153,7 @@ def _object(raw: bytes, where: str) -> dict[str, Any]:
 
 def _lines(path: Path, torn: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where and what of every line; a last one that was cut is dropped and told in `torn`."""
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         for number, raw in enumerate(file, 1):
             where = f"{path} line {number}"
             try:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
-from jmedlite.base.inputs import MAX_CTX, check_range, read_document, reading
+from jmedlite.base.inputs import MAX_CTX, check_range, opened, read_document
 from jmedlite.base.native import F64
 from jmedlite.base.outputs import fault
 from jmedlite.base.progress import Notice, Progress, silent
@@ -62,7 +62,7 @@ def measure_distance(
     if chunks is not None:
         check_range("--text-chunks", chunks, 1, 1 << 24)
     content = read_document(text).removesuffix("\n")  # llama.cpp's tools leave out one newline at the end
-    with reading(text), text.open("rb") as file:
+    with opened(text) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     source = _Text(text.name, content, digest, loading, n_ctx, progress)
     wanted = [m for m in models if m[0] == reference] + [m for m in models if m[0] != reference]

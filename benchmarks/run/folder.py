@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
 from jmedlite.base.outputs import fault, write_text
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerKey, AnswerRecord, QuestionRecord
@@ -102,8 +102,7 @@ class RunFolder:
         self.n_items = self._count_items()
 
     def _check_same(self, run: Path) -> None:
-        with reading(run):
-            raw = run.read_text(encoding="utf-8")
+        raw = read_bytes(run, MAX_INDEX)
         try:
             there = json.loads(raw)
         except ValueError:
@@ -118,11 +117,11 @@ class RunFolder:
                 f"{self.folder}: holds another run ({named}{more}); repeat that one to resume it, or choose another "
                 "--out"
             )
-        with reading(self.folder / QUESTIONS):
-            if (self.folder / QUESTIONS).read_bytes() != self.questions.encode("utf-8"):
-                raise DataError(
-                    f"{self.folder / QUESTIONS}: the questions are not those of this run; choose another --out"
-                )
+        questions = self.questions.encode("utf-8")
+        with opened(self.folder / QUESTIONS) as file:
+            same = file.read(len(questions) + 1) == questions
+        if not same:
+            raise DataError(f"{self.folder / QUESTIONS}: the questions are not those of this run; choose another --out")
 
     def _count_items(self) -> int:
         """How many whole, expected results are there; a torn last line is dropped."""
@@ -130,7 +129,7 @@ class RunFolder:
         if not path.exists():
             return 0
         n = size = 0
-        with reading(path), path.open("rb") as file:
+        with opened(path) as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
@@ -159,7 +158,7 @@ class RunFolder:
             return
         assert ITEMS not in self._files
         path = self.folder / ITEMS
-        with reading(path), path.open("rb") as file:
+        with opened(path) as file:
             size = sum(len(file.readline()) for _ in range(n))
         self._truncate(path, size)
         self.n_items = n
@@ -193,7 +192,7 @@ class RunFolder:
     def _mend(self, path: Path) -> None:
         """Cut a torn last line off."""
         if path.exists():
-            with path.open("rb") as file:
+            with opened(path) as file:
                 whole = sum(len(line) for line in file if line.endswith(b"\n"))
             self._truncate(path, whole)
 
@@ -206,7 +205,7 @@ class RunFolder:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a `.jsonl` file; none where there is no file. Raises DataError for one that is damaged."""
     if path.exists():
-        with reading(path), path.open("rb") as file:
+        with opened(path) as file:
             for n, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
                     yield _parsed(line, path, n)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
 from jmedlite.base.progress import Notice, Progress
 from jmedlite.benchmarks.backends.base import Loading, Wanted
@@ -52,8 +51,7 @@ def measure_text(
 ) -> None:
     """Every model's distance to the reference on a text; goes on behind what is there."""
     there = folder.records(DISTANCE, DistanceRecord)
-    with reading(asked.text):
-        same = sha256_file(asked.text), asked.n_ctx
+    same = sha256_file(asked.text), asked.n_ctx
     for old in there:
         if (old.text_sha256, old.n_ctx) != same or old.reference not in (None, asked.reference):
             raise DataError(

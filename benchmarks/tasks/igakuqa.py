@@ -78,8 +78,7 @@ def _dataset(exams: Sequence[_Exam], lang: str, skip_bad: bool) -> Dataset:
             paths.append((part, label))
             _by_id(read_rows(part, label), into, known, skip_bad)
         for file, label in paths:
-            with reading(file):
-                files.append({"name": label, "sha256": sha256_file(file)})
+            files.append({"name": label, "sha256": sha256_file(file)})
 
     def parse(row: Row) -> Item | Left:
         return _parse(row, lang, details, english)

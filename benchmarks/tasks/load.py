@@ -229,8 +229,7 @@ def _own(name: str, path: Path, skip_bad: bool) -> list[Dataset]:
 def _hashed(files: Iterable[_File]) -> tuple[dict[str, Any], ...]:
     found = []
     for file in files:
-        with reading(file.path):
-            found.append({"name": file.label, "sha256": sha256_file(file.path)})
+        found.append({"name": file.label, "sha256": sha256_file(file.path)})
     return tuple(found)
 
 

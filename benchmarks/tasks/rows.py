@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from jmedlite.base.errors import DataError, UsageError
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import open_file, opened
 
 MAX_BYTES = 256 << 20  # of a file, and of what a compressed one unpacks to; the largest test split has 6 MB
 MAX_ROW_BYTES = 1 << 20
@@ -46,13 +46,13 @@ def read_rows(path: Path, label: str, columns: Sequence[str] = ()) -> Iterator[R
         case ".parquet":
             rows = _parquet(path, label)
         case _:
-            with reading(path), path.open("rb"):
+            with opened(path):
                 raise UsageError(f"{path}: expected a file that ends with {', '.join(SUFFIXES[:-1])}")
     return rows
 
 
 def _read(path: Path, label: str) -> bytes:
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise DataError(f"{label}: has more than {MAX_BYTES:,} bytes, expected the questions of one task")
@@ -159,13 +159,13 @@ def need_pyarrow() -> None:
 
 
 def _parquet(path: Path, label: str) -> Iterator[Row]:
-    with reading(path), path.open("rb"):
+    with opened(path):
         need_pyarrow()
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_file(path) as raw, pyarrow.parquet.ParquetFile(raw) as file:
             groups = range(file.metadata.num_row_groups)
             n_bytes = sum(file.metadata.row_group(i).total_byte_size for i in groups)
             if n_bytes > MAX_BYTES:
@@ -187,7 +187,7 @@ def zip_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     try:
-        with reading(path), zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             for name in names:
                 # archives made on a Mac hold a second entry ._NAME for each file
                 places = [i for i in archive.infolist() if PurePosixPath(i.filename).name == name]

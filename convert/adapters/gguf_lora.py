@@ -19,7 +19,7 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8, quantize_rows
 from jmedlite.base.outputs import OutputFile
 from jmedlite.convert.families.row_order import RowOrder
-from jmedlite.convert.sources.tensors import Files, StoredTensor, stored_tensors
+from jmedlite.convert.sources.tensors import Files, StoredTensor, check_decodable, stored_tensors
 
 from .lora import Adapter, Factor, Update, load_update
 
@@ -88,6 +88,8 @@ class GgufAdapter:
     def _update(self, name: str, shape: tuple[int, ...], a: StoredTensor, b: StoredTensor) -> Update:
         if not len(shape) == len(a.shape) == len(b.shape) == 2:
             raise self._fail(f"{name}: A {list(a.shape)}, B {list(b.shape)}, W {list(shape)}: expected matrices")
+        check_decodable(a)
+        check_decodable(b)
         rank = b.shape[1]
         scale = float(self._alpha) / rank if self._alpha else 1.0
         if name == EMBEDDING:

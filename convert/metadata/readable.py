@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from jmedlite.base.filenames import CARD
-from jmedlite.base.inputs import read_json, reading
+from jmedlite.base.inputs import MAX_CARD, MAX_VOCABULARY, opened, read_bytes, read_json
 
 _FENCE = "---"
 _OWN = ("name", "author", "version", "organization", "description", "finetune", "basename", "size_label", "url", "doi",
@@ -45,7 +45,7 @@ def readable(folder: Path) -> Iterator[tuple[Path, list[str]]]:
             if path.is_file() and path.suffix in (".json", ".jinja"):
                 shutil.copyfile(path, copy / path.name)
         for path in marked:
-            (copy / path.name).write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+            (copy / path.name).write_bytes(read_bytes(path, MAX_VOCABULARY).removeprefix(codecs.BOM_UTF8))
         if front is not None:
             (copy / CARD).write_text(f"{_FENCE}\n{front}{_FENCE}\n", encoding="utf-8")
         elif (folder / CARD).is_file():
@@ -55,7 +55,7 @@ def readable(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _has_mark(path: Path) -> bool:
     """Does a file begin with UTF-8's byte order mark? Raises DataError where it is another encoding's."""
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(3)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         read_json(path)  # says so
@@ -66,8 +66,7 @@ def _read_card(path: Path) -> tuple[str | None, list[str]]:
     """The front matter to read instead of a card's own, None where that can be read; and what was left out."""
     if not path.is_file():
         return None, []
-    with reading(path):
-        raw = path.read_bytes()
+    raw = read_bytes(path, MAX_CARD)
     text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
     as_it_is = text.encode() == raw  # no mark, no other encoding
     lines = text.splitlines()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import read_json, read_text, reading
+from jmedlite.base.inputs import MAX_VOCABULARY, read_json, read_text, reading
 
 from .sentencepiece import SentencePieceModel, read_sentencepiece
 
@@ -28,7 +28,7 @@ Template = str | list[dict[str, str]]  # one, or several with "name" and "templa
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+    return read_json(path, MAX_VOCABULARY) if path.is_file() else None
 
 
 @dataclass(frozen=True)

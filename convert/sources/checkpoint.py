@@ -6,7 +6,6 @@ read, never mapped, because the resident pages of a map count as the process's m
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE, is_plain
-from jmedlite.base.inputs import check_stand_in, read_json, reading
+from jmedlite.base.inputs import MAX_INDEX, check_stand_in, opened, parse_json, read_json
 
 from .mistaken import instead_of_model
 from .tensors import DTYPE_BYTES, StoredTensor
@@ -42,7 +41,7 @@ def _agreeing(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file; every length is bounded and the data must be covered without holes."""
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(64)
         check_stand_in(path, head)
@@ -57,8 +56,8 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
         file.seek(8)
         blob = file.read(length)
     try:
-        entries = json.loads(blob, object_pairs_hook=_no_repeats)
-    except (ValueError, RecursionError) as e:
+        entries = parse_json(blob, _no_repeats)
+    except ValueError as e:
         raise DataError(f"{path.name}: its header is not valid JSON ({e})") from None
     if not isinstance(entries, dict):
         raise DataError(f"{path.name}: its header is not a JSON object")
@@ -165,7 +164,7 @@ class Checkpoint:
         raise InputMissing(f"{self.folder}: has neither {SINGLE} nor {INDEX}, nor {BIN_SINGLE} nor {BIN_INDEX}{hint}")
 
     def _from_index(self, index: str) -> dict[str, StoredTensor]:
-        weight_map = read_json(self.folder / index, pairs=_agreeing).get("weight_map")
+        weight_map = read_json(self.folder / index, MAX_INDEX, _agreeing).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise DataError(f"{index}: has no weight_map")
         shards: dict[str, Path] = {}

@@ -17,7 +17,7 @@ from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vo
 from jmedlite.convert.metadata.tokenizer import SourceVocabulary
 
 from .base import Base, Spec
-from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, stored_tensors
+from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, check_decodable, stored_tensors
 
 
 def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
@@ -28,7 +28,7 @@ def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
     paths = gguf.split_files(path)
     headers = []
     for i, part in enumerate(paths):
-        if not part.is_file():
+        if len(paths) > 1 and not part.exists():
             raise InputMissing(f"{part.name}: is part {i + 1} of {len(paths)} of this model and not there; copy it too")
         headers.append(gguf.read_header(part))
     first = headers[0]
@@ -49,6 +49,7 @@ def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
         for name, tensor in stored_tensors(part, header).items():
             if tensors.setdefault(name, tensor) is not tensor:
                 raise DataError(f"{part.name}: has the tensor {name}, which {tensors[name].path.name} has too")
+    gguf.check_tensors(path, tensors)
     wanted = first.metadata.get(gguf.SPLIT_TENSORS, len(tensors))
     if wanted != len(tensors):
         raise DataError(f"{path.name}: has {len(tensors)} tensors in all its parts, expected {wanted}")
@@ -68,6 +69,9 @@ class GgufModel:
                 f"{path.name}: is quantized already ({', '.join(quantized)}), which costs accuracy twice; "
                 "give the original, or --allow-requantize"
             )
+        for tensor in self._tensors.values():
+            if tensor.dtype not in NOT_WEIGHTS:  # those are copied as they are, or refused
+                check_decodable(tensor)
         family = next((f for f in FAMILIES if f.gguf_arch == self.architecture), None)
         self.title = f"{family.title if family else self.architecture} (GGUF)"
         self.warnings = (

@@ -11,9 +11,9 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
-from jmedlite.base.errors import IoFault
-from jmedlite.base.inputs import reading
-from jmedlite.base.native import F32, U8, widen
+from jmedlite.base.errors import DataError, IoFault
+from jmedlite.base.inputs import open_file, reading
+from jmedlite.base.native import F32, U8, decodes, widen
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
@@ -64,7 +64,7 @@ class Files:
         file = self._open.get(tensor.path)
         with reading(tensor.path):
             if file is None:
-                file = self._open[tensor.path] = tensor.path.open("rb", buffering=0)
+                file = self._open[tensor.path] = open_file(tensor.path, buffering=0)
             file.seek(tensor.offset + start)
             view = memoryview(out.data)
             while view:
@@ -103,6 +103,12 @@ class Files:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+def check_decodable(tensor: StoredTensor) -> None:
+    """Raise DataError where a GGUF's tensor is of a type that can't be read as weights."""
+    if not decodes(tensor.dtype):
+        raise DataError(f"{tensor.path.name}: {tensor.name} is stored as {tensor.dtype}, expected a type of weights")
 
 
 def stored_tensors(path: Path, header: gguf.Header) -> dict[str, StoredTensor]:

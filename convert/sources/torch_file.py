@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import AGAIN, check_stand_in, reading
+from jmedlite.base.inputs import AGAIN, check_stand_in, opened
 
 from .tensors import DTYPE_BYTES, StoredTensor
 
@@ -510,7 +510,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
     Several tensors may share bytes (tied weights). Raises DataError for anything but contiguous plain tensors.
     """
-    with reading(path), path.open("rb", buffering=0) as file:
+    with opened(path, buffering=0) as file:
         _check_kind(path, file.read(512))
         blob, storages = _contents(path, file, os.fstat(file.fileno()).st_size)
     return _state_dict(path, _PickleMachine(path, blob, storages).run())

@@ -9,7 +9,6 @@ from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.gguf import level_name, read_header, split_stem
-from jmedlite.base.inputs import reading
 from jmedlite.base.manifest import Manifest, read_manifest
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress
@@ -61,8 +60,7 @@ def describe_model(path: Path, progress: Progress) -> dict[str, Any]:
     hashes = []
     progress("hashing", 0, sum(sizes), path.name)
     for i, part in enumerate(files):
-        with reading(part):
-            hashes.append(sha256_file(part))
+        hashes.append(sha256_file(part))
         progress("hashing", sum(sizes[: i + 1]), sum(sizes), path.name)
     manifest = read_manifest(path)
     if manifest:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import traceback
+from pathlib import Path
+
+LONGEST = 600  # characters of a sentence for people
+_HEAD = 380
+
+
+def shortened(text: str) -> str:
+    """A sentence of at most LONGEST characters, the rest cut out of its middle: files hold values of any length."""
+    return text if len(text) <= LONGEST else f"{text[:_HEAD]} […] {text[_HEAD + 5 - LONGEST :]}"
+
 
 class JmedliteError(Exception):
     """A fault with a sentence for people: what was found, what was expected, what to do next."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
 
 
 class UsageError(JmedliteError):
@@ -39,6 +54,12 @@ class Unavailable(JmedliteError):
 
 class NativeError(JmedliteError):
     """llama.cpp ended the child process, or refused what it was given."""
+
+    exit_code = 70
+
+
+class InternalError(JmedliteError):
+    """A mistake in jmedlite itself, or a fault that nobody foresaw."""
 
     exit_code = 70
 
@@ -94,3 +115,55 @@ BY_EXIT_CODE: dict[int, type[JmedliteError]] = {
         Interrupted,
     )
 }
+BY_NAME: dict[str, type[JmedliteError]] = {
+    kind.__name__: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, JmedliteError)
+}
+_OUR_FOLDERS = ("jmedlite", "convert", "benchmarks")
+
+
+def system_fault(error: OSError) -> JmedliteError | None:
+    """What is no fault of a file, but of the system's bounds: names, descriptors, memory; None for all else."""
+    where, reason = _where_and_why(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return CannotCreate(f"{where}the name is too long for this system ({reason}); choose a shorter one")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return IoFault(f"{where}too many files are open ({reason}); raise the limit, as `ulimit -n 1024` does")
+    if "temporary directory" in reason:  # tempfile's own words
+        return CannotCreate(f"there is no folder for temporary files ({reason}); set TMPDIR to one with room")
+    if error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return CannotCreate(f"{where}the system has no more memory or processes to give ({reason}); close programs")
+    return None
+
+
+def _where_and_why(error: OSError) -> tuple[str, str]:
+    file = error.filename
+    return f"{file}: " if isinstance(file, str) else "", error.strerror or str(error) or type(error).__name__
+
+
+def as_expected(error: BaseException) -> JmedliteError:
+    """What nobody caught, as a sentence with an exit code: what a system refuses, what is no more, mistakes of ours."""
+    if isinstance(error, JmedliteError):
+        return error
+    if isinstance(error, OSError):
+        where, reason = _where_and_why(error)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return NotPermitted(f"{where}is not permitted ({reason})")
+        return system_fault(error) or IoFault(f"{where}the system refused ({reason})")
+    if isinstance(error, MemoryError):
+        return CannotCreate("memory ran out; close other programs, or choose something smaller")
+    if isinstance(error, RecursionError):
+        return DataError(f"a file is nested too deeply to be read{_place(error)}")
+    if isinstance(error, UnicodeError | OverflowError):
+        return DataError(f"a text or number can't be represented ({error}){_place(error)}")
+    return InternalError(
+        f"this is a mistake in jmedlite ({type(error).__name__}: {error}{_place(error)}); please report this line, and "
+        "what the same command shows with JMEDLITE_DEBUG=1"
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Where in our own files it happened, the innermost."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if {*Path(f.filename).parts} & {*_OUR_FOLDERS}]
+    return f", at {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""

@@ -6,19 +6,22 @@ llama.cpp aborts the process on some malformed headers, so every file from outsi
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, LlamaFileType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, LlamaFileType, TokenType
 
-from .errors import DataError
-from .inputs import check_stand_in, reading
+from .errors import DataError, shortened
+from .inputs import check_stand_in, opened
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -27,6 +30,10 @@ MAX_DIMS = 4
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 STEP = 1 << 20  # bytes read at once where there are many small values
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
+MAX_WHOLE = (1 << 31) - 1
+# What a header may hold. The largest vocabularies there are (262,144 tokens, 580,000 merges) make 16 MB of metadata;
+# models have some 60 keys and up to 2,000 tensors. Read, a header takes at most about five times its bytes.
+MAX_HEADER, MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 64 << 20, 1 << 14, 1 << 16, 1 << 21
 
 Entries = dict[str, tuple[Any, int, int | None]]  # metadata: {key: (value, type, element type of an array or None)}
 
@@ -66,7 +73,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """All a GGUF says before its data. `types[key]` is the value type, or (ARRAY, element type)."""
+    """All a GGUF says before its data. `types[key]` is the value type, or (ARRAY, element type).
+
+    Arrays of numbers are packed ones (`array.array`), those of texts lists of bytes.
+    """
 
     metadata: dict[str, Any]
     types: dict[str, tuple[int, ...]]
@@ -149,6 +159,8 @@ def pack_value(value: Any, type_: int, element_type: int | None = None) -> bytes
         head = struct.pack("<IIQ", ARRAY, element_type, len(value))
         if element_type == STRING:
             return head + b"".join(map(_pack_string, value))
+        if isinstance(value, array) and value.typecode == _typecode(element_type) and sys.byteorder == "little":
+            return head + value.tobytes()
         return head + struct.pack(f"<{len(value)}{_SCALARS[element_type]}", *value)
     return struct.pack("<I" + _SCALARS[type_], type_, value)
 
@@ -193,12 +205,14 @@ class _Cursor:
     """A forward reader that never asks for more than the file has."""
 
     def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
-        self.file, self.size, self.path, self.at = file, size, path, 0
+        self.file, self.size, self.path, self.at, self.n_strings = file, size, path, 0, 0
 
     def fail(self, what: str) -> DataError:
         return DataError(f"{self.path.name}: {what}")
 
     def take(self, n: int, what: str) -> bytes:
+        if self.at + n > MAX_HEADER and n <= self.size - self.at:
+            raise self.fail(f"has a header of over {MAX_HEADER:,} bytes ({what}), which no model needs; is it damaged?")
         if n > self.size - self.at:
             raise self.fail(
                 f"truncated in {what}: needs {self.at + n:,} bytes, has {self.size:,}; copy or download the file again"
@@ -212,10 +226,12 @@ class _Cursor:
     def unpack(self, fmt: str, what: str) -> tuple[Any, ...]:
         return struct.unpack("<" + fmt, self.take(struct.calcsize("<" + fmt), what))
 
-    def count(self, n: int, each: int, what: str) -> int:
-        """A count from the file, checked against the least room its elements can take."""
+    def count(self, n: int, each: int, what: str, limit: int = MAX_HEADER) -> int:
+        """A count from the file, checked against the least room its elements can take, and a limit."""
         if n * each > self.size - self.at:
             raise self.fail(f"{what} claims {n:,} entries, more than the {self.size:,} bytes of the file can hold")
+        if n > limit:
+            raise self.fail(f"{what} has {n:,} entries, expected at most {limit:,}; is it damaged?")
         return n
 
     def string(self, what: str) -> bytes:
@@ -239,7 +255,8 @@ class _Cursor:
             self.at -= len(block) - at
             self.file.seek(self.at)
             self.count(end - at, 1, what)
-            block, at = self.take(min(max(STEP, end - at), self.size - self.at), what), 0
+            room = min(self.size, MAX_HEADER) - self.at
+            block, at = self.take(max(min(STEP, room), end - at), what), 0
         self.at -= len(block) - at
         self.file.seek(self.at)
         return found
@@ -258,15 +275,25 @@ class _Cursor:
             raise self.fail(f"{what} has unknown value type {type_}")
         return self.unpack(_SCALARS[type_], what)[0]
 
-    def array(self, what: str) -> tuple[int, list[Any]]:
+    def array(self, what: str) -> tuple[int, list[bytes] | array[Any]]:
         element, n = self.unpack("IQ", what)
         if element == STRING:
-            return element, self.strings(self.count(n, 8, what), what)
+            self.n_strings += self.count(n, 8, what)
+            if self.n_strings > MAX_STRINGS:
+                raise self.fail(f"{what}: over {MAX_STRINGS:,} texts are in the header, expected fewer; is it damaged?")
+            return element, self.strings(n, what)
         if element not in _SCALARS:
             raise self.fail(f"{what} is an array of unknown or nested type {element}")
-        code = _SCALARS[element]
-        self.count(n, struct.calcsize(code), what)
-        return element, list(self.unpack(f"{n}{code}", what))
+        size = struct.calcsize(_SCALARS[element])
+        found = array(_typecode(element), self.take(size * self.count(n, size, what), what))
+        if sys.byteorder == "big":
+            found.byteswap()
+        return element, found
+
+
+def _typecode(element: int) -> str:
+    """array.array's letter for an element type: struct's, but for truth values, which are bytes there."""
+    return "B" if element == BOOL else _SCALARS[element]
 
 
 def read_header(path: Path) -> Header:
@@ -274,7 +301,7 @@ def read_header(path: Path) -> Header:
 
     Raises InputMissing, NotPermitted, or DataError naming what is wrong.
     """
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         return _read(_Cursor(file, size, path))
 
@@ -292,8 +319,8 @@ def _read(c: _Cursor) -> Header:
     if version not in (2, 3):
         raise c.fail(f"has GGUF version {version}, expected 2 or 3; convert the model again")
     n_tensors, n_kv = c.unpack("QQ", "the header")
-    c.count(n_kv, 13, "the metadata")
-    c.count(n_tensors, 32, "the tensor list")
+    c.count(n_kv, 13, "the metadata", MAX_KEYS)
+    c.count(n_tensors, 32, "the tensor list", MAX_TENSORS)
     metadata, types = _read_metadata(c, n_kv)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
@@ -368,6 +395,92 @@ def _check_data(c: _Cursor, tensors: Sequence[Tensor], data_offset: int, alignme
             )
 
 
+_Kind = tuple[str, Callable[[Any, tuple[int, ...]], bool]]  # what is expected, and is it that
+_WHOLES = (UINT8, INT8, UINT16, INT16, UINT32, INT32, UINT64, INT64)
+
+
+def _is_whole(value: Any, types: tuple[int, ...]) -> bool:
+    return types[0] in _WHOLES and 0 <= value <= MAX_WHOLE
+
+
+def _are_wholes(value: Any, types: tuple[int, ...], lowest: int = 0) -> bool:
+    if types[0] != ARRAY or types[1] not in _WHOLES:
+        return False
+    return not value or (min(value) >= lowest and max(value) <= MAX_WHOLE)
+
+
+_TEXT: _Kind = ("a text", lambda _, types: types == (STRING,))
+_FLAG: _Kind = ("true or false", lambda _, types: types == (BOOL,))
+_WHOLE: _Kind = (f"a whole number up to {MAX_WHOLE:,}", _is_whole)
+_TEXTS: _Kind = ("a list of texts", lambda _, types: types == (ARRAY, STRING))
+_NUMBERS: _Kind = ("a list of numbers", lambda _, types: types in ((ARRAY, FLOAT32), (ARRAY, FLOAT64)))
+_IDS: _Kind = ("a list of token numbers", lambda value, types: _are_wholes(value, types, -1))  # -1: no token
+_PER_BLOCK: _Kind = (
+    f"a whole number up to {MAX_WHOLE:,}, or a list of such",
+    lambda value, types: _is_whole(value, types) or _are_wholes(value, types),
+)
+# Everything that jmedlite itself looks at in a model; what llama.cpp alone reads, it checks alone.
+_EXPECTED: dict[str, _Kind] = {
+    **dict.fromkeys(("general.name", "general.type", "general.license", "general.license.name"), _TEXT),
+    **dict.fromkeys(("general.base_model.0.name", "tokenizer.ggml.model", "tokenizer.ggml.pre"), _TEXT),
+    **dict.fromkeys(("tokenizer.chat_template", "quantize.imatrix.file", "quantize.imatrix.dataset"), _TEXT),
+    **dict.fromkeys((EXACT_CONTEXT_SETTING, "jmedlite.tokenizer.normalizer", "jmedlite.tokenizer.space_prefix"), _TEXT),
+    **dict.fromkeys((SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS, "general.file_type"), _WHOLE),
+    **dict.fromkeys(("quantize.imatrix.entries_count", "quantize.imatrix.chunks_count"), _WHOLE),
+    **{
+        f"tokenizer.ggml.{flag}": _FLAG
+        for flag in ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces")
+    },
+    "jmedlite.tokenizer.byte_fallback": _FLAG,
+    "tokenizer.ggml.merges": _TEXTS,
+    "tokenizer.ggml.scores": _NUMBERS,
+    "tokenizer.ggml.token_type": ("a list of whole numbers", _are_wholes),
+    **{
+        f"jmedlite.tokenizer.{name}": _IDS
+        for name in ("lstrip", "rstrip", "single_word", "normalized", "typed", "end_token_ids")
+    },
+}
+_EXPECTED_OF_ARCHITECTURE: dict[str, _Kind] = {
+    **dict.fromkeys(("block_count", "context_length", "rope.scaling.original_context_length"), _WHOLE),
+    **dict.fromkeys(
+        (
+            "embedding_length", "feed_forward_length", "expert_feed_forward_length", "expert_used_count",
+            "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+        ),
+        _PER_BLOCK,
+    ),
+}  # fmt: skip
+_COMMON = (
+    "command-r", "deepseek2", "falcon", "gemma", "gemma2", "gemma3", "gpt-oss", "gpt2", "gptneox", "granite", "llama",
+    "llama4", "mamba", "mistral3", "mpt", "olmo2", "phi2", "phi3", "plamo2", "qwen2", "qwen2moe", "qwen3", "qwen3moe",
+    "stablelm", "starcoder2",
+)  # fmt: skip
+
+
+def _found(value: Any, types: tuple[int, ...]) -> str:
+    """A value of another type than expected, in words."""
+    if types[0] == ARRAY:
+        return f"a list of {len(value):,} {'texts' if types[1] == STRING else 'numbers'}"
+    return f"the text {shortened(value)!r}" if types[0] == STRING else str(value).lower()
+
+
+def check_types(path: Path, header: Header, arch: str) -> None:
+    """Every value that is looked at anywhere has the type that it is looked at as; raises DataError."""
+    expected = {**_EXPECTED, **{f"{arch}.{key}": kind for key, kind in _EXPECTED_OF_ARCHITECTURE.items()}}
+    for key, value in header.metadata.items():
+        kind = _TEXT if key.startswith("jmedlite.made.") else expected.get(key)
+        if kind is not None and not kind[1](value, header.types[key]):
+            raise DataError(f"{path.name}: {key} is {_found(value, header.types[key])}, expected {kind[0]}")
+
+
+def check_tensors(path: Path, names: Collection[str]) -> None:
+    """A model's parts have an embedding together, without which nothing is asked of it; raises DataError."""
+    if "token_embd.weight" not in names:
+        raise DataError(
+            f"{path.name}: has no token_embd.weight among its {len(names):,} tensors; is it a whole language model?"
+        )
+
+
 def check_model(path: Path, header: Header) -> None:
     """What llama.cpp would abort on, or answer wrongly from, in a header that is well-formed; raises DataError."""
 
@@ -379,8 +492,10 @@ def check_model(path: Path, header: Header) -> None:
     if not isinstance(arch, str) or not arch:
         raise fail("has no general.architecture; it is not a language model")
     if arch not in MODEL_ARCH_NAMES.values():
-        known = ", ".join(sorted(MODEL_ARCH_NAMES.values()))
-        raise fail(f"is of the unknown architecture {arch!r}; known are {known}")
+        known = sorted({*_COMMON, *difflib.get_close_matches(arch[:MAX_NAME], MODEL_ARCH_NAMES.values())})
+        more = len(MODEL_ARCH_NAMES) - len(known)
+        raise fail(f"is of the unknown architecture {arch!r}; known are {', '.join(known)} and {more} more")
+    check_types(path, header, arch)
     blocks = meta.get(f"{arch}.block_count")
     if not isinstance(blocks, int) or not 1 <= blocks <= MAX_BLOCKS:
         raise fail(f"has {arch}.block_count {blocks}, expected 1 to {MAX_BLOCKS}")
@@ -389,6 +504,14 @@ def check_model(path: Path, header: Header) -> None:
         raise fail("has no vocabulary (tokenizer.ggml.tokens)")
     if len(set(tokens)) != len(tokens):
         raise fail("has the same token twice in its vocabulary")
+    for key in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"):
+        if (n := len(meta.get(key, tokens))) != len(tokens):  # llama.cpp reads as many as there are tokens
+            raise fail(f"{key} has {n:,} entries for {len(tokens):,} tokens")
+    kinds = set(meta.get("tokenizer.ggml.token_type", (TokenType.NORMAL,)))
+    if (strange := max(kinds)) > max(TokenType):
+        raise fail(f"tokenizer.ggml.token_type holds {strange}, expected 0 to {max(TokenType):d}; is it damaged?")
+    if kinds.isdisjoint((TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.BYTE)):
+        raise fail("has no token of text in its vocabulary (tokenizer.ggml.token_type); is it damaged?")
     exact = meta.get(EXACT_CONTEXT, 1)
     if not isinstance(exact, int) or exact < 1:
         raise fail(f"{EXACT_CONTEXT} is {str(exact)[:80]}, expected a number of tokens")

@@ -16,7 +16,7 @@ from typing import Any
 from . import filenames as names
 from .errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
 from .gguf import split_stem
-from .inputs import check_links, read_json
+from .inputs import MAX_INDEX, check_links, read_json
 from .outputs import sha256_file
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
@@ -78,8 +78,7 @@ def _resolve(
 ) -> Source:
     path = Path(model).expanduser()
     if path.is_dir():
-        if not follow_links:
-            check_links(path)
+        check_links(path, follow=follow_links)
         return Source(path, path.resolve().name)
     if path.is_file() and path.suffix == ".gguf":
         return Source(path, split_stem(path.name))
@@ -102,7 +101,7 @@ def _resolve(
 
 def _download_shards(repo: str, revision: str | None, folder: Path, index: str) -> None:
     """The files that an index in `folder` names, of the same commit; what it names wrongly is told when it is read."""
-    weight_map = read_json(folder / index).get("weight_map")
+    weight_map = read_json(folder / index, MAX_INDEX).get("weight_map")
     given = weight_map.values() if isinstance(weight_map, dict) else []
     shards = sorted({name for name in given if names.is_plain(name)})
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from . import gguf
 from .errors import DataError
-from .inputs import reading
+from .inputs import opened
 from .native import F32
 from .outputs import OutputFile, sha256_file
 
@@ -57,7 +57,7 @@ def read_imatrix(path: Path) -> Imatrix:
 
     Raises InputMissing, NotPermitted, or DataError naming what is wrong.
     """
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         magic = file.read(4)
         if not magic:
             raise DataError(f"{path.name}: is empty, expected an importance matrix; {AGAIN}")

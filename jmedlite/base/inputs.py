@@ -8,12 +8,19 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError
+from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError, system_fault
 
-MAX_JSON = 256_000_000
+# Bytes of JSON that are read at most, by what the file is. The largest that were seen: config.json with a setting for
+# every module 1 MB, tokenizer.json 35 MB, an index of 90,000 tensors 9 MB.
+MAX_SETTINGS, MAX_VOCABULARY, MAX_INDEX = 8_000_000, 100_000_000, 64_000_000
+# A value of JSON takes two bytes there and up to 72 here, so a file's values are bounded beside its bytes. A tokenizer
+# of 262,144 tokens and 580,000 merges has 1.4 million.
+MAX_VALUES = 5_000_000
+MAX_CARD = 16_000_000
 AGAIN = "download the file again"
 MAX_TEXT = 32 << 20  # bytes
 MAX_CTX = 1 << 20  # tokens that a text is cut into at most
@@ -30,14 +37,64 @@ def reading(path: Path) -> Iterator[None]:
     except PermissionError:
         raise NotPermitted(f"{path}: may not be read (permission denied)") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a file") from None
+        raise InputMissing(f"{path}: is not a regular file, but a folder") from None
     except OSError as e:
-        raise IoFault(f"{path}: could not be read ({e.strerror or e})") from None
+        raise system_fault(e) or IoFault(f"{path}: could not be read ({e.strerror or e})") from None
+
+
+_OTHER_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+# a pipe that nobody writes to must not keep `open` waiting
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+@contextmanager
+def opened(path: Path, buffering: int = -1) -> Iterator[BufferedReader]:
+    """A file, open for reading: the one way in which a file from outside is opened. Raises what `reading` does.
+
+    Only regular files: a pipe may never end, a device has no end, and everything here is read in more than one place
+    or more than once. What is piped in, standard input takes.
+    """
+    with reading(path), open_file(path, buffering) as file:
+        yield file
+
+
+def open_file(path: Path, buffering: int = -1) -> BufferedReader:
+    """`opened` for who closes the file himself, inside `reading`."""
+    _check_regular(path, os.stat(path))  # before: opening some devices does something  # noqa: PTH116
+    fd = os.open(path, _FLAGS)
+    try:
+        _check_regular(path, os.fstat(fd))  # after: it may be another by now
+        return cast(BufferedReader, os.fdopen(fd, "rb", buffering))  # a FileIO can all that is used
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _OTHER_KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        advice = "" if kind == "a folder" else "; save its content to a file, and give that"
+        raise InputMissing(f"{path}: is not a regular file, but {kind}{advice}")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A file of at most `limit` bytes; raises DataError where it is longer."""
+    with opened(path) as file:
+        blob = file.read(limit + 1)
+    if len(blob) > limit:
+        raise DataError(f"{path.name}: has more than {limit:,} bytes, which no such file needs; is it the right one?")
+    return blob
 
 
 def read_text(path: Path, limit: int) -> str:
     """A UTF-8 file of at most `limit` bytes; raises DataError where it is longer or in another encoding."""
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         return decode(file.read(limit + 1), limit, str(path))
 
 
@@ -58,22 +115,29 @@ def check_stand_in(path: Path, head: bytes) -> None:
 _READ = (".json", ".safetensors", ".bin", ".model", ".jinja", ".md")  # what models and adapters are read from
 
 
-def check_links(folder: Path) -> None:
+def check_links(folder: Path, follow: bool = False) -> None:
     """Raise where a link among the files of a model's or adapter's folder leads to what nobody meant to give.
 
-    A link may leave the folder (into a store, a shared disk, the Hub's cache) where its target is a regular file of
-    the person's own, of the system's, or of whoever made the link. Systems without owners follow all.
+    What is no regular file is refused, not taken for one that is not there. A link may leave the folder (into a store,
+    a shared disk, the Hub's cache) where its target is a regular file of the person's own, of the system's, or of
+    whoever made the link. Systems without owners, and `follow`, follow all.
     """
     with reading(folder):
         found = sorted(folder.iterdir())
     for path in found:
-        if not path.is_symlink() or path.suffix not in _READ:
+        if path.suffix not in _READ:
+            continue
+        if not path.is_symlink():
+            if not path.is_file() and not path.is_dir():
+                _check_regular(path, path.stat())
             continue
         target = path.resolve()
         if not target.exists():
             raise InputMissing(f"{path.name}: is a link to {target}, which is not there; fetch or mount it")
         if not stat.S_ISREG(target.stat().st_mode):
             raise InputMissing(f"{path.name}: is a link to {target}, which is not a regular file")
+        if follow:
+            continue
         # The Hub's cache links snapshots/<commit>/<file> to blobs/<hash>, two floors up.
         roots = (folder.resolve(), folder.resolve().parent.parent / "blobs")
         if target.is_relative_to(roots[0]) or (roots[0].parent.name == "snapshots" and target.is_relative_to(roots[1])):
@@ -86,24 +150,22 @@ def check_links(folder: Path) -> None:
             )
 
 
-def read_json(
-    path: Path, limit: int = MAX_JSON, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> dict[str, Any]:
+Pairs = Callable[[list[tuple[str, Any]]], Any]
+
+
+def read_json(path: Path, limit: int = MAX_SETTINGS, pairs: Pairs | None = None) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes; raises InputMissing or DataError.
 
     `pairs` makes each object of its (name, value) pairs, and may raise ValueError.
     """
-    with reading(path):
-        if path.stat().st_size > limit:
-            raise DataError(f"{path.name}: has {path.stat().st_size:,} bytes, expected at most {limit:,}")
-        blob = path.read_bytes()
+    blob = read_bytes(path, limit)
     if blob.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(
             f"{path.name}: is UTF-16, as its byte order mark says, expected JSON in UTF-8; save it as UTF-8"
         )
     try:
-        found = json.loads(blob.removeprefix(codecs.BOM_UTF8), object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as e:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        found = parse_json(blob.removeprefix(codecs.BOM_UTF8), pairs)
+    except ValueError as e:
         check_stand_in(path, blob[:512])
         raise DataError(f"{path.name}: is not valid JSON ({e})") from None
     if not isinstance(found, dict):
@@ -111,9 +173,19 @@ def read_json(
     return found
 
 
+def parse_json(blob: bytes, pairs: Pairs | None = None) -> Any:
+    """`blob` as JSON of at most MAX_VALUES values; raises ValueError, whatever is wrong."""
+    if blob.count(b",") > MAX_VALUES:  # every value but the first of its list or object stands after a comma
+        raise ValueError(f"it has over {MAX_VALUES:,} values")
+    try:
+        return json.loads(blob, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_document(path: Path) -> str:
     """A text file, UTF-8 and not empty; raises DataError saying what else it is."""
-    with reading(path), path.open("rb") as file:
+    with opened(path) as file:
         raw = file.read(MAX_TEXT + 1)
     if len(raw) > MAX_TEXT:
         raise DataError(f"{path.name}: has more than {MAX_TEXT:,} bytes; some hundred kB of text are enough")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import DataError
 from .gguf import split_stem
-from .inputs import read_json
+from .inputs import MAX_INDEX, read_json
 from .outputs import sha256_file
 from .records import along, from_json
 
@@ -111,7 +111,7 @@ def read_manifest(gguf_file: Path) -> Manifest | None:
     path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
     if not path.is_file():
         return None
-    found = read_json(path)
+    found = read_json(path, MAX_INDEX)
     if found.get("format") != FORMAT or not isinstance(found.get("files"), list):
         raise DataError(f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away")
     return from_json(found, Manifest, path.name)

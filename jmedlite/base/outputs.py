@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from .errors import Busy, CannotCreate, IoFault, JmedliteError, NotPermitted
+from .inputs import opened
 
 
 def fault(error: OSError, path: Path, doing: str) -> JmedliteError:
@@ -126,7 +127,7 @@ class OutputFile:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -60,7 +60,7 @@ def compute_imatrix(
     hears how far it is (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
     """
     path = Path(model)
-    if not path.is_file():
+    if not path.exists():
         raise InputMissing(f"{model}: no such GGUF file")
     if str(gpu_layers) not in ("auto", "all"):
         if not str(gpu_layers).lstrip("-").isdecimal():

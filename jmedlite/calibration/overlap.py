@@ -11,7 +11,7 @@ sum(mix(c[i]) * B**i) mod 2**64, which rolls over a text in a few array operatio
 
 from __future__ import annotations
 
-import json
+import codecs
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import parse_json, read_bytes
 from jmedlite.runtime.chat_template import language_of
 
 WINDOWS_JA, WINDOWS = (32, 24, 16), (64, 48, 32)
@@ -161,16 +161,12 @@ def shipped() -> Fingerprints:
 
 def task_items(path: Path, prefix: str = "") -> Iterator[tuple[str, str, bool]]:
     """(id, text, is a choice) of a task's JSONL; raises DataError with the line's number."""
-    with reading(path):
-        if path.stat().st_size > MAX_TASK_BYTES:
-            raise DataError(f"{path.name}: has over {MAX_TASK_BYTES:,} bytes, expected the JSON lines of a task")
-        raw = path.read_bytes()
-    for number, line in enumerate(raw.splitlines(), 1):
+    for number, line in enumerate(read_bytes(path, MAX_TASK_BYTES).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            item: Any = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
+            item: Any = parse_json(line.removeprefix(codecs.BOM_UTF8))
+        except ValueError:
             raise DataError(f"{path.name}, line {number}: is not JSON; expected one object per line") from None
         known = [k for k in (*STEMS, *CHOICES) if isinstance(item, dict) and k in item]
         if not known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from typing import Annotated
 
 # The pass has its own worker threads; BLAS threads under each would only fight them. Set before numpy loads.
@@ -14,7 +15,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS
 import typer
 
 from jmedlite import __version__
-from jmedlite.base.errors import ClosedPipe, Interrupted, JmedliteError
+from jmedlite.base.errors import ClosedPipe, Interrupted, as_expected
 from jmedlite.base.lean import import_leanly
 
 from . import console
@@ -64,7 +65,7 @@ for _command in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: every expected fault becomes one line and its exit code."""
+    """Entry point: every fault becomes one line and its exit code; JMEDLITE_DEBUG shows where it came from."""
     for stream in (sys.stdout, sys.stderr):
         # a pipe on Windows has the code page of the system, which may lack what a model writes
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
@@ -75,12 +76,17 @@ def main() -> None:
         app()
     except ClosedPipe as e:
         sys.exit(e.exit_code)
-    except JmedliteError as e:
-        console.error(str(e))
-        sys.exit(e.exit_code)
     except KeyboardInterrupt:
         console.note("")
         sys.exit(Interrupted.exit_code)
+    except SystemExit:
+        raise
+    except BaseException as e:
+        if os.environ.get("JMEDLITE_DEBUG"):
+            traceback.print_exception(e)
+        fault = as_expected(e)
+        console.error(str(fault))
+        sys.exit(fault.exit_code)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from . import console
 PREFIX = "JMEDLITE_"
 # serve every command that has the option, below the command's own: JMEDLITE_ASK_MODEL goes before JMEDLITE_MODEL
 SHARED = ("MODEL", "LANG", "GPU_LAYERS", "KV_TYPE", "FLASH_ATTN", "THREADS")
-OTHERS = ("STATE", "CACHE", "API_KEY")  # read elsewhere
+OTHERS = ("STATE", "CACHE", "API_KEY", "DEBUG")  # read elsewhere
 
 
 class Command(TyperCommand):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from jmedlite.base.errors import ClosedPipe
+from jmedlite.base.errors import ClosedPipe, shortened
 from jmedlite.base.progress import IN_BYTES, silent
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ _CLOSING = frozenset("、。，．・：；？！」』）】〉》〕］｝ー�
 
 
 def plain(text: str) -> str:
-    """Text without control sequences."""
-    return text.translate(_CONTROLS)
+    """Text without control sequences, nor halves of characters, as file names in other encodings have them."""
+    return text.translate(_CONTROLS).encode("utf-8", "replace").decode("utf-8")
 
 
 def out(text: str, end: str = "\n") -> None:
@@ -163,11 +163,11 @@ def note(text: str) -> None:
 
 
 def error(text: str) -> None:
-    note("jmedlite: " + " ".join(text.split()))
+    note("jmedlite: " + shortened(" ".join(text.split())))
 
 
 def warn(text: str) -> None:
-    note("jmedlite: warning: " + " ".join(text.split()))
+    note("jmedlite: warning: " + shortened(" ".join(text.split())))
 
 
 def document(value: Any) -> None:

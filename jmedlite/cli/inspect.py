@@ -50,8 +50,8 @@ def _show_facts(facts: dict[str, Any]) -> None:
         ["size", f"{console.size(facts['size_bytes'])}, {facts['n_weights'] / 1e6:,.0f} M weights"],
         [
             "model",
-            f"{facts['architecture']}, {facts['n_layer']} layers, {facts['n_vocab']:,} tokens, trained on contexts of "
-            f"{facts['n_ctx_train']:,}",
+            f"{facts['architecture']}, {facts['n_layer']} layers, {facts['n_vocab']:,} tokens, "
+            + (f"trained on contexts of {n:,}" if (n := facts["n_ctx_train"]) else "trained on contexts not stated"),
         ],
         ["tensors", ", ".join(f"{n} × {t}" for t, n in facts["types"].items())],
         ["made from", made.get("base", "not stated")],

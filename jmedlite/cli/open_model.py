@@ -37,7 +37,7 @@ def find_gguf(model: str | None) -> Path:
             return files[0]
         listing = ", ".join(f.name for f in files) or "none"
         raise UsageError(f"{model}: is a folder (GGUF files in it: {listing}); name the file, or quantize it first")
-    if not path.is_file():
+    if not path.exists():
         raise InputMissing(f"{model}: no such GGUF file; {_what_there_is(path, made_models().there)}")
     return path
 

@@ -131,8 +131,10 @@ class Context:
 
 
 def finite_max(logits: NDArray[np.float32]) -> float:
-    """The largest of `logits` (n,); raises DataError where any of them is not finite."""
-    top = logits.max()
-    if not (math.isfinite(top) and math.isfinite(logits.min())):  # a NaN makes both of them NaN
+    """The largest of `logits` (n,); raises DataError where any of them is not finite, or all are the same."""
+    top, bottom = logits.max(), logits.min()
+    if not (math.isfinite(top) and math.isfinite(bottom)):  # a NaN makes both of them NaN
         raise DataError("the model's output is not finite, so the file is damaged; make or copy it again")
+    if top == bottom and logits.size > 1:  # of weights that are zero
+        raise DataError("the model finds every token as likely as any other, so the file is damaged; copy it again")
     return float(top)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import ContextFull, DataError
-from jmedlite.base.inputs import reading
+from jmedlite.base.inputs import parse_json, read_bytes
 from jmedlite.base.options import with_options
 from jmedlite.base.outputs import fault, write_private
 
@@ -108,10 +108,9 @@ class Conversation:
 
     def load(self, path: Path) -> None:
         """Go on with a conversation that was saved; raises InputMissing or DataError."""
-        with reading(path):
-            raw = path.read_bytes() if path.stat().st_size <= MAX_SAVED else b""
+        raw = read_bytes(path, MAX_SAVED)
         try:
-            facts = json.loads(raw)
+            facts = parse_json(raw)
             turns = [(str(role), str(text)) for role, text in facts["turns"]]
             state = str(facts["state"])
             sound = facts["format"] == FORMAT and [r for r, _ in turns] == ["user", "assistant"] * (len(turns) // 2)

@@ -6,8 +6,9 @@ import hashlib
 import threading
 from pathlib import Path
 
-from jmedlite.base.errors import DataError
+from jmedlite.base.errors import DataError, JmedliteError
 from jmedlite.base.gguf import split_stem
+from jmedlite.base.inputs import MAX_INDEX, read_bytes
 
 from .state_cache import StateCache, key_of
 
@@ -26,8 +27,8 @@ class Integrity:
         if known:
             return
         try:
-            manifest = path.with_name(split_stem(path.name) + ".json").read_bytes()
-        except OSError:
+            manifest = read_bytes(path.with_name(split_stem(path.name) + ".json"), MAX_INDEX)
+        except JmedliteError:
             return
         self._key = key_of({"checked": mark, "manifest": hashlib.sha256(manifest).hexdigest()})
         if cache is None or cache.load(self._key) is None:
@@ -40,7 +41,7 @@ class Integrity:
         try:
             manifest = read_manifest(self.path)
             self._broken = check_hashes(self.path, manifest) if manifest else []
-        except (DataError, OSError):
+        except (JmedliteError, OSError):
             self._broken = []
 
     def check(self) -> None:

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
-from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, Header, check_model, read_header, split_files
-from jmedlite.base.inputs import reading
+from jmedlite.base.gguf import (
+    EXACT_CONTEXT,
+    EXACT_CONTEXT_SETTING,
+    Header,
+    check_model,
+    check_tensors,
+    read_header,
+    split_files,
+)
 
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
@@ -44,7 +51,9 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
     first, *others = [read_header(file) for file in files]
     check_model(files[0], first)
     tensors = [*first.tensors, *(t for header in others for t in header.tensors)]
-    return files, replace(first, tensors=tuple(tensors), by_name={t.name: t for t in tensors})
+    by_name = {t.name: t for t in tensors}
+    check_tensors(files[0], by_name)
+    return files, replace(first, tensors=tuple(tensors), by_name=by_name)
 
 
 class LoadedModel:
@@ -58,8 +67,7 @@ class LoadedModel:
         self.request = {**defaults, "n_batch": N_UBATCH, "n_outputs": N_OUTPUTS, **request}
         files, self.header = read_whole_header(Path(request["path"]))
         self.path = files[0]
-        with reading(self.path):
-            self.mark = fingerprint(files)
+        self.mark = fingerprint(files)
         from jmedlite.base.native import capture_log, libllama
 
         # chat templates need it, and it loads while llama.cpp does

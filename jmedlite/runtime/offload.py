@@ -14,6 +14,7 @@ and the system (`hardware`), and the formulas from how llama.cpp lays out its bu
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -152,7 +153,7 @@ def _numbers(metadata: Mapping[str, Any], key: str, default: int) -> list[int]:
     """The values of an architecture's key, one or one per block; raises DataError where they are no sizes."""
     name = f"{metadata['general.architecture']}.{key}"
     value = metadata.get(name, default)
-    values = value if isinstance(value, list) else [value]
+    values = [*value] if isinstance(value, list | array) else [value]
     if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
         raise DataError(f"the model's {name} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
     return values

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, DataError, JmedliteError, NativeError
+from jmedlite.base.errors import BY_EXIT_CODE, BY_NAME, DataError, JmedliteError, NativeError, shortened
 
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
@@ -72,8 +72,11 @@ class Child:
             while self._busy:
                 event = self._next()
                 if event["event"] == "error":
-                    kind = ContextFull if event["kind"] == "ContextFull" else BY_EXIT_CODE.get(event["code"])
-                    raise (kind or JmedliteError)(event["message"])
+                    kind = BY_NAME.get(event["kind"]) or BY_EXIT_CODE.get(event["code"]) or JmedliteError
+                    fault = kind(event["message"])
+                    if event.get("trace"):
+                        fault.add_note(event["trace"])
+                    raise fault
                 yield event
         finally:
             self.stop()
@@ -131,7 +134,7 @@ class Child:
             return DataError(
                 "the JSON schema can't be used: its grammar takes more than 1 GB of memory; make it simpler"
             )
-        why = lines[-1].strip() if lines else "it gave no reason"
+        why = shortened(lines[-1].strip().removeprefix("jmedlite: ")) if lines else "it gave no reason"
         return NativeError(f"llama.cpp ended unexpectedly (status {status}: {why}); is the file damaged?")
 
     def close(self) -> None:

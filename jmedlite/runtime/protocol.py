@@ -14,11 +14,12 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from jmedlite.base.errors import Interrupted, JmedliteError
+from jmedlite.base.errors import Interrupted, as_expected
 
 T = TypeVar("T")
 Request = dict[str, Any]
@@ -35,7 +36,7 @@ def serve(
 ) -> None:
     """The life of a child: `load` takes the first request, and every later one goes to the operation that it names.
 
-    What `load` returns is handed to the operations. An expected fault becomes an `error` event; one of `load` also ends
+    What `load` returns is handed to the operations. A fault becomes an `error` event; one of `load` also ends
     the process, as the end of standard input does.
     """
     protect_process()
@@ -56,7 +57,7 @@ def serve(
 
 
 class _Faults:
-    """Expected faults of the body become `error` events."""
+    """Faults of the body become `error` events, those that nobody expected as well."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit, self.failed = emit, False
@@ -65,11 +66,13 @@ class _Faults:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        fault = Interrupted("stopped") if isinstance(error, Stopped) else error
-        if not isinstance(fault, JmedliteError):
+        if error is None or isinstance(error, BrokenPipeError | SystemExit):
             return False
+        fault = Interrupted("stopped") if isinstance(error, Stopped) else as_expected(error)
         self.failed = True
-        self.emit("error", code=fault.exit_code, kind=type(fault).__name__, message=str(fault))
+        # a traceback may hold what a person asked, so nobody else writes one
+        told = "".join(traceback.format_exception(error)) if os.environ.get("JMEDLITE_DEBUG") else ""
+        self.emit("error", code=fault.exit_code, kind=type(fault).__name__, message=str(fault), trace=told)
         return True
 
 

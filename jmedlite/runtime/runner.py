@@ -45,7 +45,7 @@ class Runner:
         **options: Any,
     ) -> None:
         self.path = path = Path(model)
-        if not path.is_file():
+        if not path.exists():
             raise InputMissing(f"{model}: no such GGUF file")
         wanted = with_options(LoadOptions, options)
         load = {

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jmedlite.base.errors import JmedliteError
+from jmedlite.base.inputs import opened, read_bytes
 from jmedlite.base.outputs import write_private
 
 MAGIC = b"JMSTATE1"
@@ -43,11 +45,11 @@ def fingerprint(paths: Sequence[Path]) -> str:
     """A hash that tells model files apart without reading all of them: sizes, times, beginnings and samples.
 
     A file that was written again, even with its old modification time, has another time of change; a copy is another
-    file to the cache, which only costs an evaluation. Raises OSError.
+    file to the cache, which only costs an evaluation. Raises what `opened` does.
     """
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with opened(path) as file:
             stat = os.fstat(file.fileno())
             digest.update(struct.pack("<QQQ", stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
             digest.update(file.read(BEGINNING))
@@ -72,8 +74,8 @@ class StateCache:
         """The entry's content; None where there is none, or a damaged one (which is removed)."""
         path = self._path(key)
         try:
-            raw = path.read_bytes()
-        except OSError:
+            raw = read_bytes(path, self.limit + len(MAGIC) + 32)
+        except JmedliteError:
             return None
         head = len(MAGIC) + 32
         content = memoryview(raw)[head:]

@@ -246,7 +246,8 @@ def split_thought(text: str, *, opened: bool = False) -> Said:
 class AnswerReader:
     """An answer read token by token: its thought apart and counted, and ended for the model where it has used `budget`.
 
-    `n_written` tokens are the model's own, `n_thought` of them its thought's with the tags.
+    `n_written` tokens are the model's own, `n_thought` of them its thought's with the tags; `has_text` where any of
+    them is more than control tokens and NULs.
     """
 
     def __init__(
@@ -260,7 +261,7 @@ class AnswerReader:
         self.stream = ThoughtStream(forms, opened)
         self.thought = self.answer = ""
         self.n_written = self.n_thought = 0
-        self.by_budget = False
+        self.by_budget = self.has_text = False
         self._tags = vocabulary.controls_in(tuple(_tags_of(forms)))
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -284,6 +285,7 @@ class AnswerReader:
         shown = token in self._tags and (was != ANSWERING or self.stream.in_wrapper)
         piece = self.vocabulary.piece(token, shown=True) if shown else self.vocabulary.piece(token)
         found = self.stream.take(self._bytes.decode(piece))
+        self.has_text = self.has_text or bool(piece.strip(b"\0"))
         self.n_written += 1
         if THINKING in (was, self.state):
             self.n_thought = self.n_written

@@ -29,8 +29,7 @@ class Vocabulary:
         self.vocab = llama.llama_model_get_vocab(model)
         self.n_tokens = int(llama.llama_vocab_n_tokens(self.vocab))
         self._maps = "tokenizer.ggml.precompiled_charsmap" in self.metadata
-        further = self.metadata.get("jmedlite.tokenizer.end_token_ids")
-        self._ends = frozenset(further if isinstance(further, list) else ())
+        self._ends = frozenset(self.metadata.get("jmedlite.tokenizer.end_token_ids", ()))
         self._bytes: dict[int, int] | None = None
         if self.metadata.get("jmedlite.tokenizer.byte_fallback"):
             self._bytes, self._alphabet = self._spelling()

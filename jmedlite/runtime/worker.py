@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jmedlite.base.errors import ContextFull, UsageError
+from jmedlite.base.errors import ContextFull, DataError, UsageError
 
 from .added_tokens import common_prefix
 from .bounded import bounded
@@ -212,6 +212,7 @@ class AnswerEngine:
                     emit("token", text=text)
             except Stopped:
                 stop = "stopped"
+        self._check_text(sampling, stop, reader)
         ended = time.monotonic()
         prompted, first = [*times[1:], ended, ended][:2]
         emit(
@@ -229,6 +230,20 @@ class AnswerEngine:
             prompt_seconds=prompted - started,
             first_token_seconds=first - started,
             generation_seconds=ended - prompted,
+        )
+
+    def _check_text(self, sampling: Sampling, stop: str, reader: AnswerReader) -> None:
+        """Raise DataError where a model that was free to say anything has said nothing.
+
+        A single token may be a control token before text for which no room was left.
+        """
+        n = reader.n_written
+        if reader.has_text or sampling.is_bound or not (stop == "eos" or (stop in ("length", "context") and n > 1)):
+            return
+        what = f"{n:,} tokens without any text" if n else "no answer, but ended it at once"
+        raise DataError(
+            f"{self.loaded.path.name}: gave {what}; the file is damaged or not for this llama.cpp, or its "
+            "chat template is another model's"
         )
 
     def _stop_texts(self, sampling: Sampling, parts: list[Part]) -> list[str]:

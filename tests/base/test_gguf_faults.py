@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -30,6 +31,14 @@ def u32(key: str, value: int) -> bytes:
 
 def strings(key: str, values: list[str]) -> bytes:
     return string(key) + struct.pack("<IIQ", gguf.ARRAY, gguf.STRING, len(values)) + b"".join(map(string, values))
+
+
+def numbers(key: str, values: list[int]) -> bytes:
+    return string(key) + struct.pack(f"<IIQ{len(values)}i", gguf.ARRAY, gguf.INT32, len(values), *values)
+
+
+def floats(key: str, values: list[float]) -> bytes:
+    return string(key) + struct.pack(f"<IIQ{len(values)}f", gguf.ARRAY, gguf.FLOAT32, len(values), *values)
 
 
 def tensor(name: str = "t", dims: tuple[int, ...] = (32,), type_: int = 0, offset: int = 0) -> bytes:
@@ -109,6 +118,49 @@ def test_header_faults(tmp_path: Path, fault: str) -> None:
     assert time.monotonic() - started < 1
 
 
+SPARSE: dict[str, tuple[bytes, str]] = {  # headers that fit their files, which are mostly holes
+    "one array": (string("k") + struct.pack("<IIQ", gguf.ARRAY, gguf.INT32, 37_000_000), "header of over 67,108,864"),
+    "bytes": (string("k") + struct.pack("<IIQ", gguf.ARRAY, gguf.UINT8, 149_000_000), "149,000,000 entries"),
+    "texts": (string("k") + struct.pack("<IIQ", gguf.ARRAY, gguf.STRING, 18_000_000), "over 2,097,152 texts"),
+    "one text": (string("k") + struct.pack("<IQ", gguf.STRING, 149_000_000), "149,000,000 entries"),
+    "keys": (b"", "metadata has 10,000,000 entries, expected at most 16,384"),
+    "tensors": (b"", "tensor list has 4,000,000 entries, expected at most 65,536"),
+}
+
+
+@pytest.mark.parametrize("fault", SPARSE)
+def test_small_files_take_little_memory(tmp_path: Path, fault: str) -> None:
+    kv, words = SPARSE[fault]
+    n_kv, n_tensors = {"keys": (10_000_000, 0), "tensors": (0, 4_000_000)}.get(fault, (1, 0))
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_kv) + kv)
+    os.truncate(path, 150_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=words):
+            gguf.read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_stay_packed(tmp_path: Path) -> None:
+    path = tmp_path / "good.gguf"
+    kv = {"a": ([1, -2], gguf.ARRAY, gguf.INT16), "b": ([True, False], gguf.ARRAY, gguf.BOOL)}
+    path.write_bytes(gguf.pack_header([gguf.pack_metadata(kv)], 2, []))
+    header = gguf.read_header(path)
+    assert {k: list(v) for k, v in header.metadata.items()} == {"a": [1, -2], "b": [1, 0]}
+    again = {k: (v, *header.types[k]) for k, v in header.metadata.items()}
+    assert gguf.pack_metadata(again) == gguf.pack_metadata(kv)
+    path.write_bytes(whole([string("k") + struct.pack("<IIQ", gguf.ARRAY, gguf.INT8, 20_000_000)], [], data=20_000_000))
+    tracemalloc.start()
+    try:
+        gguf.read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 2.2 * 20e6  # read, and packed
+    finally:
+        tracemalloc.stop()
+
+
 MODEL_FAULTS: dict[str, tuple[list[bytes], str]] = {
     "no architecture": (model_kv(arch=b""), "general.architecture"),
     "unknown architecture": (
@@ -129,7 +181,57 @@ MODEL_FAULTS: dict[str, tuple[list[bytes], str]] = {
         "bos_token_id is x",
     ),
     "eos outside": (model_kv(bos=u32("tokenizer.ggml.eos_token_id", 99)), "eos_token_id is 99"),
+    "too few token types": (model_kv(x=numbers("tokenizer.ggml.token_type", [1, 1])), "2 entries for 3 tokens"),
+    "too few scores": (model_kv(x=floats("tokenizer.ggml.scores", [1, 1])), "2 entries for 3 tokens"),
+    "unknown token types": (model_kv(x=numbers("tokenizer.ggml.token_type", [99] * 3)), "holds 99, expected 0 to 6"),
+    "control tokens only": (model_kv(x=numbers("tokenizer.ggml.token_type", [3] * 3)), "no token of text"),
+    "undefined tokens only": (model_kv(x=numbers("tokenizer.ggml.token_type", [0] * 3)), "no token of text"),
 }
+
+SOME = 7  # a whole number
+VALUES: dict[str, bytes] = {  # a well-formed value of every type, and of some size
+    "whole": struct.pack("<II", gguf.UINT32, SOME),
+    "negative": struct.pack("<Ii", gguf.INT32, -1),
+    "large": struct.pack("<IQ", gguf.UINT64, 1 << 63),
+    "fraction": struct.pack("<If", gguf.FLOAT32, 0.5),
+    "truth": struct.pack("<I?", gguf.BOOL, True),
+    "text": struct.pack("<I", gguf.STRING) + string("abc"),
+    "texts": struct.pack("<IIQ", gguf.ARRAY, gguf.STRING, 1) + string("abc"),
+    "wholes": struct.pack("<IIQ3I", gguf.ARRAY, gguf.UINT32, 3, 1, 1, 1),
+    "none": struct.pack("<IIQ", gguf.ARRAY, gguf.UINT32, 0),
+    "fractions": struct.pack("<IIQ3f", gguf.ARRAY, gguf.FLOAT32, 3, 1, 1, 1),
+}
+TYPES: dict[str, set[str]] = {  # what each key may be; all else is one sentence
+    "general.name": {"text"},
+    "general.license": {"text"},
+    "general.type": {"text"},
+    "tokenizer.ggml.model": {"text"},
+    "tokenizer.chat_template": {"text"},
+    "jmedlite.made.adapters": {"text"},
+    "quantize.imatrix.file": {"text"},
+    "llama.context_length": {"whole"},
+    "general.file_type": {"whole"},
+    "split.count": {"whole"},
+    "llama.attention.head_count": {"whole", "wholes", "none"},
+    "tokenizer.ggml.add_bos_token": {"truth"},
+    "tokenizer.ggml.merges": {"texts"},
+    "tokenizer.ggml.token_type": {"wholes"},
+    "tokenizer.ggml.scores": {"fractions"},
+    "jmedlite.tokenizer.end_token_ids": {"wholes", "none"},
+}
+
+
+@pytest.mark.parametrize("key", TYPES)
+def test_values_of_another_type_are_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "bad.gguf"
+    for name, value in VALUES.items():
+        path.write_bytes(whole(model_kv(x=string(key) + value), []))
+        header = gguf.read_header(path)
+        if name in TYPES[key]:
+            gguf.check_model(path, header)
+            continue
+        with pytest.raises(DataError, match=rf"^bad.gguf: {key} (is|has) .*(expected|for 3 tokens)"):
+            gguf.check_model(path, header)
 
 
 @pytest.mark.parametrize("fault", MODEL_FAULTS)
@@ -153,7 +255,7 @@ def test_a_sound_header_passes(tmp_path: Path) -> None:
 def test_missing_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputMissing):
         gguf.read_header(tmp_path / "none.gguf")
-    with pytest.raises(DataError, match="folder"):
+    with pytest.raises(InputMissing, match="is not a regular file, but a folder"):
         gguf.read_header(tmp_path)
 
 

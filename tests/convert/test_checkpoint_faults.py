@@ -554,4 +554,4 @@ def test_folder_where_a_file_should_be(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m")
     (tmp_path / "m" / "config.json").unlink()
     (tmp_path / "m" / "config.json").mkdir()
-    refuse(tmp_path / "m", DataError, "config.json", "folder")
+    refuse(tmp_path / "m", InputMissing, "config.json", "not a regular file, but a folder")

@@ -253,7 +253,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no such file"):
         load_task(f"igakuqa={tmp_path / 'none'}")
     (tmp_path / "d.jsonl").mkdir()
-    with pytest.raises(DataError, match="is a folder, expected a file"):
+    with pytest.raises(InputMissing, match="is not a regular file, but a folder"):
         load_task(str(tmp_path / "d.jsonl"))
     (tmp_path / "t.txt").touch()
     with pytest.raises(UsageError, match=r"expected a file that ends with \.jsonl"):
