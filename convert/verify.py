@@ -108,8 +108,8 @@ class _Comparison:
             self.error = math.inf
             return
         n = block.n_rows * block.job.n_cols
-        difference = _decode(theirs, self.stored.dtype, n) - _decode(ours, self.stored.dtype, n)
         with np.errstate(over="ignore", invalid="ignore"):
+            difference = _decode(theirs, self.stored.dtype, n) - _decode(ours, self.stored.dtype, n)
             self.error += float(np.dot(difference, difference))
 
     def verdict(self, tolerance: float) -> Verdict:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import DataError, InputMissing, Interrupted, JmedliteError, NativeError
+from jmedlite.base.errors import DataError, InputMissing, Interrupted, NativeError, as_expected
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
 from jmedlite.runtime.process import child_command
@@ -149,10 +149,11 @@ class Holder:
             self.run = job.run
             try:
                 return work(job, *args)
-            except JmedliteError as e:
+            except Exception as e:  # what nobody expected is told as well, and not raised through Dask
                 self._close()  # a child ends with the fault it told
-                if not again or not isinstance(e, NativeError):
-                    return Fault(e.exit_code, str(e))
+                fault = as_expected(e)
+                if not again or not isinstance(fault, NativeError):
+                    return Fault(fault.exit_code, str(fault))
         raise AssertionError("not reached")
 
     def release(self, run: str) -> None:

@@ -69,9 +69,6 @@ class GgufModel:
                 f"{path.name}: is quantized already ({', '.join(quantized)}), which costs accuracy twice; "
                 "give the original, or --allow-requantize"
             )
-        for tensor in self._tensors.values():
-            if tensor.dtype not in NOT_WEIGHTS:  # those are copied as they are, or refused
-                check_decodable(tensor)
         family = next((f for f in FAMILIES if f.gguf_arch == self.architecture), None)
         self.title = f"{family.title if family else self.architecture} (GGUF)"
         self.warnings = (
@@ -87,6 +84,9 @@ class GgufModel:
                 rules = {r.gguf: r for r in expected_rules(family, config)}
             except DataError:  # a kin of the family with layers of several kinds: converted, but without adapters
                 family = None
+        for name, tensor in self._tensors.items():
+            if name in rules or tensor.dtype not in NOT_WEIGHTS:  # what else holds whole numbers is copied as it is
+                check_decodable(tensor)
         self._family = family
         self.specs: Sequence[Spec] = [
             Spec(

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as Type
 from typer.testing import CliRunner
 
 import jmedlite
@@ -18,6 +20,7 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.cli.app import app
 from tests.support import builders
+from tests.support.bent import BentGguf
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj")
 GOOD: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -256,6 +259,33 @@ def test_verify_on_the_command_line(tmp_path: Path) -> None:
     assert isinstance(done.exception, DataError)
     assert "NO, 4 of" in str(done.exception)
     assert "blk.0.attn_q.weight" in done.stdout
+
+
+UNMADE = (Type.I8, Type.I16, Type.I32, Type.I64, Type.F64, Type.Q8_1, Type.Q8_K)
+
+
+@pytest.mark.parametrize("type_", UNMADE)
+def test_types_that_ggml_does_not_make(tmp_path: Path, tiny_gguf: Path, type_: Type) -> None:
+    """ggml ends the process where it shall make or read one of them."""
+    for name in ("output_norm.weight", "blk.0.ffn_down.weight"):
+        tensor = read_header(tiny_gguf).by_name[name]
+        if tensor.shape[0] % GGML_QUANT_SIZES[type_][0]:
+            continue
+        n = tensor.n_elements
+        bent = BentGguf(tiny_gguf).retype(name, type_, 8 * n).save(tmp_path / "x.gguf")
+        with pytest.raises(DataError, match=f"{name}: is stored as {type_.name}, as no tensor is made"):
+            verify(bent, base=tiny_gguf, threads=1)
+        if type_ is Type.Q8_K:  # can be read
+            continue
+        with pytest.raises(DataError, match=f"{name} is stored as {type_.name}, expected a type of weights"):
+            jmedlite.quantize(bent, bits=[8], out=tmp_path / "o", allow_requantize=True, threads=1)
+        assert not list((tmp_path / "o").glob("*.gguf"))
+
+
+def test_a_model_without_a_context_length(tmp_path: Path, tiny_gguf: Path) -> None:
+    bent = BentGguf(tiny_gguf).drop("qwen2.context_length").save(tmp_path / "x.gguf")
+    assert inspect(bent)["n_ctx_train"] is None
+    assert "trained on contexts not stated" in run("inspect", str(bent)).output
 
 
 def test_inspect(tmp_path: Path) -> None:

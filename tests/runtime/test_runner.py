@@ -24,6 +24,7 @@ from jmedlite.runtime.runner import Answer
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.worker import AnswerEngine
 from tests.support import builders
+from tests.support.bent import BentGguf
 from tests.support.commands import run_text
 
 
@@ -150,6 +151,45 @@ def test_a_character_cut_by_the_limit_is_dropped(engine: AnswerEngine, monkeypat
     engine.ask(request, lambda event, **fields: events.append((event, fields)))
     assert [f.get("text") for _, f in events] == ["痛", None]
     assert events[-1][1]["n_generated"] == 5
+
+
+@pytest.mark.parametrize(
+    ("piece", "ends", "sampling", "words"),
+    [
+        (b"", False, {"max_tokens": 5}, "5 tokens without any text"),
+        (b"\0", False, {"max_tokens": 5, "temperature": 1.0}, "5 tokens without any text"),
+        (b"", True, {}, "no answer, but ended it at once"),
+        (b"\xe7", False, {"max_tokens": 2}, ""),  # a character that is cut is text
+        (b"", False, {"max_tokens": 1}, ""),  # a control token, and no room for what comes after it
+        (b"", True, {"grammar": 'root ::= "a"?'}, ""),  # what was asked for
+    ],
+)
+def test_no_text_at_all_is_damage(
+    engine: AnswerEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    piece: bytes,
+    ends: bool,
+    sampling: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.setattr(engine.vocabulary, "piece", lambda token: piece)
+    monkeypatch.setattr(engine.vocabulary, "ends", lambda token: ends)
+    request = {"messages": [{"role": "user", "content": "q"}], "system": "", "sampling": sampling}
+    if not words:
+        engine.ask(request, lambda event, **fields: None)
+        return
+    with pytest.raises(DataError, match=f"gave {words}; the file is damaged or not for this llama.cpp"):
+        engine.ask(request, lambda event, **fields: None)
+
+
+def test_weights_that_are_zero_are_damage(model: Path, tmp_path: Path) -> None:
+    bent = BentGguf(model)
+    bent.data = bytes(len(bent.data))
+    load = {"path": str(bent.save(tmp_path / "zeros.gguf")), "threads": 1, "gpu_layers": "0"}
+    engine = AnswerEngine(load, lambda event, **fields: None)
+    request = {"messages": [{"role": "user", "content": "q"}], "system": "", "sampling": {}}
+    with pytest.raises(DataError, match=r"zeros\.gguf: the model finds every token as likely as any other"):
+        engine.ask(request, lambda event, **fields: None)
 
 
 def reference(path: Path, tokens: list[int]) -> np.ndarray:
