@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.inputs import check_stand_in
+from jmedlite.base.inputs import check_stand_in, reading
 
 # ModelProto
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -88,9 +88,10 @@ def _whole(value: int | bytes) -> int:
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read `tokenizer.model`; raises DataError."""
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path.name}: has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
-    blob = path.read_bytes()
+    with reading(path):
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path.name}: has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
+        blob = path.read_bytes()
     check_stand_in(path, blob[:512])
     model = SentencePieceModel()
     try:

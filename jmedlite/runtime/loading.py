@@ -15,6 +15,7 @@ from typing import Any
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, Header, check_model, read_header, split_files
 from jmedlite.base.inputs import reading
+from jmedlite.base.publishing import check_published
 
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
@@ -31,6 +32,7 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 def read_whole_header(path: Path) -> tuple[list[Path], Header]:
     """A model's files, the first one first, and one header with the tensors of all."""
     files = split_files(path)
+    check_published(files)
     first, *others = [read_header(file) for file in files]
     check_model(files[0], first)
     tensors = [*first.tensors, *(t for header in others for t in header.tensors)]

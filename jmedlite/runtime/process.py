@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
 from jmedlite.base.errors import BY_EXIT_CODE, ContextFull, JmedliteError, NativeError
+from jmedlite.base.outputs import temporary_file
 
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
@@ -33,7 +33,7 @@ class Child:
 
     def __init__(self, module: str, advice: str) -> None:
         self.advice = advice
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self._stderr = temporary_file()
         self.process = subprocess.Popen(
             child_command(module),
             stdin=subprocess.PIPE,
