@@ -39,7 +39,7 @@ def temporary_folder() -> Iterator[Path]:
     """A folder for what is needed for a moment; CannotCreate where the system has no place for one."""
     with ExitStack() as stack:
         with _temporary():
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jmedlite-"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jmedlite-", ignore_cleanup_errors=True))
         yield Path(folder)
 
 

@@ -48,7 +48,7 @@ class Runner:
             "ctx": None if wanted.ctx == "auto" else int(wanted.ctx),
             "threads": wanted.threads or physical_cores(),
             "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],
-            "cache": str(cache_folder()) if wanted.cache else None,
+            "cache": str(cache) if wanted.cache and (cache := cache_folder()) else None,
         }
         self.timings: dict[str, float] = {}
         self.child = Child("jmedlite.runtime.worker", ADVICE)

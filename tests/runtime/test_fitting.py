@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import psutil
 import pytest
 
 import jmedlite
+from jmedlite.api.model_facts import describe_model
 from jmedlite.base.errors import CannotCreate, DataError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.outputs import sha256_file
+from jmedlite.base.progress import silent
 from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine
 from jmedlite.runtime.hardware import devices
 from jmedlite.runtime.loading import LoadedModel, read_whole_header
@@ -145,6 +148,22 @@ def test_a_file_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.touch()
     LoadedModel(load, lambda event, **fields: None).integrity.check()
     assert read == [path] * 2
+
+
+@pytest.mark.parametrize("names", [[], ["other-F32.gguf"], ["model-F32.gguf", "other.gguf"]])
+def test_a_manifest_of_other_files(tiny_gguf: Path, tmp_path: Path, names: list[str]) -> None:
+    """A model that its manifest does not list is not vouched for, and one that lists another beside it even less."""
+    path = tmp_path / "model-F32.gguf"
+    shutil.copyfile(tiny_gguf, path)
+    manifest = json.loads(tiny_gguf.with_suffix(".json").read_text())
+    (entry,) = manifest["files"]
+    manifest["files"] = [{**entry, "name": name} for name in names]
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    for look in (lambda: jmedlite.inspect(path, check=True), lambda: describe_model(path, silent)):
+        with pytest.raises(DataError, match=r"^model-F32\.json: is the manifest of .*, not of model-F32\.gguf"):
+            look()
+    with jmedlite.Runner(path, threads=1, cache=False) as runner, pytest.raises(DataError, match="is the manifest of"):
+        next(runner.stream("a"))
 
 
 @pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{}", b'{"format": 2}', b"\xff"])
