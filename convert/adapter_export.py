@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
-from jmedlite.base.outputs import check_target
+from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import RuntimeWeight, write_adapter
 from jmedlite.convert.adapters.lora import Adapter
 from jmedlite.convert.sources.base import SourceModel
@@ -49,10 +49,12 @@ def export(
     *,
     types: Sequence[str] = (),
     overwrite: bool = False,
+    check: Callable[[], object] = lambda: None,
 ) -> ExportedAdapter:
     """Write `adapters` for the model at `model_path` to `path`; of the model, only the headers are read.
 
-    Raises DataError where an adapter does what llama.cpp can't do at run time.
+    `check` is called when all is read, and may raise. Raises DataError where an adapter does what llama.cpp can't do at
+    run time.
     """
     if not adapters:
         raise UsageError("--adapter-only: name the adapter with --lora")
@@ -89,7 +91,7 @@ def export(
         "general.name": (name, gguf.STRING, None),
         "jmedlite.made.base": (model.label, gguf.STRING, None),
     }
-    write_adapter(path, weights, files, metadata, GGMLQuantizationType[names[0]])
+    write_adapter(path, weights, files, metadata, GGMLQuantizationType[names[0]], check)
     files.close()
     return ExportedAdapter(
         path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jmedlite.base.manifest import (
     OptionsEntry,
     TensorEntry,
 )
-from jmedlite.base.outputs import write_text
+from jmedlite.base.outputs import OutputFile
 from jmedlite.base.records import from_json, to_json
 
 from .pipeline import Written
@@ -81,6 +81,7 @@ def _round(value: float) -> float:
 
 
 def write_manifests(
+    outputs: Sequence[OutputFile],
     plan: QuantizePlan,
     written: list[Written],
     source: dict[str, Any],
@@ -88,7 +89,7 @@ def write_manifests(
     adapter_files: Mapping[Path, str],
     options: dict[str, Any],
 ) -> None:
-    """Write the manifest of every level beside its file; arguments as for `build_manifest`."""
-    for level, done in zip(plan.levels, written, strict=True):
+    """Write the manifest of every level into its output; arguments as for `build_manifest`."""
+    for output, level, done in zip(outputs, plan.levels, written, strict=True):
         manifest = build_manifest(plan, level, done, source, base_files, adapter_files, options)
-        write_text(level.manifest, json.dumps(to_json(manifest), ensure_ascii=False, indent=1) + "\n")
+        output.write((json.dumps(to_json(manifest), ensure_ascii=False, indent=1) + "\n").encode("utf-8"))

@@ -7,7 +7,6 @@ order; workers do the arithmetic, which runs outside the GIL.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections import deque
@@ -23,8 +22,8 @@ from gguf.constants import GGMLQuantizationType
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
 from jmedlite.base.native import F32, U8, quantize_rows, widen
-from jmedlite.base.outputs import OutputFile
 from jmedlite.base.progress import Progress, Stage, silent
+from jmedlite.base.publishing import Publication
 from jmedlite.convert.adapters.lora import TILE, LoadedUpdate, load_update
 from jmedlite.convert.sources.tensors import NOT_WEIGHTS, stored_bytes
 
@@ -228,11 +227,11 @@ def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[i
 
 
 class _Outputs:
-    """The files of all levels, written in step; each gets its name only in `publish`, when all are whole."""
+    """The files of all levels, written in step."""
 
-    def __init__(self, plan: QuantizePlan, stack: contextlib.ExitStack) -> None:
+    def __init__(self, plan: QuantizePlan, result: Publication) -> None:
         self._levels = plan.levels
-        self._writers = [[_Writer(f, stack) for f in level.files] for level in plan.levels]
+        self._writers = [[_Writer(f, result) for f in level.files] for level in plan.levels]
         # for every level, the file of each tensor: jobs are in the order of the files
         self._where = [[w for w in writers for _ in w.planned.tensors] for writers in self._writers]
         self._tensors = [level.tensors for level in plan.levels]
@@ -250,20 +249,17 @@ class _Outputs:
             if block.start + block.n_rows == block.job.n_rows:
                 writer.put(bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
 
-    def publish(self, started: float) -> list[Written]:
-        """Flush, check and name every file."""
+    def finish(self, started: float) -> list[Written]:
+        """Flush and check every file."""
         for writers in self._writers:
             for writer in writers:
                 writer.check()
-        for writers in self._writers:
-            for writer in writers:
-                writer.output.publish()
         seconds = time.monotonic() - started
         return [
             Written(
                 level.path,
                 level.level.name,
-                tuple(WrittenFile(w.planned.path, w.planned.total_bytes, w.sha256.hexdigest()) for w in writers),
+                tuple(WrittenFile(w.planned.path, w.planned.total_bytes, w.output.sha256.hexdigest()) for w in writers),
                 level.bits_per_weight,
                 {name: relative_rmse(error, self._energy[name]) for name, error in errors.items()},
                 seconds,
@@ -280,14 +276,12 @@ def relative_rmse(squared_error: float, energy: float) -> float:
 class _Writer:
     """One file while it is written, header first."""
 
-    def __init__(self, planned: PlannedFile, stack: contextlib.ExitStack) -> None:
-        self.planned, self.sha256 = planned, hashlib.sha256()
-        self.output = stack.enter_context(OutputFile(planned.path))
+    def __init__(self, planned: PlannedFile, result: Publication) -> None:
+        self.planned, self.output = planned, result.add(planned.path)
         self.put(planned.header)
 
     def put(self, data: U8 | bytes) -> None:
         self.output.write(data)
-        self.sha256.update(data if isinstance(data, bytes) else data.data)
 
     def check(self) -> None:
         """Flush, and read the header back as a stranger would, before the file gets its name."""
@@ -299,18 +293,19 @@ class _Writer:
             )
 
 
-def write(plan: QuantizePlan, *, threads: int, memory: int | None = None, progress: Progress = silent) -> list[Written]:
-    """Run the pass. `progress` counts the source's bytes; nothing appears unless all is well.
+def write(
+    plan: QuantizePlan, result: Publication, *, threads: int, memory: int | None = None, progress: Progress = silent
+) -> list[Written]:
+    """Run the pass into the files of `result`, which is not published yet. `progress` counts the source's bytes.
 
     Raises DataError for weights that are not finite, IoFault where the disk fails, Busy where another run writes,
     UsageError where `memory` (bytes) is too little.
     """
     started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        outputs = _Outputs(plan, stack)
-        for block, encoded in encode_blocks(plan, "quantizing", threads=threads, memory=memory, progress=progress):
-            outputs.put(block, encoded)
-        return outputs.publish(started)
+    outputs = _Outputs(plan, result)
+    for block, encoded in encode_blocks(plan, "quantizing", threads=threads, memory=memory, progress=progress):
+        outputs.put(block, encoded)
+    return outputs.finish(started)
 
 
 def encode_blocks(

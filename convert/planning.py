@@ -15,7 +15,7 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
 from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32
-from jmedlite.base.outputs import check_target
+from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.peft import PeftAdapter

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jmedlite.base.errors import UsageError
-from jmedlite.base.outputs import check_target, write_text
+from jmedlite.base.inputs import watching
+from jmedlite.base.publishing import check_target, write_texts
 
 from .document import Options, summarise
 from .exports import model_card, to_csv, to_markdown
@@ -52,14 +53,13 @@ class Report:
         return model_card(self.document)
 
     def write(self, html: Path, lang: str = "en") -> list[Path]:
-        """`html`, and beside it the same as .json, .md and .csv; earlier reports are replaced."""
-        texts = {".html": self.html(lang), ".json": self.json(), ".md": self.markdown(lang), ".csv": self.csv()}
+        """`html`, and beside it the same as .json, .md and .csv; earlier reports are replaced, all four or none."""
+        texts = {".json": self.json(), ".md": self.markdown(lang), ".csv": self.csv(), ".html": self.html(lang)}
         paths = {html if suffix == ".html" else html.with_suffix(suffix): text for suffix, text in texts.items()}
         for path in paths:
             check_target(path, overwrite=True)
-        for path, text in paths.items():
-            write_text(path, text)
-        return list(paths)
+        write_texts(paths)
+        return [html, *(path for path in paths if path != html)]
 
 
 def report(
@@ -83,7 +83,9 @@ def report(
         raise UsageError(f"--margin {margin:g}: expected more than 0 and less than 100 points")
     if max_latency is not None and not 0 < max_latency < float("inf"):
         raise UsageError(f"--max-latency {max_latency:g}: expected seconds, more than 0")
-    runs = [read_run(Path(folder)) for folder in folders]
+    with watching() as inputs:
+        runs = [read_run(Path(folder)) for folder in folders]
+        inputs.check()
     return Report(summarise(runs, Options(reference, margin, ram_bytes, vram_bytes, max_latency)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
-from jmedlite.base.outputs import fault, write_text
+from jmedlite.base.outputs import fault
+from jmedlite.base.publishing import take_back, write_texts
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerKey, AnswerRecord, QuestionRecord
 
@@ -37,13 +38,20 @@ class RunFolder:
     """An open run folder; a context manager, and the only one who writes there meanwhile.
 
     `document` is `run.json` (but for its format and version), `questions` the lines of `questions.jsonl`, `keys` those
-    of all results in their order. A folder that holds the beginning of the same run is resumed. Raises DataError where
-    it is another run, Busy where another process writes it.
+    of all results in their order; `check` is called before anything is appended, and may raise. A folder that holds the
+    beginning of the same run is resumed. Raises DataError where it is another run, Busy where another process writes
+    it.
     """
 
     def __init__(
-        self, folder: Path, document: Mapping[str, Any], questions: Sequence[QuestionRecord], keys: Sequence[AnswerKey]
+        self,
+        folder: Path,
+        document: Mapping[str, Any],
+        questions: Sequence[QuestionRecord],
+        keys: Sequence[AnswerKey],
+        check: Callable[[], object] = lambda: None,
     ) -> None:
+        self._check = check
         self.folder, self.document, self.keys = folder, {"format": FORMAT, "version": VERSION, **document}, keys
         self.questions = "".join(dumps(q) + "\n" for q in questions)
         self.n_items = 0  # results that are there
@@ -88,6 +96,8 @@ class RunFolder:
 
     def _begin(self) -> None:
         run = self.folder / RUN
+        for path in (self.folder / QUESTIONS, run):
+            take_back(path)  # of a run that died while it wrote them
         if run.exists():
             self._check_same(run)
             self.resumed = True
@@ -97,8 +107,8 @@ class RunFolder:
                 raise CannotCreate(
                     f"{self.folder}: holds {others[0]} but no {RUN}, so it is no run folder; choose an empty --out"
                 )
-            write_text(self.folder / QUESTIONS, self.questions)
-            write_text(run, json.dumps(self.document, ensure_ascii=False, indent=1) + "\n")
+            document = json.dumps(self.document, ensure_ascii=False, indent=1) + "\n"
+            write_texts({self.folder / QUESTIONS: self.questions, run: document})
         self.n_items = self._count_items()
 
     def _check_same(self, run: Path) -> None:
@@ -176,6 +186,7 @@ class RunFolder:
 
     def append(self, name: str, *values: Any) -> None:
         """Append records to one of the `.jsonl` files. Raises IoFault where the disk is full; what was there stays."""
+        self._check()
         path = self.folder / name
         try:
             if name not in self._files:

@@ -6,7 +6,7 @@ the other way round. Names and rows are those of the GGUF model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,11 @@ def write_adapter(
     files: Files,
     metadata: Mapping[str, tuple[Any, int, int | None]],
     type_: GGMLQuantizationType = GGMLQuantizationType.F32,
+    check: Callable[[], object] = lambda: None,
 ) -> None:
     """Write an adapter for use at run time; `metadata` says architecture and name, the rest is added here.
+
+    `check` is called before the file gets its name, and may raise.
 
     A and B stay as they were trained. llama.cpp's scale is alpha / r, so for rsLoRA the alpha written is
     lora_alpha · √r; where weights differ in scale (rank and alpha patterns), the most frequent alpha is written and
@@ -177,6 +180,7 @@ def write_adapter(
                 data = _encode(np.ascontiguousarray(values), type_)
                 out.write(data)
                 out.write(bytes(gguf.pad(data.size) - data.size))
+        check()
         out.publish()
 
 

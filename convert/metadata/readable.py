@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 
 from jmedlite.base.filenames import CARD
 from jmedlite.base.inputs import MAX_CARD, MAX_VOCABULARY, opened, read_bytes, read_json
+from jmedlite.base.outputs import temporary_folder
 
 _FENCE = "---"
 _OWN = ("name", "author", "version", "organization", "description", "finetune", "basename", "size_label", "url", "doi",
@@ -38,8 +38,8 @@ def readable(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     if not marked and front is None:
         yield folder, warnings
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / (folder.name or folder.resolve().name)
+    with temporary_folder() as temporary:
+        copy = temporary / (folder.name or folder.resolve().name)
         copy.mkdir()
         for path in folder.iterdir():
             if path.is_file() and path.suffix in (".json", ".jinja"):

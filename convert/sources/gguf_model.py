@@ -11,6 +11,7 @@ from gguf.constants import TokenType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.publishing import check_published
 from jmedlite.convert.families.families import FAMILIES, Rule, dimensions, expected_rules, row_order
 from jmedlite.convert.metadata.keys import copy_metadata, special_entries
 from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vocabulary, take_from_adapters
@@ -26,6 +27,7 @@ def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
     Raises InputMissing where a part is not there, DataError where they do not belong together.
     """
     paths = gguf.split_files(path)
+    check_published(paths)
     headers = []
     for i, part in enumerate(paths):
         if len(paths) > 1 and not part.exists():

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import UsageError
+from jmedlite.base.gguf import split_files
+from jmedlite.base.inputs import Watch, watching
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.requests import Ask, make_ask
@@ -74,6 +76,7 @@ class Planned:
     asks: Sequence[Ask]
     document: dict[str, Any]
     reference: str
+    inputs: Watch  # the models' files, which are read again and again
 
     def run(self, progress: Progress, notice: Notice) -> Bench:
         """Ask and measure what is not in the folder yet."""
@@ -92,7 +95,8 @@ class Planned:
             options.variables,
         )
         keys = run_keys([m.name for m in models], self.asks)
-        with RunFolder(out, self.document, question_lines(self.datasets), keys) as folder:
+        questions = question_lines(self.datasets)
+        with self.inputs.held(), RunFolder(out, self.document, questions, keys, self.inputs.check) as folder:
             ask_all(folder, models, self.asks, settings, progress, notice)
             files = [(m.name, self.participants.files[m.name]) for m in models if m.name in self.participants.files]
             whole = settings.wanted(self.asks[0])
@@ -134,17 +138,19 @@ def plan_bench(
     """Find and check all that a run needs, before anything is evaluated."""
     if not tasks:
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
-    template = read_template(options.template, options.methods) if options.template else None
-    datasets, asks = make_asks(tasks, options, template)
-    if options.stop_when_decided and len(asks) > 1:
-        raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
-    participants = find_participants(models, options, progress, notice)
+    with watching() as inputs:
+        template = read_template(options.template, options.methods) if options.template else None
+        datasets, asks = make_asks(tasks, options, template)
+        if options.stop_when_decided and len(asks) > 1:
+            raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
+        participants = find_participants(models, options, progress, notice)
+        inputs.check()
     reference = participants.reference(options.reference)
     if options.stop_when_decided:
         participants = participants.first(reference)  # the others are compared with it as they go
-    return Planned(
-        options, participants, datasets, asks, describe_run(options, participants, datasets, asks), reference
-    )
+    document = describe_run(options, participants, datasets, asks)
+    files = [part for path in participants.files.values() for part in split_files(path)]
+    return Planned(options, participants, datasets, asks, document, reference, inputs.of(files))
 
 
 def find_participants(

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jmedlite.base.errors import DataError, InputMissing, JmedliteError
+from jmedlite.base.errors import CannotCreate, DataError, InputMissing, JmedliteError
 from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import read_json
-from jmedlite.base.outputs import write_text
+from jmedlite.base.outputs import fault, write_text
 from jmedlite.base.records import from_json, to_json
 
 FORMAT = 1
@@ -103,18 +103,24 @@ def from_usual(level: str, bits_per_weight: float) -> tuple[bool, float]:
 
 
 def state_folder() -> Path:
-    """Where this user's state is kept: $JMEDLITE_STATE, else the system's place for it."""
+    """Where this user's state is kept: $JMEDLITE_STATE, else the system's place for it; CannotCreate where none is."""
     if named := os.environ.get("JMEDLITE_STATE"):
         return Path(named)
     import typer
 
-    return Path(typer.get_app_dir("jmedlite"))
+    folder = Path(typer.get_app_dir("jmedlite"))
+    if folder.parts[0] == "~":  # which would be a folder of that name, here
+        raise CannotCreate("no home folder is known (HOME is not set); name a folder in the variable JMEDLITE_STATE")
+    return folder
 
 
 def made_models() -> MadeModels:
-    """What is remembered; raises DataError where the file is not one of jmedlite's."""
-    path = state_folder() / FILE
-    if not path.is_file():
+    """What is remembered, nothing where there is no state folder; DataError where the file is not one of jmedlite's."""
+    try:
+        path = state_folder() / FILE
+        if not path.is_file():
+            return MadeModels()
+    except (OSError, CannotCreate):
         return MadeModels()
     found = read_json(path)
     if found.get("format") != FORMAT:
@@ -147,5 +153,8 @@ def _change(change: Callable[[MadeModels], MadeModels]) -> None:
 
 def _write(models: MadeModels) -> None:
     folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise fault(e, folder, "making the folder") from None
     write_text(folder / FILE, json.dumps(to_json(models), ensure_ascii=False, indent=1) + "\n")

@@ -13,10 +13,11 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.gguf import split_stem
 from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
-from jmedlite.base.inputs import check_range
+from jmedlite.base.inputs import Watch, check_range, watching
 from jmedlite.base.options import parse_memory
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress, silent
+from jmedlite.base.publishing import Publication
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
@@ -43,6 +44,7 @@ class QuantizeJob:
     source: Source
     adapter_files: dict[Path, str]  # SHA-256 by path
     options: dict[str, Any]
+    inputs: Watch  # the files that were read so far
 
     def run(
         self,
@@ -55,24 +57,38 @@ class QuantizeJob:
         """Run the pass, write the manifests, `remember` the models for `ask`."""
         if threads is not None:
             check_range("--threads", threads, 1, 256)
-        with FollowingHash(self.plan.weight_files) as hashes:
-            report = hashes.follow(progress)
-            written = write(self.plan, threads=threads or available_processors(), memory=memory, progress=report)
-            write_manifests(
-                self.plan, written, self.source.describe(), hashes.result(), self.adapter_files, self.options
+        plan = self.plan
+        with self.inputs.held(), Publication() as result, FollowingHash(plan.weight_files) as hashes:
+            manifests = [result.add(level.manifest) for level in plan.levels]
+            written = write(
+                plan,
+                result,
+                threads=threads or available_processors(),
+                memory=memory,
+                progress=hashes.follow(progress),
             )
-        if remember:
-            remember_models(
-                MadeModel(
-                    path=str(w.path.resolve()),
-                    name=split_stem(w.path.name).removesuffix(f"-{w.level}"),
-                    level=w.level,
-                    bits_per_weight=w.bits_per_weight,
-                    sha256=joint_sha256([f.sha256 for f in w.files]),
-                )
-                for w in written
-            )
+            source, base_files = self.source.describe(), hashes.result()
+            write_manifests(manifests, plan, written, source, base_files, self.adapter_files, self.options)
+            self.inputs.check()
+            # llama.cpp opens a model by its first file, which is therefore the last to be there
+            order = [
+                path for p in plan.levels for path in (*(f.path for f in p.files[1:]), p.manifest, p.files[0].path)
+            ]
+            result.publish(order, then=lambda: _remember(written) if remember else None)
         return written
+
+
+def _remember(written: Sequence[Written]) -> None:
+    remember_models(
+        MadeModel(
+            path=str(w.path.resolve()),
+            name=split_stem(w.path.name).removesuffix(f"-{w.level}"),
+            level=w.level,
+            bits_per_weight=w.bits_per_weight,
+            sha256=joint_sha256([f.sha256 for f in w.files]),
+        )
+        for w in written
+    )
 
 
 def plan_quantization(
@@ -94,35 +110,36 @@ def plan_quantization(
     levels = parse_levels(bits, types, has_imatrix=imatrix is not None)
     specs = [parse_spec(s) for s in lora]
     check_stem(name)
-    matrix = read_imatrix(imatrix) if imatrix else None
-    source = resolve(model, follow_links=follow_links)
-    adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
-    weights = [adapter_weights(a.path) for a, _ in adapters]
-    adapter_files = {path: sha256_file(path) for path in weights}
-    plan = make_quantize_plan(
-        source.path,
-        levels,
-        out,
-        stem=name or default_stem(source, [a for a, _ in adapters]),
-        name=source.name if source.repo else None,
-        adapters=[(a.path, weight) for a, weight in adapters],
-        imatrix=matrix,
-        made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
-        requantize=allow_requantize,
-        split_bytes=split_max_size,
-        overwrite=overwrite,
-        dry_run=dry_run,
-    )
-    for level in plan.levels:
-        for target in (f.path for f in level.files):
-            if any(target.exists() and target.samefile(f) for f in plan.weight_files):
-                raise UsageError(f"{target}: is the input itself; choose another --out or --name")
-    options = {
-        "allow_requantize": allow_requantize,
-        "split_max_size": split_max_size,
-        "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
-    }
-    return QuantizeJob(plan, source, adapter_files, options)
+    with watching() as inputs:
+        matrix = read_imatrix(imatrix) if imatrix else None
+        source = resolve(model, follow_links=follow_links)
+        adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
+        weights = [adapter_weights(a.path) for a, _ in adapters]
+        adapter_files = {path: sha256_file(path) for path in weights}
+        plan = make_quantize_plan(
+            source.path,
+            levels,
+            out,
+            stem=name or default_stem(source, [a for a, _ in adapters]),
+            name=source.name if source.repo else None,
+            adapters=[(a.path, weight) for a, weight in adapters],
+            imatrix=matrix,
+            made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
+            requantize=allow_requantize,
+            split_bytes=split_max_size,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+        for level in plan.levels:
+            for target in (f.path for f in level.files):
+                if any(target.exists() and target.samefile(f) for f in plan.weight_files):
+                    raise UsageError(f"{target}: is the input itself; choose another --out or --name")
+        options = {
+            "allow_requantize": allow_requantize,
+            "split_max_size": split_max_size,
+            "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
+        }
+    return QuantizeJob(plan, source, adapter_files, options, inputs)
 
 
 def export_adapters(
@@ -138,12 +155,14 @@ def export_adapters(
     """Write the adapters as one GGUF for use at run time, `STEM.gguf`, with the adapters' names as the stem."""
     check_stem(name)
     specs = [parse_spec(s) for s in lora]
-    source = resolve(model, follow_links=follow_links)
-    adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
-    path = out / f"{name or '-'.join(a.name for a, _ in adapters)}.gguf"
-    if any(a.path.is_file() and path.exists() and path.samefile(a.path) for a, _ in adapters):
-        raise UsageError(f"{path}: is the input itself; choose another --out or --name")
-    return export(source.path, [(a.path, weight) for a, weight in adapters], path, types=types, overwrite=overwrite)
+    with watching() as inputs:
+        source = resolve(model, follow_links=follow_links)
+        adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
+        path = out / f"{name or '-'.join(a.name for a, _ in adapters)}.gguf"
+        if any(a.path.is_file() and path.exists() and path.samefile(a.path) for a, _ in adapters):
+            raise UsageError(f"{path}: is the input itself; choose another --out or --name")
+        given = [(a.path, weight) for a, weight in adapters]
+        return export(source.path, given, path, types=types, overwrite=overwrite, check=inputs.check)
 
 
 def check_stem(name: str | None) -> None:

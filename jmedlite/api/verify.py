@@ -13,7 +13,7 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import UsageError
 from jmedlite.base.hub import resolve, resolve_adapter
 from jmedlite.base.imatrix import read_imatrix
-from jmedlite.base.inputs import check_range
+from jmedlite.base.inputs import check_range, watching
 from jmedlite.base.manifest import check_hashes, read_manifest
 from jmedlite.base.progress import Progress, silent
 from jmedlite.base.records import to_json
@@ -61,24 +61,28 @@ def verify(
     if not 0 <= tolerance < 1:
         raise UsageError(f"--tolerance {tolerance:g}: expected a relative distance, 0 or more and below 1")
     file = Path(path).expanduser()
-    parts = read_parts(file)  # a file that is none is told before anything is downloaded
-    source = resolve(str(base), follow_links=follow_links)
-    report = compare_with_base(
-        file,
-        parts,
-        source.path,
-        adapters=[
-            (resolve_adapter(spec, follow_links=follow_links).path, weight) for spec, weight in map(parse_spec, lora)
-        ],
-        imatrix=read_imatrix(Path(imatrix)) if imatrix else None,
-        tolerance=tolerance,
-        requantize=allow_requantize,
-        threads=threads or available_processors(),
-        memory=memory,
-        progress=progress,
-    )
-    manifest = read_manifest(file)
-    return Proof(report, None if manifest is None else tuple(check_hashes(file, manifest)))
+    with watching() as inputs:
+        parts = read_parts(file)  # a file that is none is told before anything is downloaded
+        source = resolve(str(base), follow_links=follow_links)
+        report = compare_with_base(
+            file,
+            parts,
+            source.path,
+            adapters=[
+                (resolve_adapter(spec, follow_links=follow_links).path, weight)
+                for spec, weight in map(parse_spec, lora)
+            ],
+            imatrix=read_imatrix(Path(imatrix)) if imatrix else None,
+            tolerance=tolerance,
+            requantize=allow_requantize,
+            threads=threads or available_processors(),
+            memory=memory,
+            progress=progress,
+        )
+        manifest = read_manifest(file)
+        broken = None if manifest is None else tuple(check_hashes(file, manifest))
+        inputs.check()
+    return Proof(report, broken)
 
 
 def inspect(path: str | Path, *, check: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ from . import gguf
 from .errors import DataError
 from .inputs import opened
 from .native import F32
-from .outputs import OutputFile, sha256_file
+from .outputs import sha256_file
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -200,12 +200,12 @@ def _name(path: Path, raw: bytes, i: int) -> str:
 # ----------------------------------------------------------------------------------------------------- writing
 
 
-def write_imatrix(
-    path: Path, squares: Mapping[str, Squares], *, datasets: Sequence[str], chunk_size: int, chunks: int
-) -> None:
-    """Write `squares` by tensor name as llama-imatrix does: same keys, tensors sorted, byte for byte.
+def pack_imatrix(
+    squares: Mapping[str, Squares], *, datasets: Sequence[str], chunk_size: int, chunks: int
+) -> Iterator[bytes]:
+    """`squares` by tensor name as llama-imatrix writes them: same keys, tensors sorted, byte for byte.
 
-    An existing file is replaced; raises DataError for a name too long for a GGUF, and the errors of OutputFile.
+    Raises DataError for a name too long for a GGUF.
     """
     tensors: list[gguf.Tensor] = []
     data: list[F32] = []
@@ -214,7 +214,7 @@ def write_imatrix(
         counts = s.counts.astype(np.float32)
         for end, array in ((SUMS, s.sums), (COUNTS, counts[:, None])):
             if len((name + end).encode()) >= gguf.MAX_NAME:
-                raise DataError(f"{path.name}: the tensor name {name + end} is longer than a GGUF can hold")
+                raise DataError(f"the tensor name {name + end} is longer than a GGUF can hold")
             n_matrices, n = array.shape
             # ggml drops trailing dimensions of one
             shape = (n, n_matrices) if n_matrices > 1 else (n,)
@@ -227,8 +227,6 @@ def write_imatrix(
         CHUNK_SIZE: (chunk_size, gguf.UINT32, None),
     }
     placed, _ = gguf.layout(tensors)
-    with OutputFile(path) as out:
-        out.write(gguf.pack_header([gguf.pack_metadata(entries)], len(entries), placed))
-        for t, array in zip(placed, data, strict=True):
-            out.write(array.tobytes() + bytes(gguf.pad(t.nbytes) - t.nbytes))
-        out.publish()
+    yield gguf.pack_header([gguf.pack_metadata(entries)], len(entries), placed)
+    for t, array in zip(placed, data, strict=True):
+        yield array.tobytes() + bytes(gguf.pad(t.nbytes) - t.nbytes)

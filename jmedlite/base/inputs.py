@@ -6,13 +6,14 @@ import codecs
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
-from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError, system_fault
+from .errors import DataError, InputMissing, IoFault, JmedliteError, NotPermitted, UsageError, system_fault
 
 # Bytes of JSON that are read at most, by what the file is. The largest that were seen: config.json with a setting for
 # every module 1 MB, tokenizer.json 35 MB, an index of 90,000 tensors 9 MB.
@@ -27,9 +28,76 @@ MAX_CTX = 1 << 20  # tokens that a text is cut into at most
 MAX_QUESTION = 1 << 20  # bytes
 
 
+class Watch:
+    """The files that were read, as they were at first: `check` says whether one is no longer what it was.
+
+    A file that was written to has another time of change, even where its modification time was put back; one that was
+    replaced has another number, even while it is still open.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[int, ...]] = {}
+
+    def see(self, path: Path) -> None:
+        """Remember a regular file, before it is read."""
+        if path not in self._seen and (found := _identity(path)):
+            self._seen[path] = found
+
+    def of(self, paths: Iterable[Path]) -> Watch:
+        """A Watch of these files only, of those that were seen."""
+        part = Watch()
+        part._seen = {path: self._seen[path] for path in paths if path in self._seen}
+        return part
+
+    def check(self) -> None:
+        """Raise IoFault where a file was changed, replaced or removed."""
+        for path, was in self._seen.items():
+            if _identity(path) != was:
+                raise IoFault(
+                    f"{path}: was changed or replaced while it was read, so nothing that was made of it counts; run "
+                    "again when nobody writes it"
+                )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Around using what was read: a fault that a change explains is the change's."""
+        try:
+            yield
+        except JmedliteError:
+            self.check()
+            raise
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells whether a regular file is still the same; nothing where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    same = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return same if stat.S_ISREG(found.st_mode) else ()
+
+
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """A Watch that sees whatever the body reads (in this thread)."""
+    watch = Watch()
+    token = _watch.set(watch)
+    try:
+        with watch.held():
+            yield watch
+    finally:
+        _watch.reset(token)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Around opening and reading `path`: InputMissing, NotPermitted, DataError (a folder) or IoFault."""
+    if watch := _watch.get():
+        watch.see(path)
     try:
         yield
     except FileNotFoundError:

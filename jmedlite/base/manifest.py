@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import DataError
-from .gguf import split_stem
+from .gguf import split_files, split_stem
 from .inputs import MAX_INDEX, read_json
 from .outputs import sha256_file
 from .records import along, from_json
+from .wording import some
 
 FORMAT = 2
+
+
+class NoManifest(DataError):
+    """A JSON file that has a manifest's name and is something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +116,28 @@ def read_manifest(gguf_file: Path) -> Manifest | None:
     path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
     if not path.is_file():
         return None
-    found = read_json(path, MAX_INDEX)
+    try:
+        found = read_json(path, MAX_INDEX)
+    except DataError as e:
+        raise NoManifest(str(e)) from None
     if found.get("format") != FORMAT or not isinstance(found.get("files"), list):
-        raise DataError(f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away")
-    return from_json(found, Manifest, path.name)
+        raise NoManifest(
+            f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away"
+        )
+    manifest = from_json(found, Manifest, path.name)
+    listed, files = [e.name for e in manifest.files], [p.name for p in split_files(gguf_file)]
+    if listed != files:
+        raise DataError(
+            f"{path.name}: is the manifest of {some(listed, 3) or 'no file'}, not of {some(files, 3)}; make the model "
+            "again, give the files the names they were made with, or move this file away"
+        )
+    return manifest
 
 
 def check_hashes(gguf_file: Path, manifest: Manifest) -> list[str]:
-    """The names of those files whose SHA-256 is not what the manifest says; a missing file is one of them."""
+    """The names of those files of the model that are not what its manifest says (size, SHA-256), or are missing."""
     broken = []
-    for entry in manifest.files:
-        path = gguf_file.with_name(Path(entry.name).name)
-        if not path.is_file() or sha256_file(path) != entry.sha256:
+    for entry, path in zip(manifest.files, split_files(gguf_file), strict=True):
+        if not path.is_file() or path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
             broken.append(entry.name)
     return broken

@@ -7,54 +7,69 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from .errors import Busy, CannotCreate, IoFault, JmedliteError, NotPermitted
 from .inputs import opened
+from .signals import kept_back
 
 
 def fault(error: OSError, path: Path, doing: str) -> JmedliteError:
     """The sentence and exit code for an operating-system error while `doing` something to `path`."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return NotPermitted(f"{path}: {doing} is not permitted ({error.strerror}); choose another folder with --out")
+    if error.errno == errno.EFBIG:
+        return IoFault(
+            f"{path}: is larger than this system, its disk or a limit (`ulimit -f`) allows; partial files were "
+            "removed, write smaller files with --split-max-size or raise the limit"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return IoFault(f"{path}: {doing} failed, too many files are open; raise the limit (`ulimit -n`) and run again")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return IoFault(f"{path}: the disk is full; partial files were removed, free some space and run again")
     return IoFault(f"{path}: {doing} failed ({error.strerror or error})")
 
 
-def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse a target that is a folder, exists without `overwrite`, or stands in a folder that can't be written."""
-    if path.is_dir():
-        raise CannotCreate(f"{path}: is a folder, expected a file name")
-    if path.exists() and not overwrite:
-        raise CannotCreate(f"{path}: exists; give --overwrite to replace it, or another --out or --name")
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for what is needed for a moment; CannotCreate where the system has no place for one."""
+    with ExitStack() as stack:
+        with _temporary():
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jmedlite-", ignore_cleanup_errors=True))
+        yield Path(folder)
+
+
+def temporary_file() -> IO[bytes]:
+    """A file without a name; CannotCreate where the system has no place for one."""
+    with _temporary():
+        return tempfile.TemporaryFile()
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise CannotCreate(f"{path.parent}: is a file, expected a folder") from None
+        yield
     except OSError as e:
-        raise fault(e, path.parent, "making the folder") from None
+        raise CannotCreate(
+            f"no folder for temporary files can be used ({e.strerror or e}); name one in the variable TMPDIR, or free "
+            "some space"
+        ) from None
 
 
-class OutputFile:
-    """One output, sequentially written; nothing stands at `path` until `publish`.
-
-    The partial file `.NAME.partial` is removed on any failure; one left by a killed run is overwritten by the next.
-    """
+class Lock:
+    """The right to write the file at `path`, held as a context manager; Busy at once where another process has it."""
 
     def __init__(self, path: Path) -> None:
         from filelock import FileLock  # only for writers: takes as long to import as the rest of a child's start
 
-        self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        self._file: BinaryIO | None = None
-        self._published = False
+        self.path, self.file = path, path.with_name(f".{path.name}.lock")
+        self._lock = FileLock(self.file, timeout=0)
 
-    def __enter__(self) -> OutputFile:
+    def __enter__(self) -> Lock:
         from filelock import Timeout
 
         try:
@@ -62,11 +77,41 @@ class OutputFile:
         except Timeout:
             raise Busy(f"{self.path}: another run is writing this file; wait for it or choose another --out") from None
         except OSError as e:
-            raise fault(e, self.path.parent, "writing") from None
+            raise fault(e, self.path, "writing") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()  # while held: a waiting run then finds a new file
+        self._lock.release()
+        if os.name == "nt":  # where an open file can't be removed
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+
+
+class OutputFile:
+    """One output, sequentially written; nothing stands at `path` until `publish`.
+
+    The partial file `.NAME.partial` is removed on any failure; one left by a killed run is overwritten by the next.
+    `sha256` and `size_bytes` are of what was written so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.sha256, self.size_bytes = hashlib.sha256(), 0
+        self._lock = Lock(path)
+        self._file: BinaryIO | None = None
+        self._named = False
+
+    def __enter__(self) -> OutputFile:
+        self._lock.__enter__()
         try:
             self._file = self.partial.open("wb", buffering=0)
         except OSError as e:
-            self._release()
+            self._lock.__exit__(None, None, None)
             raise fault(e, self.path, "writing") from None
         return self
 
@@ -74,6 +119,8 @@ class OutputFile:
         """Append bytes; raises IoFault where the disk is full or fails."""
         assert self._file is not None
         view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        self.size_bytes += len(view)
         try:
             while view:
                 view = view[self._file.write(view) :]
@@ -88,41 +135,47 @@ class OutputFile:
         except OSError as e:
             raise fault(e, self.path, "flushing to disk") from None
 
-    def publish(self) -> None:
-        """Give the (checked) partial file its final name, in one step."""
-        self.flush()
-        assert self._file is not None
-        self._file.close()
+    def finish(self) -> None:
+        """Flush for the last time: from now on the partial file is whole."""
+        if self._file is not None:
+            self.flush()
+            self._file.close()
+            self._file = None
+
+    def name(self) -> None:
+        """Give the finished file its name, which is on the disk once the folder is flushed."""
         try:
             self.partial.replace(self.path)
         except OSError as e:
             raise fault(e, self.path, "renaming") from None
-        self._published = True
-        with contextlib.suppress(OSError, AttributeError):  # Windows has no folder handles to flush
-            fd = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        self._named = True
 
-    def _release(self) -> None:
-        lock_file = Path(self._lock.lock_file)
-        with contextlib.suppress(OSError):
-            lock_file.unlink()  # while held: a waiting run then finds a new file
-        self._lock.release()
-        if os.name == "nt":  # where an open file can't be removed
-            with contextlib.suppress(OSError):
-                lock_file.unlink()
+    def publish(self) -> None:
+        """Give the (checked) partial file its final name, in one step."""
+        self.finish()
+        self.name()
+        flush_folder(self.path.parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if not self._published:
-            with contextlib.suppress(OSError):
-                self.partial.unlink()
-        self._release()
+        with kept_back():
+            if self._file is not None:
+                self._file.close()
+            if not self._named:
+                with contextlib.suppress(OSError):
+                    self.partial.unlink()
+            self._lock.__exit__(None, None, None)
+
+
+def flush_folder(folder: Path) -> None:
+    """The names in a folder are on the disk when this returns, where the system can do that (not Windows)."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def sha256_file(path: Path) -> str:

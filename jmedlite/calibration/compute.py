@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import InputMissing, UsageError
+from jmedlite.base.gguf import split_files
 from jmedlite.base.imatrix import Imatrix, read_imatrix
-from jmedlite.base.inputs import MAX_CTX, check_range, read_document
-from jmedlite.base.outputs import check_target
+from jmedlite.base.inputs import MAX_CTX, check_range, read_document, watching
+from jmedlite.base.outputs import OutputFile
 from jmedlite.base.progress import Progress, silent
+from jmedlite.base.publishing import check_target
 from jmedlite.calibration.overlap import check_no_overlap, read_task, shipped
 from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.process import Child
@@ -74,20 +76,25 @@ def compute_imatrix(
     target = Path(out) if out is not None else path.with_name(f"{path.stem}.imatrix.gguf")
     if target.resolve() in {path.resolve(), *(Path(t).resolve() for t in texts)}:
         raise UsageError(f"--out {target}: is an input; choose another file name")
-    names, text = _text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
     check_target(target, overwrite)
-    request = {
-        "path": str(path.resolve()),
-        "out": str(target.resolve()),
-        "text": text,
-        "datasets": names,
-        "ctx": ctx,
-        "chunks": chunks,
-        "threads": threads or physical_cores(),
-        "gpu_layers": str(gpu_layers),
-        "process_output": process_output,
-    }
-    done = _run(request, progress)
+    with watching() as inputs, OutputFile(target) as output:
+        for part in split_files(path):
+            inputs.see(part)  # which the child reads
+        names, text = _text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
+        request = {
+            "path": str(path.resolve()),
+            "out": str(output.partial.resolve()),
+            "text": text,
+            "datasets": names,
+            "ctx": ctx,
+            "chunks": chunks,
+            "threads": threads or physical_cores(),
+            "gpu_layers": str(gpu_layers),
+            "process_output": process_output,
+        }
+        done = _run(request, progress)
+        inputs.check()
+        output.publish()
     return Computed(read_imatrix(target), done["n_tokens"], tuple(done["missing"]), done["seconds"])
 
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError, NativeError
 from jmedlite.base.gguf import Header
-from jmedlite.base.imatrix import Squares, write_imatrix
+from jmedlite.base.imatrix import Squares, pack_imatrix
 from jmedlite.base.native import F64
+from jmedlite.base.outputs import fault
 from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
@@ -199,7 +200,7 @@ class Calibration:
 
 
 def calibrate(request: Request, emit: Emit, _: threading.Event) -> None:
-    """Answer the one request: `chunk` events, then the file is written and `done` says what is in it."""
+    """Answer the one request: `chunk` events, then the parent's file is filled and `done` says what is in it."""
     started = time.monotonic()
     work = Calibration(request)
     emit("chunk", done=0, total=work.n_chunks, n_tokens=len(work.tokens))
@@ -207,9 +208,14 @@ def calibrate(request: Request, emit: Emit, _: threading.Event) -> None:
     found = work.collector.result()
     if not found:
         raise NativeError("llama.cpp ran no matrix product that could be observed; was the model's name map changed?")
-    write_imatrix(
-        Path(request["out"]), found, datasets=request["datasets"], chunk_size=work.n_ctx, chunks=work.n_chunks
-    )
+    path = Path(request["out"])
+    try:
+        with path.open("r+b") as out:  # the parent's partial file
+            out.writelines(
+                pack_imatrix(found, datasets=request["datasets"], chunk_size=work.n_ctx, chunks=work.n_chunks)
+            )
+    except OSError as e:
+        raise fault(e, path, "writing") from None
     emit(
         "done",
         entries=len(found),

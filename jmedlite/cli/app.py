@@ -17,6 +17,7 @@ import typer
 from jmedlite import __version__
 from jmedlite.base.errors import ClosedPipe, Interrupted, as_expected
 from jmedlite.base.lean import import_leanly
+from jmedlite.base.signals import Terminated, catch_ending
 
 from . import console
 from .ask import ask
@@ -70,6 +71,7 @@ def main() -> None:
         # a pipe on Windows has the code page of the system, which may lack what a model writes
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")
+    catch_ending()
     import_leanly()
     warn_of_variables(os.environ, app)
     try:
@@ -79,6 +81,9 @@ def main() -> None:
     except KeyboardInterrupt:
         console.note("")
         sys.exit(Interrupted.exit_code)
+    except Terminated as e:
+        console.error(f"ended by {e.name}; what was begun is removed")
+        raise
     except SystemExit:
         raise
     except BaseException as e:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jmedlite.base.errors import InputMissing, UsageError
+from jmedlite.base.publishing import check_published
 from jmedlite.base.wording import some
 
 from . import console
@@ -38,6 +39,7 @@ def find_gguf(model: str | None) -> Path:
         listing = ", ".join(f.name for f in files) or "none"
         raise UsageError(f"{model}: is a folder (GGUF files in it: {listing}); name the file, or quantize it first")
     if not path.exists():
+        check_published([path])
         raise InputMissing(f"{model}: no such GGUF file; {_what_there_is(path, made_models().there)}")
     return path
 

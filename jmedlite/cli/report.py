@@ -57,7 +57,8 @@ def report(
     """Say which level to use and how sure that is: one offline page, and the same as JSON, Markdown and CSV."""
     from jmedlite.api.made_models import Verdict, remember_verdicts
     from jmedlite.base.errors import UsageError
-    from jmedlite.base.outputs import check_target, write_text
+    from jmedlite.base.outputs import write_text
+    from jmedlite.base.publishing import check_target
 
     page = out or folders[0] / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):

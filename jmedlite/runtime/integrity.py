@@ -23,6 +23,7 @@ class Integrity:
     def __init__(self, path: Path, mark: str, cache: StateCache | None, *, known: bool = False) -> None:
         self.path, self.cache = path, cache
         self._broken: list[str] = []
+        self._fault: JmedliteError | None = None
         self._thread: threading.Thread | None = None
         if known:
             return
@@ -36,19 +37,23 @@ class Integrity:
             self._thread.start()
 
     def _compare(self) -> None:
-        from jmedlite.base.manifest import check_hashes, read_manifest
+        from jmedlite.base.manifest import NoManifest, check_hashes, read_manifest
 
         try:
             manifest = read_manifest(self.path)
             self._broken = check_hashes(self.path, manifest) if manifest else []
-        except (JmedliteError, OSError):
+        except (NoManifest, OSError):
             self._broken = []
+        except JmedliteError as e:
+            self._fault = e
 
     def check(self) -> None:
-        """Wait for the comparison; raises DataError where a file differs."""
+        """Wait for the comparison; raises DataError where a file differs, or is not the one that is described."""
         if self._thread is None:
             return
         self._thread.join()
+        if self._fault:
+            raise self._fault
         if self._broken:
             raise DataError(
                 f"{', '.join(self._broken)}: is not what its manifest says (another SHA-256), so it is damaged or "

@@ -22,6 +22,7 @@ from jmedlite.base.gguf import (
     read_header,
     split_files,
 )
+from jmedlite.base.publishing import check_published
 
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
@@ -48,6 +49,7 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 def read_whole_header(path: Path) -> tuple[list[Path], Header]:
     """A model's files, the first one first, and one header with the tensors of all."""
     files = split_files(path)
+    check_published(files)
     first, *others = [read_header(file) for file in files]
     check_model(files[0], first)
     tensors = [*first.tensors, *(t for header in others for t in header.tensors)]

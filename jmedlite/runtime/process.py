@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
-from jmedlite.base.errors import BY_EXIT_CODE, BY_NAME, DataError, JmedliteError, NativeError, shortened
+from jmedlite.base.errors import BY_EXIT_CODE, BY_NAME, DataError, IoFault, JmedliteError, NativeError, shortened
+from jmedlite.base.outputs import temporary_file
 
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
@@ -42,15 +42,22 @@ class Child:
 
     def __init__(self, module: str, advice: str) -> None:
         self.advice = advice
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        self.process = subprocess.Popen(
-            child_command(module),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            # ggml starts a debugger on an abort unless told not to
-            env={**DEFAULTS, **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
-        )
+        self._stderr = temporary_file()
+        try:
+            self.process = subprocess.Popen(
+                child_command(module),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                # ggml starts a debugger on an abort unless told not to
+                env={**DEFAULTS, **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"},
+            )
+        except OSError as e:
+            self._stderr.close()
+            raise IoFault(
+                f"no process for llama.cpp could be started ({e.strerror or e}); are too many files open "
+                "(`ulimit -n`), or too many processes running?"
+            ) from None
         self._started_by_main_thread = threading.current_thread() is threading.main_thread()
         self._last_id, self._last = 0, ""
         self._busy = self._sending = self._stop_wanted = False

@@ -106,8 +106,11 @@ def open_events() -> Emit:
 
 
 def protect_process() -> None:
-    """No core dumps (the question is in memory); Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """No core dumps (the question is in memory); Ctrl-C and a closed terminal, which everybody hears of, are the
+    parent's business."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     with suppress(ImportError, ValueError, OSError):
         import resource
 

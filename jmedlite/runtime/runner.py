@@ -56,7 +56,7 @@ class Runner:
             "ctx": None if wanted.ctx == "auto" else int(wanted.ctx),
             "threads": wanted.threads or physical_cores(),
             "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],
-            "cache": str(cache_folder()) if wanted.cache else None,
+            "cache": str(cache) if wanted.cache and (cache := cache_folder()) else None,
             "json_schema": Sampling(json_schema=json_schema).json_schema,
         }
         self.timings: dict[str, float] = {}

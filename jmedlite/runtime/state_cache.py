@@ -29,10 +29,17 @@ BEGINNING = 1 << 23  # bytes: the header, as a rule
 SAMPLES, SAMPLE_BYTES = 64, 1 << 14
 
 
-def cache_folder() -> Path:
-    """$JMEDLITE_CACHE, else the system's place for this user's caches."""
+def cache_folder() -> Path | None:
+    """$JMEDLITE_CACHE, else the system's place for this user's caches; None where no home folder is known."""
     if named := os.environ.get("JMEDLITE_CACHE"):
         return Path(named)
+    try:
+        return _usual_folder()
+    except RuntimeError:
+        return None
+
+
+def _usual_folder() -> Path:
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
         return Path(base) / "jmedlite" / "cache"

@@ -6,14 +6,13 @@ and llama.cpp is asked about it in a child process (type_probe_worker.py), which
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import NativeError
+from jmedlite.base.outputs import fault, temporary_folder
 
 from .process import Child
 
@@ -45,11 +44,14 @@ def probe_types(
 
 def _ask(header: bytes, data_bytes: int, ftypes: list[int], imatrix: list[str]) -> dict[str, dict[str, int]]:
     """{file type: {tensor name: type id}} from a child of its own."""
-    with tempfile.TemporaryDirectory(prefix="jmedlite-") as folder:
-        path = Path(folder) / "header.gguf"
-        with path.open("wb") as out:
-            out.write(header)
-            out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
+    with temporary_folder() as folder:
+        path = folder / "header.gguf"
+        try:
+            with path.open("wb") as out:
+                out.write(header)
+                out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
+        except OSError as e:
+            raise fault(e, path, "writing") from None
         request = {"path": str(path), "ftypes": ftypes, "imatrix": imatrix}
         with Child("jmedlite.runtime.type_probe_worker", ADVICE) as child:
             types: dict[str, dict[str, int]] = child.ask(request, "types")["types"]

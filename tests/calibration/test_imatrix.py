@@ -17,7 +17,7 @@ import pytest
 
 from jmedlite.base import gguf as layout
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, NativeError, UsageError
-from jmedlite.base.imatrix import Squares, read_imatrix, write_imatrix
+from jmedlite.base.imatrix import Squares, pack_imatrix, read_imatrix
 from jmedlite.calibration import graph
 from jmedlite.calibration import worker as calibrate
 from jmedlite.calibration.compute import LANGUAGES, compute_imatrix, shipped_text
@@ -163,7 +163,7 @@ def example() -> dict[str, Squares]:
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     path, squares = tmp_path / "i.gguf", example()
-    write_imatrix(path, squares, datasets=["a.txt", "日本語.txt"], chunk_size=32, chunks=2)
+    path.write_bytes(b"".join(pack_imatrix(squares, datasets=["a.txt", "日本語.txt"], chunk_size=32, chunks=2)))
     reader = gguf.GGUFReader(path)
     contents = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
     assert contents == {
@@ -312,8 +312,7 @@ def test_hostile_ggufs(tmp_path: Path, change: Changes, words: str) -> None:
 def test_a_model_is_no_matrix_and_a_cut_file_is_found(tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected 'imatrix'"):
         read_imatrix(tiny_gguf)
-    write_imatrix(tmp_path / "i.gguf", example(), datasets=[], chunk_size=8, chunks=1)
-    whole = (tmp_path / "i.gguf").read_bytes()
+    whole = b"".join(pack_imatrix(example(), datasets=[], chunk_size=8, chunks=1))
     for end in range(0, len(whole) - 32, 7):
         (tmp_path / "cut.gguf").write_bytes(whole[:end])
         with pytest.raises(DataError):

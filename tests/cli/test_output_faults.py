@@ -159,6 +159,114 @@ def test_two_writers(model: Path, tmp_path: Path) -> None:
     assert names(out) == ["m-Q8_0.gguf", "m-Q8_0.json"]
 
 
+def _changed(path: Path) -> None:
+    """Other bytes, and the old modification time."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(bytes(8))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _replaced(path: Path) -> None:
+    """Another file under the same name; who has opened the old one reads that."""
+    new = path.with_name("new")
+    shutil.copyfile(path, new)
+    new.replace(path)
+
+
+def _removed(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("m/model.safetensors", _changed),
+        ("m/model.safetensors", _replaced),
+        ("m/model.safetensors", _removed),
+        ("m/tokenizer.json", _replaced),
+        ("m/config.json", _changed),
+        ("a/adapter_model.safetensors", _changed),
+        ("a/adapter_config.json", _replaced),
+    ],
+)
+def test_an_input_that_changes_while_it_is_read(
+    model: Path, tmp_path: Path, name: str, change: Callable[[Path], None]
+) -> None:
+    """At the first report of the pass: what was planned, hashed and read is no longer the same."""
+    cfg = builders.config("qwen2", builders.n_tokens(builders.byte_level_tokenizer()))
+    builders.adapter(tmp_path / "a", builders.weights(cfg))
+    done = False
+
+    def progress(*_: Any) -> None:
+        nonlocal done
+        if not done:
+            change(tmp_path / name)
+            done = True
+
+    with pytest.raises(IoFault, match=rf"{Path(name).name}: was changed or replaced") as caught:
+        jmedlite.quantize(
+            model, lora=[str(tmp_path / "a")], types=["BF16"], out=tmp_path / "out", threads=1, progress=progress
+        )
+    assert caught.value.exit_code == 74
+    assert names(tmp_path / "out") == []
+
+
+def test_a_fault_that_a_change_explains_is_the_change(model: Path, tmp_path: Path) -> None:
+    def progress(*_: Any) -> None:
+        (model / "model.safetensors").write_bytes(b"")  # the next block is not there
+
+    with pytest.raises(IoFault, match="was changed or replaced"):
+        jmedlite.quantize(model, types=["BF16"], out=tmp_path / "out", threads=1, progress=progress)
+
+
+def test_no_folder_for_temporary_files(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(CannotCreate, match="TMPDIR"):
+        jmedlite.quantize(model, bits=[4], out=tmp_path / "out")
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+@pytest.mark.parametrize(
+    ("limit", "amount", "words"), [("RLIMIT_FSIZE", 100_000, "ulimit -f"), ("RLIMIT_NOFILE", 12, "ulimit -n")]
+)
+def test_limits_of_the_system(tiny_gguf: Path, tmp_path: Path, limit: str, amount: int, words: str) -> None:
+    """In a process of its own, whose limits are lowered once all is imported."""
+    code = (
+        "import resource, sys, jmedlite.cli.app, jmedlite.api.quantize\n"
+        f"most = resource.getrlimit(resource.{limit})[1]\n"
+        f"resource.setrlimit(resource.{limit}, ({amount}, most))\n"
+        "jmedlite.cli.app.main()"
+    )
+    command = [sys.executable, "-c", code, "quantize", str(tiny_gguf), "-t", "F16", "-o", str(tmp_path / "out")]
+    if words == "ulimit -n":
+        command += ["--split-max-size", "400kB"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 74, done.stderr
+    assert words in done.stderr.splitlines()[-1]
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signals")
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_run_that_is_asked_to_end(tiny_gguf: Path, tmp_path: Path, number: str, code: int) -> None:
+    """In the middle of the pass."""
+    asking = (
+        "import signal, jmedlite.cli.app, jmedlite.convert.pipeline as p\n"
+        "put = p._Outputs.put\n"
+        f"p._Outputs.put = lambda *a: (put(*a), signal.raise_signal(signal.{number}))\n"
+        "jmedlite.cli.app.main()"
+    )
+    command = [sys.executable, "-c", asking, "quantize", str(tiny_gguf), "-t", "F16", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1] == f"jmedlite: ended by {number}; what was begun is removed"
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="only POSIX can kill without notice")
 def test_killed_run_leaves_no_name_and_the_next_cleans_up(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m", hidden_size=512, intermediate_size=4096, num_hidden_layers=6)

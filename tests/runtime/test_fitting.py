@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from gguf.constants import GGMLQuantizationType as Type
 
 import jmedlite
+from jmedlite.api.model_facts import describe_model
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.native import libllama
 from jmedlite.base.outputs import sha256_file
+from jmedlite.base.progress import silent
 from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine
 from jmedlite.runtime.hardware import devices
 from jmedlite.runtime.loading import LoadedModel, read_whole_header
@@ -168,9 +171,23 @@ def test_a_file_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert read == [path] * 2
 
 
-@pytest.mark.parametrize(
-    "manifest", [None, b"", b"[]", b"{}", b'{"format": 2}', b"\xff", b'{"format": 2, "files": []}']
-)
+@pytest.mark.parametrize("names", [[], ["other-F32.gguf"], ["model-F32.gguf", "other.gguf"]])
+def test_a_manifest_of_other_files(tiny_gguf: Path, tmp_path: Path, names: list[str]) -> None:
+    """A model that its manifest does not list is not vouched for, and one that lists another beside it even less."""
+    path = tmp_path / "model-F32.gguf"
+    shutil.copyfile(tiny_gguf, path)
+    manifest = json.loads(tiny_gguf.with_suffix(".json").read_text())
+    (entry,) = manifest["files"]
+    manifest["files"] = [{**entry, "name": name} for name in names]
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    for look in (lambda: jmedlite.inspect(path, check=True), lambda: describe_model(path, silent)):
+        with pytest.raises(DataError, match=r"^model-F32\.json: is the manifest of .*, not of model-F32\.gguf"):
+            look()
+    with jmedlite.Runner(path, threads=1, cache=False) as runner, pytest.raises(DataError, match="is the manifest of"):
+        next(runner.stream("a"))
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{}", b'{"format": 2}', b"\xff"])
 def test_a_file_that_is_no_manifest_says_nothing(tiny_gguf: Path, tmp_path: Path, manifest: bytes | None) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tiny_gguf.read_bytes())
