@@ -31,7 +31,7 @@ TEMPLATE_SECONDS = 1.0
 
 
 def bounded_prompt(emit: Emit, messages: list[Message], **arguments: Any) -> list[Part]:
-    """`build_prompt` with a second to finish in; a template that loops ends this process with an error event."""
+    """`build_prompt` with a second to finish in; one that needs more ends this process."""
     import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
 
     return bounded(emit, "the model's chat template", TEMPLATE_SECONDS, lambda: build_prompt(messages, **arguments))
