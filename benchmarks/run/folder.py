@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
+from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import fault, write_text
 from jmedlite.base.records import from_json, to_json
@@ -103,10 +104,10 @@ class RunFolder:
 
     def _check_same(self, run: Path) -> None:
         with reading(run):
-            raw = run.read_text(encoding="utf-8")
+            raw = run.read_bytes()
         try:
             there = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{run}: is damaged (no JSON); choose another --out") from None
         if not isinstance(there, dict) or (there.get("format"), there.get("version")) != (FORMAT, VERSION):
             raise DataError(f"{run}: is no run of format {VERSION}; choose another --out")
@@ -220,7 +221,8 @@ def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
 def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+        found = None if has_halves(line, found) else found
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise DataError(

@@ -344,7 +344,7 @@ class PeftAdapter:
             return True  # named in full, as a head is: no layer's
         layers = config["layers_to_transform"]
         index = next((self._found[LAYER, p][module] for p in patterns if module in self._found[LAYER, p]), None)
-        return index in map(str, [layers] if isinstance(layers, int) else layers)
+        return index is not None and index in [str(i) for i in ([layers] if isinstance(layers, int) else layers)]
 
     def _check_targets(self) -> None:
         """The modules named in the configuration and those in the file must be the same."""

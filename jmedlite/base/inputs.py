@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError, InputMissing, IoFault, NotPermitted, UsageError
+from .halves import HALF, has_halves
 
 MAX_JSON = 256_000_000
 AGAIN = "download the file again"
@@ -108,6 +109,8 @@ def read_json(
         raise DataError(f"{path.name}: is not valid JSON ({e})") from None
     if not isinstance(found, dict):
         raise DataError(f"{path.name}: holds a JSON {type(found).__name__}, expected an object")
+    if has_halves(blob, found):
+        raise DataError(f"{path.name}: holds {HALF}; make the file again")
     return found
 
 
