@@ -14,15 +14,18 @@ from typing import Any, TypeVar
 
 from jmedlite.base.errors import DataError, JmedliteError, Unavailable, UsageError
 from jmedlite.base.progress import Notice, silent
+from jmedlite.base.records import from_json
 from jmedlite.benchmarks.prompts.requests import as_text
 from jmedlite.benchmarks.tasks.items import LETTERS
 from jmedlite.runtime.chat_template import SWITCHES
 from jmedlite.runtime.thoughts import Said
 
 from .base import Prepared, RawAnswer, Wanted
-from .http import Failed, Refused, Server
+from .http import MAX_TOLD, Failed, Refused, Server
 from .local_engine import split
 from .responses import (
+    ModelEntry,
+    checked,
     choice_of,
     echoed,
     entries_of,
@@ -122,7 +125,7 @@ class EndpointModel:
             what = "questions and the key" if key else "questions"
             notice(f"{what} go to {self.server.host} unencrypted; use https or a tunnel")
         self.entry = self._find(model)
-        self.model = str(self.entry["id"])
+        self.model = self.entry.id
         self._facts = self._describe()
         self._n_top, self._plain = TOPS[0], PLAIN
         self._silent = False  # about what only some servers understand
@@ -131,16 +134,18 @@ class EndpointModel:
         self._thinks = False  # before its answer, which can't be begun then
         self._wanted = Wanted(())
 
-    def _find(self, model: str | None) -> dict[str, Any]:
+    def _find(self, model: str | None) -> ModelEntry:
         """The server's entry for the model."""
+        path = "/v1/models"
         try:
-            listed = self.server.get("/v1/models").get("data")
+            listed = self.server.get(path).get("data") or []
+            where = f"{self.server.root}{path}: data"
+            entries = from_json(listed, tuple[ModelEntry, ...], where)
         except (Unavailable, DataError):
             if model is None or not self.server.reached:
                 raise
-            return {"id": model}  # not every server lists its models
-        entries = [e for e in listed if isinstance(e, dict) and "id" in e] if isinstance(listed, list) else []
-        names = [str(e["id"]) for e in entries]
+            return ModelEntry(id=model)  # not every server lists its models
+        names = [e.id for e in entries]
         shown = ", ".join(names[:8]) or "none"
         if model is None and len(entries) != 1:
             raise UsageError(f"{self.server.root}: has several models ({shown}); name one of them")
@@ -153,21 +158,22 @@ class EndpointModel:
         return dict(self._facts)
 
     def _describe(self) -> dict[str, Any]:
-        meta = self.entry.get("meta") or {}
+        meta = self.entry.meta
         name = re.split(r"[/\\]", self.model.rstrip("/\\"))[-1].removesuffix(".gguf") or self.model
-        told = {"n_params": meta.get("n_params"), "title": self.model}
-        n_ctx = self.entry.get("max_model_len") or meta.get("n_ctx")
+        told = {"n_params": meta and meta.n_params, "title": self.model}
+        n_ctx = self.entry.max_model_len or (meta and meta.n_ctx)
         place = {"endpoint": self.server.root, "server": self._version(), "n_ctx": n_ctx}
         return {"name": name, **dict.fromkeys(UNTOLD), **told, **place}
 
     def _version(self) -> str | None:
         """The server's program and version, where it tells."""
-        owner = str(self.entry.get("owned_by") or "")
+        owner = self.entry.owned_by or ""
         path, key = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}.get(owner, ("", ""))
         if not path:
             return owner or None
         try:
-            return f"{owner} {self.server.get(path).get(key) or ''}".strip()
+            told = self.server.get(path).get(key)
+            return f"{owner} {told[:MAX_TOLD]}" if isinstance(told, str) else owner
         except JmedliteError:
             return owner
 
@@ -223,12 +229,12 @@ class EndpointModel:
         def one(i: int) -> tuple[int, list[RawAnswer]]:
             try:
                 answer = ask(wanted, wanted.prompts[i])
-            except Failed as e:
-                return i, [{"n_prompt": None, "failed": e}]
             except Refused as e:
                 if not e.is_too_long:
                     raise
                 return i, [{"n_prompt": e.n_prompt}]
+            except (Failed, DataError) as e:  # no answer, or one that makes no sense
+                return i, [{"n_prompt": None, "failed": e}]
             n = answer["n_prompt"]
             if wanted.n_ctx and n and n + wanted.max_tokens > wanted.n_ctx:
                 answer = {"n_prompt": n}
@@ -272,7 +278,7 @@ class EndpointModel:
                 request["messages"].append({"role": "assistant", "content": cue})
                 request |= {"add_generation_prompt": False, "continue_final_message": True}
         try:
-            return self.server.post(path, request), self.server.base + path
+            return self._posted(path, request)
         except Refused as e:
             if not {*PLAIN, TEMPLATE} & request.keys() or not STRICT.search(e.words):
                 raise
@@ -284,7 +290,11 @@ class EndpointModel:
         self._plain, self._silent = {}, True
         for name in (*PLAIN, *([] if wanted.think is not None or wanted.template_vars else [TEMPLATE])):
             request.pop(name, None)
-        return self.server.post(path, request), self.server.base + path
+        return self._posted(path, request)
+
+    def _posted(self, path: str, request: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        where = self.server.base + path
+        return checked(self.server.post(path, request), where), where
 
     def _variables(self, wanted: Wanted) -> dict[str, Any]:
         """What the chat template is told: to think or not, which a letter is asked without, and what was given."""

@@ -6,6 +6,8 @@ import http.client
 import ipaddress
 import json
 import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -13,13 +15,16 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from jmedlite.base.errors import DataError, JmedliteError, NotPermitted, Unavailable, UsageError
+from jmedlite.base.halves import has_halves, without_halves
 from jmedlite.base.progress import Notice, silent
+from jmedlite.base.wording import shown
 
 TRIES = 6
 FIRST_PAUSE = 0.5  # seconds, doubled each time: about 15 s in all
 LONGEST_PAUSE = 30.0  # whatever Retry-After asks for
 LOADING_SECONDS = 900.0  # for a server that loads its model
 MAX_ANSWER = 64 << 20
+MAX_COUNT = 1 << 31  # tokens; more than that no server means
 MAX_TOLD = 200  # characters of a server's own words
 TOO_LONG = re.compile(r"context (length|size|window)|maximum model length|max_model_len|too long|too many tokens", re.I)
 N_PROMPT = re.compile(
@@ -42,14 +47,65 @@ class Refused(DataError):
     @property
     def n_prompt(self) -> int | None:
         """How many tokens the prompt has, where the server says so."""
-        if isinstance(n := self.error.get("n_prompt_tokens"), int):
-            return n
-        found = N_PROMPT.search(self.words)
-        return int(next(group for group in found.groups() if group)) if found else None
+        n = self.error.get("n_prompt_tokens")
+        if type(n) is not int and (found := N_PROMPT.search(self.words)):
+            n = int(next(group for group in found.groups() if group))
+        return n if type(n) is int and 0 <= n < MAX_COUNT else None
 
 
 class Failed(Unavailable):
     """The server is there and says that it failed, however often it was asked."""
+
+
+class _Timed(socket.socket):
+    """A socket whose reads are over at `deadline` all together: a timeout is for each, and a drip never meets it."""
+
+    deadline: float | None = None
+
+    def recv_into(self, *args: Any) -> int:
+        if self.deadline is not None:
+            if (left := self.deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            self.settimeout(left)
+        return super().recv_into(*args)
+
+
+class _TimedTls(_Timed, ssl.SSLSocket):
+    """The same, encrypted."""
+
+
+class _Connection(http.client.HTTPConnection):
+    """One exchange, from the connection to the answer's last byte, within its timeout."""
+
+    def connect(self) -> None:
+        deadline = time.monotonic() + (self.timeout or 0)
+        super().connect()
+        self.sock = _Timed(fileno=self.sock.detach())
+        self.sock.settimeout(self.timeout)
+        self.sock.deadline = deadline
+
+
+class _TlsConnection(http.client.HTTPSConnection):
+    """The same, encrypted; its context makes the sockets."""
+
+    def connect(self) -> None:
+        deadline = time.monotonic() + (self.timeout or 0)
+        super().connect()
+        assert isinstance(self.sock, _TimedTls)
+        self.sock.deadline = deadline
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        context.sslsocket_class = _TimedTls
+        return self.do_open(_TlsConnection, req, context=context)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -74,6 +130,7 @@ class Server:
         parts = urlsplit(url if "://" in url else f"//{url}")
         try:
             known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+            known = known and parts.path.isascii() and parts.path.isprintable() and " " not in parts.path
         except ValueError:
             known = False
         if not known or parts.query or parts.fragment:
@@ -88,8 +145,10 @@ class Server:
         self.timeout, self._notice = timeout, notice
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if api_key:
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise UsageError("JMEDLITE_API_KEY: holds what no key holds (a line's end, or a letter beyond ASCII)")
             self._headers["Authorization"] = f"Bearer {api_key}"
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect(), _Http(), _Https()]
         if is_this_machine(self.host):
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
@@ -105,6 +164,7 @@ class Server:
 
     def _ask(self, url: str, body: bytes | None) -> dict[str, Any]:
         pause, left, until = FIRST_PAUSE, TRIES - 1, time.monotonic() + LOADING_SECONDS
+        n_late = 0
         while True:
             wait = pause
             try:
@@ -126,8 +186,10 @@ class Server:
                         self._notice(f"{self.root}: is loading its model; waiting for it")
                     time.sleep(min(wait, 2.0))
                     continue
-            except (OSError, http.client.HTTPException) as e:
-                fault, again = self._no_answer(url, e), self.reached  # else the address is wrong, most likely
+            except (OSError, http.client.HTTPException, ValueError) as e:  # ValueError: a length that is none
+                fault = self._no_answer(url, e)
+                n_late += isinstance(fault, Failed)
+                again = self.reached and n_late < 2  # never reached: the address is wrong, most likely
             if not left or not again:
                 raise fault
             left -= 1
@@ -143,10 +205,7 @@ class Server:
         raw = response.read(MAX_ANSWER + 1)
         if len(raw) > MAX_ANSWER:
             raise DataError(f"{url}: answered with more than {MAX_ANSWER >> 20} MB")
-        try:
-            found = json.loads(raw)
-        except (ValueError, RecursionError):
-            found = None
+        found = _parsed(raw)
         if not isinstance(found, dict):
             begins = raw[:40].decode("utf-8", "replace").split("\n")[0]
             raise DataError(
@@ -157,7 +216,8 @@ class Server:
     def _no_answer(self, url: str, error: Exception) -> Unavailable:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            return Unavailable(f"{url}: gave no answer within {self.timeout:g} s; is the server overloaded?")
+            late = Failed if self.reached else Unavailable
+            return late(f"{url}: gave no answer within {self.timeout:g} s; is the server overloaded?")
         why = getattr(reason, "strerror", None) or getattr(reason, "verify_message", None) or type(reason).__name__
         return Unavailable(f"{url}: can't be reached ({why}); is the server running, and the address right?")
 
@@ -187,10 +247,18 @@ class Server:
 def _words(response: urllib.error.HTTPError) -> tuple[dict[str, Any], str]:
     """(the error object, its message) of llama-server's, vLLM's and OpenAI's error answers."""
     try:
-        found = json.loads(response.read(1 << 20))
-    except (ValueError, RecursionError, OSError, http.client.HTTPException):
+        return _words_of(_parsed(response.read(1 << 20)))
+    except (ValueError, OSError, http.client.HTTPException):
         return {}, ""
-    return _words_of(found)
+
+
+def _parsed(raw: bytes) -> Any:
+    """An answer's JSON, None where it is none; a token may end in half a character."""
+    try:
+        found = json.loads(raw)
+        return without_halves(found) if has_halves(raw, found) else found
+    except (ValueError, RecursionError):
+        return None
 
 
 def _words_of(found: Any) -> tuple[dict[str, Any], str]:
@@ -200,11 +268,13 @@ def _words_of(found: Any) -> tuple[dict[str, Any], str]:
         error = {"message": error}
     words = error.get("message") or error.get("detail") or ""
     if isinstance(words, list):  # FastAPI's: one object for each field
-        words = "; ".join(str(w.get("msg")) for w in words if isinstance(w, dict))
+        words = "; ".join(shown(w.get("msg")).strip("'") for w in words[:4] if isinstance(w, dict))
+    if not isinstance(words, str):
+        words = shown(words)
     # what follows "input" is the request, with the question
-    return error, " ".join(str(words).partition("'input'")[0].split())[:MAX_TOLD]
+    return error, " ".join(words.partition("'input'")[0].split())[:MAX_TOLD]
 
 
 def _asked_for(seconds: str | None) -> float | None:
     """The pause that a server asks for."""
-    return float(seconds) if seconds and seconds.strip().isdigit() else None
+    return float(seconds) if seconds and seconds.isascii() and seconds.strip().isdigit() else None

@@ -5,22 +5,92 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.records import Foreign, from_json
+from jmedlite.base.wording import shown, some
 from jmedlite.runtime.thoughts import Said, split_thought
 
 FLOOR = -1000.0  # nats; servers write p = 0 as -9999 (vLLM) or -3.4e38 (llama-server)
 SLACK = 1e-6  # what a sum of float32 probabilities may be wrong by
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Details(Foreign):
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Usage(Foreign):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    completion_tokens_details: _Details | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Message(Foreign):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Logprobs(Foreign):
+    """Of each token; what stands there has several forms, which `top_tokens` and `echoed` read."""
+
+    tokens: tuple[str, ...] | None = None
+    token_logprobs: tuple[Any, ...] | None = None
+    top_logprobs: tuple[dict[str, Any] | None, ...] | None = None
+    content: tuple[dict[str, Any] | None, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice(Foreign):
+    text: str | None = None
+    message: _Message | None = None
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer(Foreign):
+    choices: tuple[_Choice, ...] | None = None
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meta(Foreign):
+    n_params: int | None = None
+    n_ctx: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(Foreign):
+    """One of the models that a server lists."""
+
+    id: str
+    owned_by: str | None = None
+    max_model_len: int | None = None
+    meta: _Meta | None = None
+
+
+def checked(answer: dict[str, Any], where: str) -> dict[str, Any]:
+    """A server's answer, once all that is read of it has its type; raises DataError, which says where it has not."""
+    from_json(answer, _Answer, where)
+    return answer
+
+
 def log_probability(value: Any, where: str) -> float:
     """A server's ln p, checked. Of a probability of 0, JSON has no logarithm: servers write null or -Infinity."""
     if value is None or value == -math.inf:
         return FLOOR
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value > SLACK:
-        raise DataError(f"{where}: gave {value!r} as the logarithm of a probability")
-    return max(min(float(value), 0.0), FLOOR)
+    number = value if isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63) else math.nan
+    if not math.isfinite(number) or number > SLACK:
+        raise DataError(f"{where}: gave {shown(value)} as the logarithm of a probability")
+    return max(min(float(number), 0.0), FLOOR)
 
 
 def top_tokens(choice: dict[str, Any], where: str) -> list[tuple[str, float]]:
@@ -40,9 +110,11 @@ def top_tokens(choice: dict[str, Any], where: str) -> list[tuple[str, float]]:
     top: dict[str, float] = {}
     for text, value in pairs:
         if not isinstance(text, str):
-            raise DataError(f"{where}: gave {text!r} as a token's text")
+            raise DataError(f"{where}: gave {shown(text)} as a token's text")
         lp = log_probability(value, where)
         top[text] = max(lp, top.get(text, lp))  # one text of two tokens, or the token that was taken once more
+    if not top:
+        raise DataError(f"{where}: gave no token as the likeliest")
     return sorted(top.items(), key=lambda pair: -pair[1])
 
 
@@ -73,7 +145,7 @@ def echoed(answer: dict[str, Any], where: str) -> tuple[list[str], list[Any]]:
     found = choice_of(answer, where).get("logprobs") or {}
     tokens, values = found.get("tokens") or [], found.get("token_logprobs") or []
     n_new = (answer.get("usage") or {}).get("completion_tokens")
-    n = len(tokens) - (n_new if isinstance(n_new, int) else 1)
+    n = len(tokens) - max(0, 1 if n_new is None else n_new)
     if n < 1:
         raise no_echo(where)
     n_prompt = n_prompt_of(answer) or n
@@ -97,7 +169,7 @@ def choice_of(answer: dict[str, Any], where: str) -> dict[str, Any]:
     """The only one that was asked for."""
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise DataError(f"{where}: answered without choices ({', '.join(answer) or 'an empty object'})")
+        raise DataError(f"{where}: answered without choices ({some(list(answer), 8) or 'an empty object'})")
     found: dict[str, Any] = choices[0]
     return found
 
@@ -106,7 +178,7 @@ def text_of(choice: dict[str, Any], where: str, *, chat: bool) -> str:
     """What the model wrote."""
     text = (choice.get("message") or {}).get("content") or "" if chat else choice.get("text")
     if not isinstance(text, str):
-        raise DataError(f"{where}: answered without a text ({', '.join(choice)})")
+        raise DataError(f"{where}: answered without a text ({some(list(choice), 8)})")
     return text
 
 
@@ -135,5 +207,5 @@ def n_thought_of(answer: dict[str, Any]) -> int | None:
 
 def n_prompt_of(answer: dict[str, Any]) -> int | None:
     """How many tokens the prompt has, where that is told."""
-    n = (answer.get("usage") or {}).get("prompt_tokens")
-    return n if isinstance(n, int) else None
+    n: int | None = (answer.get("usage") or {}).get("prompt_tokens")
+    return n

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError
+from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
 from jmedlite.base.outputs import fault
 from jmedlite.base.publishing import take_back, write_texts
@@ -115,7 +116,7 @@ class RunFolder:
         raw = read_bytes(run, MAX_INDEX)
         try:
             there = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{run}: is damaged (no JSON); choose another --out") from None
         if not isinstance(there, dict) or (there.get("format"), there.get("version")) != (FORMAT, VERSION):
             raise DataError(f"{run}: is no run of format {VERSION}; choose another --out")
@@ -230,7 +231,8 @@ def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
 def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+        found = None if has_halves(line, found) else found
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.halves import HALF, has_halves
 from jmedlite.base.inputs import open_file, opened
 
 MAX_BYTES = 256 << 20  # of a file, and of what a compressed one unpacks to; the largest test split has 6 MB
@@ -81,6 +82,8 @@ def _object(line: bytes, place: str, number: int) -> Row:
         return Row(place, number, fault=f"is not JSON ({e.msg} at column {e.colno})")
     except (ValueError, RecursionError) as e:
         return Row(place, number, fault=f"is not JSON ({str(e).splitlines()[0]})")
+    if has_halves(line, value):
+        return Row(place, number, fault=f"holds {HALF}, expected whole ones")
     return _row(value, place, number)
 
 
@@ -109,6 +112,8 @@ def _json(raw: bytes, label: str) -> Iterator[Row]:
         return
     except (ValueError, RecursionError) as e:
         raise DataError(f"{label}: is not JSON ({str(e).splitlines()[0]})") from None
+    if has_halves(raw, value):
+        raise DataError(f"{label}: holds {HALF}, expected whole ones")
     if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
         value = [{"id": key, **entry} for key, entry in value.items()]
     if not isinstance(value, list):

@@ -11,7 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
-from jmedlite.base.wording import some
+from jmedlite.base.wording import shown, some
 from jmedlite.convert.families.names import NOT_TEXT, canonical, spellings, without_wrappers
 from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.base_names import is_another
@@ -20,7 +20,8 @@ from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
 from .lora import Factor, Update
-from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED
+from .patterns import ANY_PART, END, FULL, LAYER, Pattern, find
+from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED, SHAPES, as_number
 
 _COMPILED = "_orig_mod."
 _LORA = re.compile(
@@ -47,6 +48,7 @@ class PeftAdapter:
         self.name, self.weight, self.warnings = folder.resolve().name, weight, list[str]()
         self._base = base
         self._check_config()
+        self._find_patterns()
         self._unseen: list[str] = []  # modules of the parts that see, which are not converted
         self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
         self.updates: dict[str, Update] = {}
@@ -85,45 +87,64 @@ class PeftAdapter:
     def _check_config(self) -> None:
         config = self.config
         if (kind := config.get("peft_type")) != "LORA":
-            raise self._fail(f"is of type {kind}, expected LORA")
+            raise self._fail(f"is of type {shown(kind)}, expected LORA")
         if (bias := config.get("bias", "none")) not in ("none", "all", "lora_only"):
-            raise self._fail(f"has bias = {bias!r}, expected none, all or lora_only")
+            raise self._fail(f"has bias = {shown(bias)}, expected none, all or lora_only")
         init = config.get("init_lora_weights", True)
-        if not (init is None or isinstance(init, bool) or str(init).lower() in KEEPING_INITS):
+        if not (init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in KEEPING_INITS)):
             raise self._fail(
-                f"was initialised with {init} (init_lora_weights), which changes the base weights or is unknown; save "
-                "it with PEFT's path_initial_model_for_weight_conversion first"
+                f"was initialised with {shown(init)} (init_lora_weights), which changes the base weights or is "
+                "unknown; save it with PEFT's path_initial_model_for_weight_conversion first"
             )
         for key, value in config.items():
             if key not in COMPUTED | OF_THE_TRAINING and value not in (None, False, [], {}, "", 0):
                 about = f" ({REFUSED[key]})" if key in REFUSED else ""
                 raise self._fail(f"sets {key}{about}, which is not supported")
         for key in ("r", "lora_alpha"):  # PEFT computes with an alpha of 0, too: the adapter changes nothing
-            value = config.get(key, 8)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise self._fail(f"has {key} = {value!r}, expected a positive number")
+            if (number := as_number(config.get(key, 8))) is None or number < 0:
+                raise self._fail(f"has {key} = {shown(config[key])}, expected a positive number")
         if not config.get("r", 8):
             raise self._fail("has r = 0, expected a positive number")
-        for key in ("rank_pattern", "alpha_pattern"):
-            if not isinstance(config.get(key) or {}, dict):
-                raise self._fail(f"has a {key} that is not an object")
+        for key, (fits, expected) in SHAPES.items():
+            if config.get(key) is not None and not fits(config[key]):
+                raise self._fail(f"has {key} = {shown(config[key])}, expected {expected}")
         saved = config.get("modules_to_save") or []
-        if not isinstance(saved, list) or not all(isinstance(m, str) and m for m in saved):
-            raise self._fail("has a modules_to_save that is not a list of names")
         if self.weight != 1.0 and (config.get("use_dora") or saved or bias != "none"):
             what = "is a DoRA adapter" if config.get("use_dora") else "has fully trained parts"
             raise self._fail(f"{what}, so the weight {self.weight:g} has no meaning; give it without one")
 
+    def _find_patterns(self) -> None:
+        """What all regular expressions of the configuration find among the base's modules, in whatever spelling."""
+        config, asked = self.config, list[tuple[str, Pattern]]()
+        for which in ("rank_pattern", "alpha_pattern"):
+            asked += [(which, (END, key)) for key in config.get(which) or {}]
+        if config.get("target_modules") is not None:
+            for which in ("exclude_modules", "target_modules"):
+                if isinstance(config.get(which), str):
+                    asked.append((which, (FULL, config[which])))
+            asked += [("layers_pattern", (LAYER, p)) for p in self._layer_patterns()]
+        modules = [name.rpartition(".")[0] for name in self._base.tensors]
+        names = list(dict.fromkeys(name for module in modules for name in self._names(module)))
+        self._found: dict[Pattern, Mapping[str, str | None]] = {}
+        found = find([pattern for _, pattern in asked], names)
+        for which, pattern in asked:
+            what = found[pattern]
+            if isinstance(what, str):
+                raise self._fail(f"has an unusable pattern in {which}, {shown(pattern[1])} ({what})")
+            self._found[pattern] = what
+
+    def _layer_patterns(self) -> list[str]:
+        """Those that take part: `layers_to_transform` is for targets that are a list of names."""
+        if self.config.get("layers_to_transform") in (None, []) or isinstance(self.config.get("target_modules"), str):
+            return []
+        patterns = self.config.get("layers_pattern") or [ANY_PART]
+        return [patterns] if isinstance(patterns, str) else patterns
+
     def _pattern(self, which: str, module: str, default: float) -> float:
         """PEFT's look-up: keys are regular expressions that must match the end of the module's name."""
         for key, value in (self.config.get(which) or {}).items():
-            try:
-                if any(re.match(rf"(.*\.)?({key})$", name) for name in self._names(module)):
-                    if not math.isfinite(float(value)):
-                        raise ValueError("not a finite number")
-                    return float(value)
-            except (re.error, TypeError, ValueError) as e:
-                raise self._fail(f"has the unusable {which} entry {key!r}: {value!r} ({e})") from None
+            if not self._found[END, key].keys().isdisjoint(self._names(module)):
+                return float(value)
         return default
 
     # ------------------------------------------------------------------------------------------------ matching
@@ -305,10 +326,7 @@ class PeftAdapter:
 
         def among(names: Any) -> bool:
             if isinstance(names, str):
-                try:
-                    return any(re.fullmatch(names, m) for m in self._names(module))
-                except re.error as e:
-                    raise self._fail(f"has the unusable pattern {names!r} ({e})") from None
+                return not self._found[FULL, names].keys().isdisjoint(self._names(module))
             return any(self._goes_by(module, n) for n in names)
 
         if config.get("exclude_modules") and among(config["exclude_modules"]):
@@ -320,15 +338,13 @@ class PeftAdapter:
             return module in linear and f"{module}.weight" != self._base.head
         if not among(targets):
             return False
-        layers = config.get("layers_to_transform")
-        if layers in (None, []) or isinstance(targets, str):
+        if not (patterns := self._layer_patterns()):
             return True
         if any(m in (targets or ()) for m in self._names(module)):
             return True  # named in full, as a head is: no layer's
-        patterns = config.get("layers_pattern") or [r"[^.]*"]
-        patterns = [patterns] if isinstance(patterns, str) else patterns
-        index = next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)
-        return index is not None and int(index[1]) in ([layers] if isinstance(layers, int) else layers)
+        layers = config["layers_to_transform"]
+        index = next((self._found[LAYER, p][module] for p in patterns if module in self._found[LAYER, p]), None)
+        return index is not None and index in [str(i) for i in ([layers] if isinstance(layers, int) else layers)]
 
     def _check_targets(self) -> None:
         """The modules named in the configuration and those in the file must be the same."""
@@ -337,11 +353,7 @@ class PeftAdapter:
         candidates = set(_modules(self._base.tensors))
         linear = candidates - {self._base.embedding.removesuffix(".weight")}
         given = set(_modules(self.updates))
-        try:
-            wanted = {module for module in candidates if self._is_target(module, linear)}
-        except (TypeError, re.error) as e:
-            names = "target_modules, exclude_modules, layers_to_transform or layers_pattern"
-            raise self._fail(f"has unusable {names} ({e})") from None
+        wanted = {module for module in candidates if self._is_target(module, linear)}
         if self.ties_head:
             wanted.discard(self._base.head.removesuffix(".weight"))
         if missing := sorted(wanted - given):

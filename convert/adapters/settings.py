@@ -6,6 +6,10 @@ none is missing (tests/convert/test_peft_settings.py).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 # They decide the result, and are computed.
 COMPUTED = {
     "peft_type": "LORA alone",
@@ -62,3 +66,41 @@ REFUSED = {
 # Initialisations that leave the base as it is. Others may have PEFT rewrite its weights on loading, so that base + B·A
 # is not the model.
 KEEPING_INITS = ("gaussian", "eva", "orthogonal", "mica")
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number of JSON as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _layers(value: Any) -> bool:
+    return all(type(i) is int for i in (value if isinstance(value, list) else [value]))
+
+
+def _numbers(above: float) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        return isinstance(value, dict) and all((n := as_number(v)) is not None and n > above for v in value.values())
+
+    return fits
+
+
+_FLAG = (lambda value: isinstance(value, bool), "true or false")
+_PATTERNS = (lambda value: isinstance(value, str) or _names(value), "a pattern or a list of names")
+# What each setting that is computed must look like: (whether a value does, in words).
+SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"), _FLAG),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), _PATTERNS),
+    "modules_to_save": (_names, "a list of names"),
+    "layers_to_transform": (_layers, "a whole number or a list of them"),
+    "rank_pattern": (_numbers(0), "an object of patterns to positive numbers"),
+    "alpha_pattern": (_numbers(-math.inf), "an object of patterns to numbers"),
+}

@@ -15,6 +15,7 @@ import numpy as np
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32
+from jmedlite.base.wording import shown
 
 ORIGINAL = "original_max_position_embeddings"
 # What a type can't do without; transformers stops there too.
@@ -106,6 +107,8 @@ def resolve(
         if key not in found and settings.get(place) is not None:
             found[key] = settings[place]
     kind = found.get("rope_type", found.get("type", "default"))
+    if not isinstance(kind, str):
+        raise _malformed(found, f"rope_type {shown(kind)}, expected a name")
     if found.get("type", kind) != kind:
         notes.append(f"rope_type is {kind!r}, type {found['type']!r}; as in transformers, rope_type counts")
     found["rope_type"] = "longrope" if kind == "su" else kind  # its name before transformers 4.42

@@ -288,7 +288,7 @@ def _model_parts(described: dict[str, Any]) -> tuple[dict[str, int], list[tuple[
     vocab, merges = described["model"].get("vocab"), described["model"].get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not merges:
         raise DataError("tokenizer.json: its model has no vocab or no merges")
-    if any(not isinstance(i, int) or i < 0 for i in vocab.values()):
+    if any(type(i) is not int or i < 0 for i in vocab.values()):
         raise DataError("tokenizer.json: a token's id is not a number")
     pairs: list[Any] = [tuple(m.split(" ") if isinstance(m, str) else m) for m in merges]
     if any(len(p) != 2 or not all(isinstance(x, str) and x for x in p) for p in pairs):

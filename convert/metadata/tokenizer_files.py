@@ -15,6 +15,8 @@ from typing import Any
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.inputs import MAX_VOCABULARY, read_json, read_text, reading
+from jmedlite.base.records import Foreign, from_json
+from jmedlite.base.wording import shown
 
 from .sentencepiece import SentencePieceModel, read_sentencepiece
 
@@ -27,8 +29,79 @@ _MAX_TEMPLATE = 1 << 24  # bytes
 Template = str | list[dict[str, str]]  # one, or several with "name" and "template"
 
 
+# What is read of these files, by its type; vocabulary and merges, which are long, are checked where they are read.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Added(Foreign):
+    content: str | None = None
+    special: bool | None = None
+    lstrip: bool | None = None
+    rstrip: bool | None = None
+    single_word: bool | None = None
+    normalized: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step(Foreign):
+    """Of a normalizer, a pre-tokenizer or a post-processor."""
+
+    type: str
+    pattern: dict[str, str] | None = None
+    content: str | None = None
+    prepend: str | None = None
+    behavior: str | None = None
+    replacement: str | None = None
+    prepend_scheme: str | None = None
+    invert: bool | None = None
+    individual_digits: bool | None = None
+    add_prefix_space: bool | None = None
+    use_regex: bool | None = None
+    split: bool | None = None
+    single: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Steps(_Step):
+    normalizers: tuple[_Step, ...] | None = None
+    pretokenizers: tuple[_Step, ...] | None = None
+    processors: tuple[_Step, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model(Foreign):
+    type: str | None = None
+    byte_fallback: bool | None = None
+    ignore_merges: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described(Foreign):
+    model: _Model | None = None
+    added_tokens: tuple[_Added, ...] | None = None
+    normalizer: _Steps | None = None
+    pre_tokenizer: _Steps | None = None
+    post_processor: _Steps | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(Foreign):
+    added_tokens_decoder: dict[str, _Added] | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_prefix_space: bool | None = None
+
+
+_TYPES: Mapping[str, type] = {DESCRIBED: _Described, SETTINGS: _Settings}
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path, MAX_VOCABULARY) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_json(path, MAX_VOCABULARY)
+    if kind := _TYPES.get(path.name):
+        from_json(found, kind, path.name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -226,10 +299,15 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 def described_texts(described: Mapping[str, Any]) -> dict[int, str]:
     """{id: text} of a tokenizer.json's own vocabulary: an object, or a list of [text, score]."""
-    vocab = (described.get("model") or {}).get("vocab")
+    vocab = (described.get("model") or {}).get("vocab") or {}
     if isinstance(vocab, dict):
-        return {i: text for text, i in vocab.items() if isinstance(i, int)}
-    return {i: entry[0] for i, entry in enumerate(vocab or [])}
+        found = {i: text for text, i in vocab.items()}
+        if any(type(i) is not int or i < 0 for i in found):
+            raise DataError(f"{DESCRIBED}: model: vocab: a token's id is not a whole number of 0 or more")
+        return found
+    if not isinstance(vocab, list) or not all(isinstance(e, list) and e and isinstance(e[0], str) for e in vocab):
+        raise DataError(f"{DESCRIBED}: model: vocab: is neither an object of ids nor a list of texts and scores")
+    return {i: entry[0] for i, entry in enumerate(vocab)}
 
 
 def piece_texts(pieces: SentencePieceModel) -> dict[int, str]:
@@ -261,7 +339,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _object(entry: Any, file: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise DataError(f"{file}: describes an added token by {entry!r}, expected an object")
+        raise DataError(f"{file}: describes an added token by {shown(entry)}, expected an object")
     return entry
 
 
@@ -272,8 +350,10 @@ def _entries(entries: Iterable[Any], file: str = DESCRIBED) -> Iterator[tuple[in
         text = entry.get("content")
         try:
             token_id = int(token_id)
-        except (TypeError, ValueError):
-            raise DataError(f"{file}: adds the token {text!r} with the id {token_id!r}, expected a number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise DataError(
+                f"{file}: adds the token {shown(text)} with the id {shown(token_id)}, expected a number"
+            ) from None
         if token_id < 0:
             raise DataError(f"{file}: adds the token {text!r} with the id {token_id}, expected 0 or more")
         if not isinstance(text, str) or not text:
@@ -285,7 +365,7 @@ def _text(entry: Any, file: str, key: str) -> str | None:
     if isinstance(entry, dict):
         entry = entry.get("content")
     if entry is not None and not isinstance(entry, str):
-        raise DataError(f"{file}: {key} is {str(entry)[:80]}, expected the text of one token")
+        raise DataError(f"{file}: {key} is {shown(entry)}, expected the text of one token")
     return entry or None
 
 

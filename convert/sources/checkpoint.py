@@ -15,6 +15,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE, is_plain
 from jmedlite.base.inputs import MAX_INDEX, check_stand_in, opened, parse_json, read_json
+from jmedlite.base.wording import shown
 
 from .mistaken import instead_of_model
 from .tensors import DTYPE_BYTES, StoredTensor
@@ -110,7 +111,7 @@ def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], base: int, siz
 def _shard_path(folder: Path, name: Any, index: str) -> Path:
     """A shard named by an index, which must stand in the folder itself; `inputs.check_links` has judged links."""
     if not is_plain(name):
-        raise DataError(f"{index}: names the shard {name!r}, expected a plain file name inside the folder")
+        raise DataError(f"{index}: names the shard {shown(name)}, expected a plain file name inside the folder")
     path: Path = folder / name
     if not path.is_file():
         raise DataError(f"{index}: names the shard {name}, which is not in the folder; download it again")

@@ -15,8 +15,16 @@ TOKENIZER_FILES = (
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_BIN = "adapter_model.safetensors", "adapter_model.bin"
 CARD = "README.md"
+MAX_NAME = 255  # bytes, of all usual file systems
 
 
 def is_plain(name: Any) -> bool:
     """Is it the name of a file, without any folder? What an index may name."""
-    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..") and "\\" not in name
+    return (
+        isinstance(name, str)
+        and Path(name).name == name
+        and name not in ("", ".", "..")
+        and "\\" not in name
+        and name.isprintable()
+        and len(name.encode("utf-8")) <= MAX_NAME
+    )

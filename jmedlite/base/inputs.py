@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .errors import DataError, InputMissing, IoFault, JmedliteError, NotPermitted, UsageError, system_fault
+from .halves import HALF, has_halves
 
 # Bytes of JSON that are read at most, by what the file is. The largest that were seen: config.json with a setting for
 # every module 1 MB, tokenizer.json 35 MB, an index of 90,000 tensors 9 MB.
@@ -238,6 +239,8 @@ def read_json(path: Path, limit: int = MAX_SETTINGS, pairs: Pairs | None = None)
         raise DataError(f"{path.name}: is not valid JSON ({e})") from None
     if not isinstance(found, dict):
         raise DataError(f"{path.name}: holds a JSON {type(found).__name__}, expected an object")
+    if has_halves(blob, found):
+        raise DataError(f"{path.name}: holds {HALF}; make the file again")
     return found
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache, partial
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import DataError
 
+MAX_INTEGER = 1 << 63
+
 T = TypeVar("T")
+
+
+class Foreign:
+    """What dataclasses of other programs' JSON derive from: fields that they do not name are left out."""
 
 
 def along(name: str) -> dict[str, str]:
@@ -42,9 +49,9 @@ def _plain(value: Any) -> Any:
 def from_json(value: Any, kind: type[T], where: str) -> T:
     """A JSON value as `kind`: a dataclass, a plain type, Any, or a tuple, dict or union of them.
 
-    Raises DataError, which begins with `where` and the place in the value, for a field that the dataclass has not, one
-    without a default that is missing, and a value of another type. Lists become tuples, whole numbers floats where
-    floats are expected.
+    Raises DataError, which begins with `where` and the place in the value, for a field that the dataclass has not
+    (unless it derives from `Foreign`), one without a default that is missing, and a value of another type: of numbers,
+    only finite ones of 64 bits. Lists become tuples, whole numbers floats where floats are expected.
     """
     found: T = _reader(kind)(value, where)  # type: ignore[arg-type]  # to mypy a class is not hashable
     return found
@@ -58,7 +65,8 @@ def _reader(kind: Any) -> Callable[[Any, str], Any]:
         hints = get_type_hints(kind)
         readers = {f.name: _reader(hints[f.name]) for f in fields(kind)}
         needed = [f.name for f in fields(kind) if f.default is MISSING]
-        return lambda value, where: kind(**_read_fields(value, readers, needed, where))  # type: ignore[operator]
+        names = None if isinstance(kind, type) and issubclass(kind, Foreign) else readers.keys()
+        return lambda value, where: kind(**_read_fields(value, readers, needed, names, where))  # type: ignore[operator]
     if origin in (Union, types.UnionType):
         others = [a for a in arguments if a is not types.NoneType]
         plain, last = {a: _reader(a) for a in others[:-1]}, _reader(others[-1])
@@ -70,19 +78,23 @@ def _reader(kind: Any) -> Callable[[Any, str], Any]:
 
 
 def _read_fields(
-    value: Any, readers: dict[str, Callable[[Any, str], Any]], needed: list[str], where: str
+    value: Any,
+    readers: dict[str, Callable[[Any, str], Any]],
+    needed: list[str],
+    names: Collection[str] | None,
+    where: str,
 ) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: is {_short(value)}, expected an object")
     for name in value:
-        if name not in readers:
+        if names is not None and name not in names:
             raise DataError(
                 f"{where}: has an unknown field {_short(name)}; was it edited, or written by a newer jmedlite?"
             )
     for name in needed:
         if name not in value:
             raise DataError(f"{where}: has no {name}")
-    return {name: readers[name](v, f"{where}: {name}") for name, v in value.items()}
+    return {name: readers[name](v, f"{where}: {name}") for name, v in value.items() if name in readers}
 
 
 def _read_list(reader: Callable[[Any, str], Any], value: Any, where: str) -> tuple[Any, ...]:
@@ -99,8 +111,10 @@ def _read_dict(reader: Callable[[Any, str], Any], value: Any, where: str) -> dic
 
 def _read_plain(kind: Any, value: Any, where: str) -> Any:
     if type(value) is kind or kind is Any:
+        if (kind is int and not -MAX_INTEGER <= value < MAX_INTEGER) or (kind is float and not math.isfinite(value)):
+            raise DataError(f"{where}: is {_short(value)}, expected a number of 64 bits")
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and -MAX_INTEGER <= value < MAX_INTEGER:
         return float(value)
     raise DataError(f"{where}: is {_short(value)}, expected {_WORDS[kind]}")
 
@@ -109,5 +123,8 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "something deep"
     return text if len(text) <= 40 else text[:40] + "…"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import faulthandler
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from jmedlite.base.errors import DataError, JmedliteError
+from jmedlite.base.errors import DataError
 
 from .protocol import Emit
 
@@ -36,29 +35,17 @@ def limited_memory(extra: int) -> Iterator[None]:
 
 
 def bounded(emit: Emit, what: str, seconds: float, work: Callable[[], T]) -> T:
-    """What `work` gives; where it takes longer, this process ends with an error event about `what`."""
-    box: list[T | JmedliteError] = []
+    """What `work` gives; where it takes longer, this process ends, and the parent tells what the event announced.
 
-    def run() -> None:
-        try:
-            box.append(work())
-        except JmedliteError as e:
-            box.append(e)
-        except MemoryError:
-            box.append(DataError(f"{what} needs too much memory"))
-
-    thread = threading.Thread(target=run, daemon=True)
-    with limited_memory(MEMORY):
-        thread.start()
-        thread.join(seconds)
-    if thread.is_alive() or not box:
-        emit(
-            "error",
-            code=DataError.exit_code,
-            kind=DataError.__name__,
-            message=f"{what} ran for over {seconds:g} s",
-        )
-        os._exit(DataError.exit_code)  # the thread can't be stopped
-    if isinstance(box[0], JmedliteError):
-        raise box[0]
-    return box[0]
+    The clock is a thread of C, for one call into C can keep the interpreter's lock for hours, and every thread of
+    Python with it. It has no way to write an event, so that comes first.
+    """
+    emit("bounded", message=f"{what} ran for over {seconds:g} s")
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        with limited_memory(MEMORY):
+            return work()
+    except MemoryError:
+        raise DataError(f"{what} needs too much memory") from None
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -16,6 +16,7 @@ from typing import Any
 from jmedlite.base.errors import BY_EXIT_CODE, BY_NAME, DataError, IoFault, JmedliteError, NativeError, shortened
 from jmedlite.base.outputs import temporary_file
 
+OUT_OF_TIME = "Timeout ("  # how faulthandler begins what it writes where time ran out (bounded.py)
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
 DEFAULTS = {  # of a child's environment, where the person's own says nothing
@@ -60,6 +61,7 @@ class Child:
             ) from None
         self._started_by_main_thread = threading.current_thread() is threading.main_thread()
         self._last_id, self._last = 0, ""
+        self._bound = ""  # what to say where the child runs out of time
         self._busy = self._sending = self._stop_wanted = False
 
     def events(self, request: dict[str, Any], last: str) -> Generator[dict[str, Any], None, None]:
@@ -109,6 +111,9 @@ class Child:
         if not line.endswith(b"\n"):
             raise self._death()
         event: dict[str, Any] = json.loads(line)
+        if event["event"] == "bounded":
+            self._bound = event["message"]
+            return self._next()
         self._busy = event["event"] not in ("error", self._last)
         return event
 
@@ -136,7 +141,9 @@ class Child:
         lines = []
         if not self._stderr.closed:
             self._stderr.seek(0)
-            lines = self._stderr.read()[-4096:].decode("utf-8", "replace").strip().splitlines()
+            lines = self._stderr.read()[-(1 << 18) :].decode("utf-8", "replace").strip().splitlines()
+        if self._bound and any(line.startswith(OUT_OF_TIME) for line in lines):
+            return DataError(self._bound)
         if any("memory allocation of" in line for line in lines):  # how llguidance ends beyond bounded.MEMORY
             return DataError(
                 "the JSON schema can't be used: its grammar takes more than 1 GB of memory; make it simpler"

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def of_template(emit: Emit, work: Callable[[], T]) -> T:
-    """What a chat template gives, with a second to finish in; one that loops ends this process with an error event."""
+    """What a chat template gives, with a second to finish in; one that needs more ends this process."""
     import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
 
     return bounded(emit, "the model's chat template", TEMPLATE_SECONDS, work)

@@ -122,9 +122,11 @@ def with_template(tmp_path: Path, template: str) -> Path:
         "{{ raise_exception('not today') }}",
         "{{ ''.__class__.__bases__[0].__subclasses__() }}",
         "{% set x = namespace(s='x' * 90000) %}{% for i in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}",
-        # one product of huge integers holds the interpreter's lock for hours, so no time limit could end it
-        "{% set x = namespace(s='f' * 90000) %}{% for i in range(10) %}{% set x.s = x.s ~ x.s %}{% endfor %}"
-        "{% set n = x.s|int(0, 16) %}{{ (n * n) is odd }}{{ messages }}",
+        # one call into C that holds the interpreter's lock for hours, so that no thread of Python could end it
+        "{% set x = namespace(s='f' * 90000) %}{% for i in range(6) %}{% set x.s = x.s ~ x.s %}{% endfor %}"
+        "{% set n = x.s|int(0, 16) %}{{ (n // (x.s[:2880000]|int(0, 16))) is odd }}{{ messages }}",
+        "{% set n = namespace(a=[], b=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}"
+        "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}{{ messages }}",
     ],
 )
 def test_hostile_chat_templates(tmp_path: Path, template: str) -> None:

@@ -39,6 +39,7 @@ def rewrite(tmp_path: Path, tensors: builders.Arrays) -> None:
     builders.write_safetensors(tmp_path / "a" / "adapter_model.safetensors", tensors, "F32")
 
 
+ENDLESS = "(([a-z_.0-9])*)*!"  # tries every way to divide a name
 CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "DoRA without magnitudes": ({"use_dora": True}, ["no lora_magnitude_vector", "use_dora"]),
     "modules_to_save without their tensors": (
@@ -62,10 +63,26 @@ CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "bad layers": ({"layers_to_transform": "x"}, ["layers_to_transform"]),
     "bad layers pattern": ({"layers_to_transform": [0], "layers_pattern": "("}, ["layers_pattern"]),
     "bad exclusions": ({"exclude_modules": 5}, ["exclude_modules"]),
-    "modules_to_save is no list": ({"modules_to_save": True}, ["modules_to_save", "not a list"]),
+    "modules_to_save is no list": ({"modules_to_save": True}, ["modules_to_save = True", "a list of names"]),
     "alpha not finite": ({"alpha_pattern": {"q_proj": float("inf")}}, ["alpha_pattern", "'q_proj'", "inf"]),
     "targets without weights": ({"target_modules": ["q_proj", "down_proj", "v_proj"]}, ["no weights for", "v_proj"]),
     "weights without targets": ({"target_modules": ["q_proj"]}, ["down_proj", "do not name"]),
+    "a flag that is text": ({"use_rslora": "false"}, ["use_rslora = 'false'", "expected true or false"]),
+    "a rank of 400 digits": ({"r": 10**400}, ["r = 1000", "expected a positive number"]),
+    "an alpha of 400 digits": ({"alpha_pattern": {"q_proj": 10**400}}, ["alpha_pattern", "patterns to numbers"]),
+    "a rank that is true": ({"rank_pattern": {"q_proj": True}}, ["rank_pattern", "to positive numbers"]),
+    "a rank of nothing": ({"rank_pattern": {"q_proj": 0}}, ["rank_pattern", "to positive numbers"]),
+    "layers of two types": ({"layers_to_transform": [0, "1"]}, ["layers_to_transform", "a whole number or a list"]),
+    **{
+        f"{key} without end": (value, [key, "takes over 1 s to match"])
+        for key, value in {
+            "target_modules": {"target_modules": ENDLESS},
+            "exclude_modules": {"exclude_modules": ENDLESS},
+            "rank_pattern": {"rank_pattern": {ENDLESS: 4}},
+            "alpha_pattern": {"alpha_pattern": {ENDLESS: 4}},
+            "layers_pattern": {"layers_to_transform": [0], "layers_pattern": ENDLESS},
+        }.items()
+    },
     "other layers": ({"layers_to_transform": [0]}, ["do not name"]),
 }
 

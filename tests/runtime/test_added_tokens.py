@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from jmedlite.runtime.added_tokens import HIDDEN, AddedTokens, trusted_after
@@ -52,3 +54,10 @@ def test_trust_after_normalization() -> None:
     text, trusted = "か\u3099<e\u0301>が", f"か{HIDDEN}<e{HIDDEN}>が"
     # what a person's mark has a share in is the person's
     assert trusted_after(nfc, text, trusted) == f"{HIDDEN}<{HIDDEN}>が"
+
+
+def test_a_hundred_thousand_control_tokens_take_no_time() -> None:
+    started = time.process_time()
+    many = AddedTokens({f"<|control_{i}|>": i for i in range(100_000)}, {})
+    assert list(many.split("a<|control_7|><x>", "a<|control_7|><x>")) == [(None, 0, 1), (7, 1, 14), (None, 14, 17)]
+    assert time.process_time() - started < 2

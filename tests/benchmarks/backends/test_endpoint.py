@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
+import socketserver
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +331,11 @@ def test_a_chat_answer_that_is_no_text() -> None:
         return (200, {"choices": [{"message": {"content": parts}}]}) if body else vllm(path, body)
 
     wanted = Wanted(WRITING.prompts[:1], chat=True, max_tokens=6)
-    with serving(listed) as url, EndpointModel(url) as model, pytest.raises(DataError, match="answered without a text"):
+    with (
+        serving(listed) as url,
+        EndpointModel(url) as model,
+        pytest.raises(DataError, match=r"content: is \[.*\], expected text"),
+    ):
         answers(model, wanted)
 
 
@@ -460,3 +468,157 @@ def test_privacy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_this_machine("127.0.0.2")
     assert not is_this_machine("10.0.0.1")
     assert not is_this_machine("localhost.evil.org")
+
+
+# ------------------------------------------------------------------------------------------------ bent and endless
+
+ANSWER: dict[str, Any] = {
+    "choices": [
+        {
+            "text": " A",
+            "finish_reason": "length",
+            "stop_reason": None,
+            "logprobs": {"tokens": [" A"], "token_logprobs": [-1.0], "top_logprobs": [{" A": -1.0, " B": -2.0}]},
+        }
+    ],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 1},
+}
+
+
+def bent(at: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """ANSWER with another value in one place."""
+    found = json.loads(json.dumps(ANSWER))
+    inner = found
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    return dict(found)
+
+
+CHOICE = ("choices", 0)
+BENT = {
+    "usage a list": (bent(("usage",), [1]), "letter", r"usage: is \[1\], expected an object"),
+    "a count that is text": (bent(("usage", "prompt_tokens"), "5"), "letter", "prompt_tokens: is .*, expected a whole"),
+    "a count of 400 digits": (bent(("usage", "prompt_tokens"), 10**400), "letter", "expected a number of 64 bits"),
+    "choices an object": (bent(("choices",), {}), "letter", r"choices: is \{\}, expected a list"),
+    "a choice null": (bent(CHOICE, None), "letter", r"choices\[0\]: is null, expected an object"),
+    "logprobs a list": (bent((*CHOICE, "logprobs"), [1]), "letter", r"logprobs: is \[1\], expected an object"),
+    "no top token": (bent((*CHOICE, "logprobs", "top_logprobs"), [{}]), "letter", "gave no token as the likeliest"),
+    "top tokens text": (bent((*CHOICE, "logprobs", "top_logprobs"), ["A"]), "letter", 'is "A", expected an object'),
+    "a logarithm of 400 digits": (
+        bent((*CHOICE, "logprobs", "top_logprobs"), [{" A": -(10**400)}]), "letter", "as the logarithm",
+    ),
+    "an echo of numbers": (bent((*CHOICE, "logprobs", "tokens"), [1]), "text", r"tokens\[0\]: is 1, expected text"),
+    "an echo that is text": (bent((*CHOICE, "logprobs", "tokens"), "A"), "text", 'is "A", expected a list'),
+    "a text that is an object": (bent((*CHOICE, "text"), {"a": 1}), "generate", "expected text"),
+    "a reason that is a list": (bent((*CHOICE, "finish_reason"), ["x"]), "generate", "expected text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_a_bent_answer_is_a_question_that_failed(name: str) -> None:
+    found, method, words = BENT[name]
+    wanted = {"letter": LETTERS, "text": TEXTS, "generate": WRITING}[method]
+    few = Wanted(wanted.prompts[:6], max_tokens=wanted.max_tokens)
+    spoilt = context(few.prompts[3])
+
+    def answer(path: str, body: dict[str, Any]) -> Answered:
+        return (200, found) if body.get("prompt", "").startswith(spoilt) else vllm(path, body)
+
+    with serving(answer) as url, EndpointModel(url) as model:
+        got = answers(model, few)
+        assert [i for i, one in enumerate(got) if "failed" in one] == [3]
+    with serving(answer) as url, EndpointModel(url) as model, pytest.raises(DataError, match=words):
+        answers(model, Wanted(few.prompts[3:4], max_tokens=few.max_tokens))
+
+
+def test_half_a_character_is_none() -> None:
+    half = bent((*CHOICE, "text"), "な\ud83d")
+    with serving(lambda path, body: (200, half) if body else vllm(path, body)) as url, EndpointModel(url) as model:
+        (found,) = answers(model, Wanted(WRITING.prompts[:1], max_tokens=6))
+    assert found["response"] == "な\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ({"data": [{"id": "m", "meta": [1]}]}, r"data\[0\]: meta: is \[1\], expected an object"),
+        ({"data": [{"id": 3}]}, r"data\[0\]: id: is 3, expected text"),
+        ({"data": {"id": "m"}}, "data: is .*, expected a list"),
+        ({"data": [{"id": "m", "max_model_len": 1e999}]}, "max_model_len: is Infinity, expected a whole number"),
+    ],
+)
+def test_a_bent_list_of_models(models: Any, words: str) -> None:
+    with serving(lambda path, body: (200, models)) as url:
+        with pytest.raises(DataError, match=words):
+            EndpointModel(url)
+        assert EndpointModel(url, "m").model == "m"
+
+
+def raw_server(pieces: Callable[[], Iterator[bytes]]) -> Any:
+    """A server that sends these bytes to whoever asks."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(65536)
+                for piece in pieces():
+                    self.request.sendall(piece)
+
+    class Threads(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    server = Threads(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server
+
+
+def drip(head: bytes, piece: bytes) -> Iterator[bytes]:
+    yield head
+    while True:
+        yield piece
+        time.sleep(0.02)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKS = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        (lambda: drip(OK, b"X"), "no answer within 0.3 s"),
+        (lambda: drip(OK + b"Content-Length: 1000000\r\n\r\n", b" "), "no answer within 0.3 s"),
+        (lambda: drip(CHUNKS, b"1\r\n \r\n"), "no answer within 0.3 s"),
+        (lambda: drip(b"", b"H"), "no answer within 0.3 s"),
+        (lambda: iter([OK + b"X: y\r\n" * 1000 + b"\r\n"]), "HTTPException"),
+        (lambda: iter([OK + b"X: " + b"y" * 100_000 + b"\r\n\r\n"]), "LineTooLong"),
+        (lambda: iter([CHUNKS + b"-5\r\nabc"]), "ValueError"),
+        (lambda: iter([CHUNKS + b"zz\r\n{}"]), "IncompleteRead"),
+        (lambda: iter([b"HTTP/1.0 200 OK\r\n\r\n{}"]), r"several models \(none\)"),
+        (lambda: iter([OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(100_000))]), "not with a JSON"),
+        (lambda: iter([OK + b"Content-Type: text/html\r\n\r\n<html>"]), "not with a JSON object"),
+        (lambda: iter([b"HTTP/1.1 429 x\r\nRetry-After: \xb2\r\n\r\n{}"]), "429"),
+        (lambda: iter([b"\x15\x03\x03\x00\x02\x02\x16"]), "BadStatusLine"),
+        (lambda: iter([b"HTTP/1.1 302 x\r\nLocation: /v1/models\r\n\r\n"]), "sends on to /v1/models"),
+        (lambda: iter([OK + b"\r\n" + b"[" * 200_000]), "not with a JSON object"),
+    ],
+)
+def test_servers_that_have_no_end_or_no_form(
+    pieces: Callable[[], Iterator[bytes]], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "TRIES", 2)
+    started = time.monotonic()
+    with raw_server(pieces) as server:
+        with pytest.raises(JmedliteError, match=words) as caught:
+            EndpointModel(f"http://127.0.0.1:{server.server_address[1]}", timeout=0.3)
+        server.shutdown()
+    assert len(str(caught.value)) < 400
+    assert time.monotonic() - started < 3
+
+
+def test_what_is_no_key() -> None:
+    for key in ("secret\nX: y", "鍵"):
+        with pytest.raises(UsageError, match="holds what no key holds") as caught:
+            EndpointModel("http://127.0.0.1:1", api_key=key)
+        assert key not in str(caught.value)

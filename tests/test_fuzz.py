@@ -1,0 +1,75 @@
+"""Fuzzing: every reader of JSON from outside gives a right result or a named fault, whatever well-formed JSON it gets.
+
+tools/fuzz_readers.py does the same for longer, and counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jmedlite.runtime.added_tokens import AddedTokens
+from tests.support.readers import Reader, bend, readers
+
+EXAMPLES = int(os.environ.get("JMEDLITE_FUZZ_EXAMPLES", "40"))
+quick = settings(
+    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+NAMES = (
+    "manifest", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
+    "generation_config.json", "special_tokens_map.json", "index", "run.json", "models.json", "task rows", "answers",
+    "models of a server", "items.jsonl", "questions.jsonl", "measures.jsonl", "noise.jsonl", "safetensors header",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Reader]]:
+    folder = tmp_path_factory.mktemp("readers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JMEDLITE_STATE", str(folder / "state"))
+        yield readers(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readers(known: dict[str, Reader], name: str) -> None:
+    reader = known[name]
+    assert reader.outcome(reader.right) == "right"
+    faults = set()
+
+    @quick
+    @given(st.data())
+    def bent(data: st.DataObject) -> None:
+        document = reader.right
+        for _ in range(data.draw(st.integers(1, 2))):
+            document = bend(document, lambda n: data.draw(st.integers(0, n - 1))) if document else document
+        faults.add(reader.outcome(document))
+
+    bent()
+    assert "DataError" in faults
+
+
+def test_all_readers_are_named(known: dict[str, Reader]) -> None:
+    assert set(NAMES) == set(known)
+
+
+@quick
+@given(
+    st.lists(st.text("<a|>x", min_size=1, max_size=4), max_size=6),
+    st.lists(st.text("<a|>x", min_size=1, max_size=4), max_size=6),
+    st.text("<a|>x ", max_size=20),
+)
+def test_added_tokens_are_the_leftmost_and_longest(control: list[str], typed: list[str], text: str) -> None:
+    """Against one that tries every name at every place."""
+    ids = {name: i for i, name in enumerate(dict.fromkeys([*control, *typed]))}
+    expected, at = [], 0
+    while at < len(text):
+        found = [name for name in ids if text.startswith(name, at)]
+        if found:
+            expected.append((ids[max(found, key=len)], at, at + max(map(len, found))))
+        at += max(map(len, found), default=1)
+    tokens = AddedTokens({n: ids[n] for n in control}, {n: ids[n] for n in typed})
+    assert [t for t in tokens.split(text, text) if t[0] is not None] == expected
