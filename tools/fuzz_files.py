@@ -4,7 +4,7 @@
 
 Without a model, tiny ones are made: a model, an adapter and an importance matrix, as tests make them. Every copy is
 tried in a process of its own, so that the end of a process is a finding like any other; so are tracebacks, mistakes
-that jmedlite calls its own, other exit codes, lines without end, and what takes over 10 seconds. Findings are kept, and
+that jmedlite calls its own, other exit codes, lines without end, and what takes too long. Findings are kept, and
 the counts printed: what was tried, by command and exit code. Exit status 1 where something was found.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -29,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import builders
 from tests.support.bent import bend
 
-SECONDS = 10
 MEMORY = 1_500_000_000  # bytes that a command's own process may have at its peak
 EXPECTED = {0, 2, 65, 66, 70, 73, 74}
 
@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> tuple[int, str]:
             setattr(sys, name, value)
 
 
-def fault_of(code: int, told: str, seconds: float) -> str:
+def fault_of(code: int, told: str, seconds: float, limit: float) -> str:
     """What is wrong with an outcome; "" where nothing is."""
     for wrong, name in (
         ("Traceback" in told, "traceback"),
@@ -110,7 +110,7 @@ def fault_of(code: int, told: str, seconds: float) -> str:
         (code not in EXPECTED, f"exit {code}"),
         ("\x1b" in told, "control sequence"),
         (max(map(len, told.splitlines()), default=0) > 700, "a line without end"),
-        (seconds > SECONDS, f"{seconds:.0f} s"),
+        (seconds > limit, f"{seconds:.0f} s"),
         (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY, "memory"),
     ):
         if wrong:
@@ -118,7 +118,7 @@ def fault_of(code: int, told: str, seconds: float) -> str:
     return ""
 
 
-def attempt(kind: str, bent: Path, seeds: dict[str, Path], out: Path) -> list[dict[str, Any]]:
+def attempt(kind: str, bent: Path, seeds: dict[str, Path], out: Path, limit: float) -> list[dict[str, Any]]:
     """Every command over one bent file, in a process of its own."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -128,10 +128,10 @@ def attempt(kind: str, bent: Path, seeds: dict[str, Path], out: Path) -> list[di
             for name, arguments in commands(kind, bent, seeds, out).items():
                 tell.write(json.dumps({"begins": name}) + "\n")
                 tell.flush()
-                signal.alarm(3 * SECONDS)  # beyond any doubt: the process ends, and that is the finding
+                signal.alarm(3 * math.ceil(limit))  # beyond any doubt: the process ends, and that is the finding
                 started = time.monotonic()
                 code, told = run(arguments)
-                found = fault_of(code, told, time.monotonic() - started)
+                found = fault_of(code, told, time.monotonic() - started, limit)
                 last = (told.strip().splitlines() or [""])[-1]
                 tell.write(json.dumps({"command": name, "code": code, "fault": found, "told": last}) + "\n")
                 tell.flush()
@@ -154,6 +154,7 @@ def main() -> int:
     """Bend, try, count."""
     parse = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parse.add_argument("-n", type=int, default=300, help="copies")
+    parse.add_argument("--seconds", type=float, default=10, help="what takes longer is a finding")
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--keep", type=Path, help="where findings are kept")
     parse.add_argument("models", nargs="*", type=Path)
@@ -178,7 +179,7 @@ def main() -> int:
             kind, source = rng.choice(kinds)
             bent = folder / "bent.gguf"
             bent.write_bytes(bend(source, rng))
-            for found in attempt(kind, bent, seeds, out):
+            for found in attempt(kind, bent, seeds, out, given.seconds):
                 counts[found["command"], found["code"]] += 1
                 if found["fault"]:
                     findings += 1

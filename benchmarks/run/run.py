@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jmedlite.base.errors import DataError
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.benchmarks.backends.base import Answerer, Prepared, RawAnswer, Wanted
 from jmedlite.benchmarks.prompts.requests import Ask
@@ -99,13 +100,15 @@ def ask_all(
 ) -> None:
     """Fill the folder's `items.jsonl` and `noise.jsonl`; goes on behind what is there.
 
-    `notice` hears what was asked of a model's chat template in vain.
+    `notice` hears what was asked of a model's chat template in vain. Raises DataError, once everything is asked, where
+    a model has answered nothing at all.
     """
     sizes = [len(ask.questions) for ask in asks]
     total = len(models) * sum(sizes)
     noisy = {(n.model, n.task, n.method) for n in folder.records(NOISE, NoiseRecord)}
     progress("questions", folder.n_items, total, "")
     begin = 0
+    silent_models: list[str] = []
     for model in models:
         end = begin + sum(sizes)
         missing = [a for a in asks if (model.name, a.dataset.name, a.method) not in noisy]
@@ -121,7 +124,28 @@ def ask_all(
                     if ask in missing:
                         one.measure_noise()
                     at += size
+        written = [folder.items(at, at + len(a.questions)) for at, a in _places(begin, asks) if a.method == "generate"]
+        if written and all(map(is_without_text, written)):
+            silent_models.append(model.name)
         begin = end
+    if silent_models:
+        raise DataError(
+            f"{', '.join(silent_models)}: wrote no text for any question; the file is damaged or not for this "
+            "llama.cpp, or its chat template is another model's; leave it away (the other answers are kept)"
+        )
+
+
+def _places(begin: int, asks: Sequence[Ask]) -> Iterator[tuple[int, Ask]]:
+    """Each ask with the number of its first result."""
+    for ask in asks:
+        yield begin, ask
+        begin += len(ask.questions)
+
+
+def is_without_text(results: Iterable[AnswerRecord]) -> bool:
+    """Did a model write nothing but NULs and white space, in its thoughts either, wherever it was asked?"""
+    written = [f"{r.thought or ''}{r.response}" for r in results if r.response is not None]
+    return bool(written) and not any(text.strip("\0 \t\r\n") for text in written)
 
 
 class Judge:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.halves import HALF, has_halves
-from jmedlite.base.inputs import open_file, opened
+from jmedlite.base.inputs import MAX_VALUES, open_file, opened
 
 MAX_BYTES = 256 << 20  # of a file, and of what a compressed one unpacks to; the largest test split has 6 MB
 MAX_ROW_BYTES = 1 << 20
@@ -101,6 +101,8 @@ def _json(raw: bytes, label: str) -> Iterator[Row]:
     """A list of objects, an object of objects by id (PubMedQA's own release), or, under this suffix too, lines."""
     if raw.startswith(_BOM):
         raise DataError(f"{label}, line 1: starts with a byte order mark (BOM), expected UTF-8 without one")
+    if raw.count(b",") > MAX_VALUES:
+        raise DataError(f"{label}: has over {MAX_VALUES:,} values, too much for one JSON; give JSON lines (.jsonl)")
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as e:

@@ -24,6 +24,7 @@ _NAME, _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 1, 2, 3, 4, 5
 UNIGRAM, BPE = 1, 2
 NORMAL, BYTE = 1, 6
 MAX_BYTES = 64_000_000
+MAX_PIECES = 1 << 20  # the largest there are have 256,000
 
 
 @dataclass
@@ -103,6 +104,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
                     elif inner == _TYPE:
                         kind = _whole(v)
                 model.pieces.append((text, score, kind))
+                if len(model.pieces) > MAX_PIECES:
+                    raise ValueError(f"it has over {MAX_PIECES:,} pieces")
             elif number == _TRAINER:
                 for inner, v in _fields(_raw(value)):
                     if inner == _MODEL_TYPE:

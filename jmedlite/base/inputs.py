@@ -19,9 +19,9 @@ from .halves import HALF, has_halves
 # Bytes of JSON that are read at most, by what the file is. The largest that were seen: config.json with a setting for
 # every module 1 MB, tokenizer.json 35 MB, an index of 90,000 tensors 9 MB.
 MAX_SETTINGS, MAX_VOCABULARY, MAX_INDEX = 8_000_000, 100_000_000, 64_000_000
-# A value of JSON takes two bytes there and up to 72 here, so a file's values are bounded beside its bytes. A tokenizer
-# of 262,144 tokens and 580,000 merges has 1.4 million.
-MAX_VALUES = 5_000_000
+# A value of JSON takes two bytes there and up to 72 here, so a file's values are bounded beside its bytes, to one in
+# BYTES_A_VALUE of what it may have. A tokenizer of 262,144 tokens and 580,000 merges has 1.4 million.
+MAX_VALUES, BYTES_A_VALUE = 5_000_000, 16
 MAX_CARD = 16_000_000
 AGAIN = "download the file again"
 MAX_TEXT = 32 << 20  # bytes
@@ -233,7 +233,7 @@ def read_json(path: Path, limit: int = MAX_SETTINGS, pairs: Pairs | None = None)
             f"{path.name}: is UTF-16, as its byte order mark says, expected JSON in UTF-8; save it as UTF-8"
         )
     try:
-        found = parse_json(blob.removeprefix(codecs.BOM_UTF8), pairs)
+        found = parse_json(blob.removeprefix(codecs.BOM_UTF8), pairs, limit // BYTES_A_VALUE)
     except ValueError as e:
         check_stand_in(path, blob[:512])
         raise DataError(f"{path.name}: is not valid JSON ({e})") from None
@@ -244,10 +244,10 @@ def read_json(path: Path, limit: int = MAX_SETTINGS, pairs: Pairs | None = None)
     return found
 
 
-def parse_json(blob: bytes, pairs: Pairs | None = None) -> Any:
-    """`blob` as JSON of at most MAX_VALUES values; raises ValueError, whatever is wrong."""
-    if blob.count(b",") > MAX_VALUES:  # every value but the first of its list or object stands after a comma
-        raise ValueError(f"it has over {MAX_VALUES:,} values")
+def parse_json(blob: bytes, pairs: Pairs | None = None, most: int = MAX_VALUES) -> Any:
+    """`blob` as JSON of at most `most` values; raises ValueError, whatever is wrong."""
+    if blob.count(b",") > most:  # every value but the first of its list or object stands after a comma
+        raise ValueError(f"it has over {most:,} values, more than such a file needs")
     try:
         return json.loads(blob, object_pairs_hook=pairs)
     except RecursionError:

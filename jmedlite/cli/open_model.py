@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jmedlite.base.errors import InputMissing, UsageError
+from jmedlite.base.errors import InputMissing, UsageError, shortened
 from jmedlite.base.publishing import check_published
 from jmedlite.base.wording import some
 
@@ -85,4 +85,5 @@ def open_runner(model: str | None, loading: LoadOptions, sampling: Sampling) -> 
 
 def answer_footer(facts: dict[str, Any], notice: str) -> str:
     """The line under every answer: the model, its licence, and what the answer is not for."""
-    return f"— {facts['name']}, licence: {facts['license'] or 'not stated'}. {notice}"
+    name, terms = shortened(facts["name"]), shortened(facts["license"] or "not stated")
+    return f"— {name}, licence: {terms}. {notice}"

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.benchmarks.run.folder import DISTANCE, ITEMS, MEASURES, NOISE, QUESTIONS, RUN
+from jmedlite.benchmarks.run.run import AskSettings, ask_all
 from tests.support import builders
 from tests.support.commands import COMMAND, run_text
 from tests.support.tasks import write_task
@@ -70,6 +72,29 @@ def test_every_question_is_accounted_for(whole: Path) -> None:
     for t in run["tasks"]:
         assert t["n_items"] == t["n_asked"] + sum(t["excluded"].values())
     assert Counter(x["status"] for x in lines(whole / ITEMS)).keys() <= {"scored", "unparsed"}
+
+
+def test_a_model_that_writes_nothing_is_told_once_all_are_asked() -> None:
+    ask: Any = SimpleNamespace(questions=[1, 2], method="generate", dataset=SimpleNamespace(name="t"))
+
+    def told(*texts: tuple[str | None, str | None]) -> str:
+        results = [SimpleNamespace(response=r, thought=t) for r, t in texts]
+        folder: Any = SimpleNamespace(
+            n_items=2,
+            items=lambda start, stop: results[start:stop],
+            records=lambda *_: [SimpleNamespace(model="m", task="t", method="generate")],
+        )
+        model: Any = SimpleNamespace(name="m")
+        try:
+            ask_all(folder, [model], [ask], AskSettings(), lambda *_: None)
+        except DataError as e:
+            return str(e)
+        return ""
+
+    assert told(("", None), ("\0\n", None)).startswith("m: wrote no text for any question")
+    assert told(("", None), ("a", None)) == ""
+    assert told(("", "a thought without end"), ("", None)) == ""
+    assert told((None, None), (None, None)) == ""  # nobody was asked
 
 
 def test_measures_and_noise(whole: Path) -> None:
