@@ -47,7 +47,7 @@ class Child:
         except OSError as e:
             self._stderr.close()
             raise IoFault(
-                f"no process for llama.cpp could be started ({e.strerror or e}); are too many files open (`ulimit -n`), "
+                f"no process for llama.cpp could be started ({e.strerror or e}); are too many files open (`ulimit -n`) "
                 "or too many processes running?"
             ) from None
         self._started_by_main_thread = threading.current_thread() is threading.main_thread()

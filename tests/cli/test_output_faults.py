@@ -19,6 +19,7 @@ import jmedlite
 from jmedlite.base.errors import Busy, CannotCreate, DataError, IoFault, NotPermitted, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.outputs import OutputFile
+from jmedlite.cli.open_model import find_gguf
 from jmedlite.convert import planning
 from tests.support import builders
 
@@ -265,6 +266,43 @@ def test_a_run_that_is_asked_to_end(tiny_gguf: Path, tmp_path: Path, number: str
     assert done.stderr.splitlines()[-1] == f"jmedlite: ended by {number}; what was begun is removed"
     assert "Traceback" not in done.stderr
     assert names(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of itself")
+@pytest.mark.parametrize("n_named", [1, 2, 3], ids=["a part", "the manifest", "all"])
+def test_a_model_whose_run_died_while_it_was_published(tiny_gguf: Path, tmp_path: Path, n_named: int) -> None:
+    """What is there is called half a model, or is whole; the same command then makes it, and leaves nothing else."""
+    out = tmp_path / "out"
+
+    def make() -> list[Path]:
+        return jmedlite.quantize(tiny_gguf, types=["F16"], out=out, name="m", split_max_size="1500kB", threads=1)
+
+    if (child := os.fork()) == 0:
+        given: list[Path] = []
+        name = OutputFile.name
+
+        def dying(self: OutputFile) -> None:
+            name(self)
+            given.append(self.path)
+            if len(given) == n_named:
+                os._exit(9)
+
+        OutputFile.name = dying  # type: ignore[method-assign]
+        make()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    order = ["m-F16-00002-of-00002.gguf", "m-F16.json", "m-F16-00001-of-00002.gguf"]
+    assert [n for n in names(out) if not n.startswith(".")] == sorted(order[:n_named])
+    first = out / order[-1]
+    if n_named < 3:
+        for look in (lambda: find_gguf(str(first)), lambda: jmedlite.inspect(out / order[0])):
+            with pytest.raises(DataError, match=r"is half published.*the same command again"):
+                look()
+    else:
+        assert jmedlite.inspect(first, check=True)["broken"] == []
+    assert make() == [first]
+    assert names(out) == sorted(order)
+    assert jmedlite.inspect(first, check=True)["broken"] == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="only POSIX can kill without notice")
