@@ -133,8 +133,8 @@ def torn(found: dict[str, bytes], golden: dict[str, bytes]) -> Iterator[str]:
         wanted = golden.get(name)
         if wanted is None or not (wanted.startswith(content) if name.endswith(".jsonl") else content == wanted):
             yield f"{name} is another"
-        stem, _, rest = name.rpartition("-00001-of-")
-        if rest or name == "report.html" or (name.endswith(".gguf") and "-of-" not in name):
+        stem, first, _ = name.rpartition("-00001-of-")
+        if first or name == "report.html" or (name.endswith(".gguf") and "-of-" not in name):
             together = [n for n in golden if n.startswith(stem or name.rpartition(".")[0])]
             yield from (f"{name} is there without {n}" for n in together if n not in found)
 

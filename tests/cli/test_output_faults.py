@@ -43,26 +43,18 @@ def test_no_room_is_known_before_the_first_byte(model: Path, tmp_path: Path, mon
     assert names(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(
-    ("number", "kind", "words"), [(errno.ENOSPC, IoFault, "disk is full"), (errno.EIO, IoFault, "writing failed")]
-)
-def test_disk_fails_midway(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
-) -> None:
-    (kept,) = jmedlite.quantize(model, bits=[4], out=tmp_path / "out")
-    before = kept.read_bytes()
+def disk_fails(monkeypatch: pytest.MonkeyPatch, after: int, number: int) -> None:
+    """All outputs together take `after` bytes, and then no more."""
     written = 0
 
     class Failing:
-        """A file that fails after 100 kB."""
-
         def __init__(self, file: Any) -> None:
             self.file = file
 
         def write(self, data: memoryview) -> int:
             nonlocal written
             written += len(data)
-            if written > 100_000:
+            if written > after:
                 raise OSError(number, os.strerror(number))
             return int(self.file.write(data))
 
@@ -77,11 +69,33 @@ def test_disk_fails_midway(
         return self
 
     monkeypatch.setattr(OutputFile, "__enter__", entering)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"), [(errno.ENOSPC, IoFault, "disk is full"), (errno.EIO, IoFault, "writing failed")]
+)
+def test_disk_fails_midway(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
+) -> None:
+    (kept,) = jmedlite.quantize(model, bits=[4], out=tmp_path / "out")
+    before = kept.read_bytes()
+    disk_fails(monkeypatch, 100_000, number)
     with pytest.raises(kind, match=words) as caught:
         jmedlite.quantize(model, bits=[4, 8], out=tmp_path / "out", overwrite=True)
     assert caught.value.exit_code == 74  # type: ignore[attr-defined]
     assert names(tmp_path / "out") == ["m-Q4_K_M.gguf", "m-Q4_K_M.json"]
     assert kept.read_bytes() == before
+
+
+def test_disk_full_at_every_tenth(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first byte to the last of the manifest, which comes after all others."""
+    size = sum(f.stat().st_size for f in tiny_gguf.parent.glob(f"{tiny_gguf.stem}.*"))
+    for tenth in range(10):
+        with monkeypatch.context() as patch:
+            disk_fails(patch, size * tenth // 9 - 100, errno.ENOSPC)
+            with pytest.raises(IoFault, match="disk is full"):
+                jmedlite.quantize(tiny_gguf, types=["F32"], name=tiny_gguf.stem.removesuffix("-F32"), out=tmp_path)
+        assert names(tmp_path) == []
 
 
 def test_bad_weights_midway_leave_nothing(tmp_path: Path) -> None:
@@ -146,10 +160,11 @@ def test_input_is_not_overwritten(model: Path, tmp_path: Path) -> None:
     assert target.samefile(model / "model.safetensors")
 
 
-def test_two_writers(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "m-Q8_0.json"])
+def test_two_writers(model: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with OutputFile(out / "m-Q8_0.gguf"):
+    with OutputFile(out / name):
         started = time.monotonic()
         with pytest.raises(Busy, match="another run") as caught:
             jmedlite.quantize(model, bits=[8], out=out)
