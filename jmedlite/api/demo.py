@@ -42,7 +42,9 @@ class Demo:
         BenchOptions(limit=self.limit)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            others = [p.name for p in self.folder.iterdir() if p.name not in ("gguf", "run") and p.stem != "report"]
+            found = [p.name for p in self.folder.iterdir()]
+            mine = ("report.", ".report.")  # also what a report that was killed has left
+            others = [name for name in found if name not in ("gguf", "run") and not name.startswith(mine)]
         except (FileExistsError, NotADirectoryError):
             raise CannotCreate(f"{self.folder}: is a file, expected a folder") from None
         except OSError as e:

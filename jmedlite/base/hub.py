@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -136,7 +136,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], kind: 
     import huggingface_hub
     from huggingface_hub import constants
 
-    started = time.time()
+    before = _cached(repo, kind)
     with _faults(repo, revision, kind):
         # by the revision's name, so that the cache learns which commit it is and can answer offline
         folder = Path(
@@ -147,19 +147,34 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], kind: 
             ask = api.dataset_info if kind == "dataset" else api.model_info
             info = ask(repo, revision=folder.name, files_metadata=True)
             wanted = [s for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in patterns)]
-            _check_files(folder, wanted, since=started)
+            # what it reads and removes is no input yet, and no Watch's business
+            Context().run(_check_files, folder, wanted, before)
     return folder
 
 
-def _check_files(folder: Path, files: list[Any], since: float) -> None:
-    """Sizes of all files, and hashes of what was downloaded since `since`; files that are wrong are removed."""
+def _cached(repo: str, kind: str) -> set[tuple[int, ...]]:
+    """What tells apart the whole files of a repository that are in the cache; no clock says what is new."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+    return {_identity(p) for p in folder.rglob("*") if p.suffix != ".incomplete" and p.is_file()}
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_files(folder: Path, files: list[Any], before: set[tuple[int, ...]]) -> None:
+    """Sizes of all files, and hashes of those that were not there `before`; files that are wrong are removed."""
     faults = []
     for file in files:
         path = folder / file.rfilename
         size = path.stat().st_size if path.is_file() else 0
         if not path.is_file() or (file.size is not None and size != file.size):
             faults.append(f"{file.rfilename}: the download has {size:,} bytes, the Hub says {file.size or 0:,}")
-        elif file.lfs is not None and path.stat().st_mtime >= since - 2 and sha256_file(path) != file.lfs.sha256:
+        elif file.lfs is not None and _identity(path) not in before and sha256_file(path) != file.lfs.sha256:
             faults.append(f"{file.rfilename}: the download has another SHA-256 than the Hub says")
         else:
             continue

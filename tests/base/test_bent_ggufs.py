@@ -14,7 +14,7 @@ from jmedlite.api.model_facts import describe_model
 from jmedlite.api.verify import inspect, verify
 from jmedlite.base.errors import LONGEST, JmedliteError
 from jmedlite.base.gguf import read_header
-from jmedlite.base.imatrix import Squares, read_imatrix, write_imatrix
+from jmedlite.base.imatrix import Squares, pack_imatrix, read_imatrix
 from jmedlite.base.progress import silent
 from jmedlite.convert.planning import assemble
 from jmedlite.runtime.fitting import shape_on_this_machine
@@ -64,7 +64,8 @@ def test_models_as_bases_and_as_files_to_prove(tmp_path: Path, tiny_gguf: Path) 
 
 def test_importance_matrices(tmp_path: Path) -> None:
     source, squares = tmp_path / "i.gguf", Squares(np.ones((1, 64), np.float32), np.ones(1, np.int64))
-    write_imatrix(source, {"blk.0.ffn_up.weight": squares}, datasets=["d"], chunk_size=64, chunks=1)
+    packed = pack_imatrix({"blk.0.ffn_up.weight": squares}, datasets=["d"], chunk_size=64, chunks=1)
+    source.write_bytes(b"".join(packed))
     found = outcomes(tmp_path / "bent.gguf", range(100), source, read_imatrix)
     assert set(found) <= {"right", "DataError"}
     assert min(found.values()) > 10

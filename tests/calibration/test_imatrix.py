@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from jmedlite.base import gguf as layout
-from jmedlite.base.errors import CannotCreate, DataError, InputMissing, NativeError, UsageError
+from jmedlite.base.errors import Busy, CannotCreate, DataError, InputMissing, IoFault, NativeError, UsageError
 from jmedlite.base.imatrix import Squares, pack_imatrix, read_imatrix
 from jmedlite.calibration import graph
 from jmedlite.calibration import worker as calibrate
@@ -377,6 +378,23 @@ def test_other_faults(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"<html>")
     with pytest.raises(DataError, match="web page"):
         compute_imatrix(tmp_path / "x.gguf", texts=[text])
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "text.txt"])
+def test_an_input_that_changes(tiny_gguf: Path, text: Path, tmp_path: Path, name: str) -> None:
+    """Replaced while the model is run; and meanwhile nobody else may write the same matrix."""
+    shutil.copyfile(tiny_gguf, tmp_path / "m.gguf")
+    arguments: dict[str, Any] = {"texts": [text], "out": tmp_path / "i.gguf", "ctx": 40, "chunks": 2}
+
+    def replace(*_: object) -> None:
+        with pytest.raises(Busy):
+            compute_imatrix(tmp_path / "m.gguf", **arguments)
+        shutil.copyfile(tmp_path / name, tmp_path / "new")
+        (tmp_path / "new").replace(tmp_path / name)
+
+    with pytest.raises(IoFault, match=rf"{name}: was changed or replaced"):
+        compute_imatrix(tmp_path / "m.gguf", threads=1, progress=replace, **arguments)
+    assert not [p.name for p in tmp_path.iterdir() if "i.gguf" in p.name]
 
 
 def test_weights_that_are_not_finite(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import jmedlite
 from jmedlite.base.errors import Busy, CannotCreate, DataError, IoFault, NotPermitted, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.outputs import OutputFile
+from jmedlite.cli.open_model import find_gguf
 from jmedlite.convert import planning
 from tests.support import builders
 
@@ -42,26 +43,18 @@ def test_no_room_is_known_before_the_first_byte(model: Path, tmp_path: Path, mon
     assert names(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize(
-    ("number", "kind", "words"), [(errno.ENOSPC, IoFault, "disk is full"), (errno.EIO, IoFault, "writing failed")]
-)
-def test_disk_fails_midway(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
-) -> None:
-    (kept,) = jmedlite.quantize(model, bits=[4], out=tmp_path / "out")
-    before = kept.read_bytes()
+def disk_fails(monkeypatch: pytest.MonkeyPatch, after: int, number: int) -> None:
+    """All outputs together take `after` bytes, and then no more."""
     written = 0
 
     class Failing:
-        """A file that fails after 100 kB."""
-
         def __init__(self, file: Any) -> None:
             self.file = file
 
         def write(self, data: memoryview) -> int:
             nonlocal written
             written += len(data)
-            if written > 100_000:
+            if written > after:
                 raise OSError(number, os.strerror(number))
             return int(self.file.write(data))
 
@@ -76,11 +69,33 @@ def test_disk_fails_midway(
         return self
 
     monkeypatch.setattr(OutputFile, "__enter__", entering)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"), [(errno.ENOSPC, IoFault, "disk is full"), (errno.EIO, IoFault, "writing failed")]
+)
+def test_disk_fails_midway(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
+) -> None:
+    (kept,) = jmedlite.quantize(model, bits=[4], out=tmp_path / "out")
+    before = kept.read_bytes()
+    disk_fails(monkeypatch, 100_000, number)
     with pytest.raises(kind, match=words) as caught:
         jmedlite.quantize(model, bits=[4, 8], out=tmp_path / "out", overwrite=True)
     assert caught.value.exit_code == 74  # type: ignore[attr-defined]
     assert names(tmp_path / "out") == ["m-Q4_K_M.gguf", "m-Q4_K_M.json"]
     assert kept.read_bytes() == before
+
+
+def test_disk_full_at_every_tenth(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first byte to the last of the manifest, which comes after all others."""
+    size = sum(f.stat().st_size for f in tiny_gguf.parent.glob(f"{tiny_gguf.stem}.*"))
+    for tenth in range(10):
+        with monkeypatch.context() as patch:
+            disk_fails(patch, size * tenth // 9 - 100, errno.ENOSPC)
+            with pytest.raises(IoFault, match="disk is full"):
+                jmedlite.quantize(tiny_gguf, types=["F32"], name=tiny_gguf.stem.removesuffix("-F32"), out=tmp_path)
+        assert names(tmp_path) == []
 
 
 def test_bad_weights_midway_leave_nothing(tmp_path: Path) -> None:
@@ -145,10 +160,11 @@ def test_input_is_not_overwritten(model: Path, tmp_path: Path) -> None:
     assert target.samefile(model / "model.safetensors")
 
 
-def test_two_writers(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "m-Q8_0.json"])
+def test_two_writers(model: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with OutputFile(out / "m-Q8_0.gguf"):
+    with OutputFile(out / name):
         started = time.monotonic()
         with pytest.raises(Busy, match="another run") as caught:
             jmedlite.quantize(model, bits=[8], out=out)
@@ -265,6 +281,43 @@ def test_a_run_that_is_asked_to_end(tiny_gguf: Path, tmp_path: Path, number: str
     assert done.stderr.splitlines()[-1] == f"jmedlite: ended by {number}; what was begun is removed"
     assert "Traceback" not in done.stderr
     assert names(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of itself")
+@pytest.mark.parametrize("n_named", [1, 2, 3], ids=["a part", "the manifest", "all"])
+def test_a_model_whose_run_died_while_it_was_published(tiny_gguf: Path, tmp_path: Path, n_named: int) -> None:
+    """What is there is called half a model, or is whole; the same command then makes it, and leaves nothing else."""
+    out = tmp_path / "out"
+
+    def make() -> list[Path]:
+        return jmedlite.quantize(tiny_gguf, types=["F16"], out=out, name="m", split_max_size="1500kB", threads=1)
+
+    if (child := os.fork()) == 0:
+        given: list[Path] = []
+        name = OutputFile.name
+
+        def dying(self: OutputFile) -> None:
+            name(self)
+            given.append(self.path)
+            if len(given) == n_named:
+                os._exit(9)
+
+        OutputFile.name = dying  # type: ignore[method-assign]
+        make()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    order = ["m-F16-00002-of-00002.gguf", "m-F16.json", "m-F16-00001-of-00002.gguf"]
+    assert [n for n in names(out) if not n.startswith(".")] == sorted(order[:n_named])
+    first = out / order[-1]
+    if n_named < 3:
+        for look in (lambda: find_gguf(str(first)), lambda: jmedlite.inspect(out / order[0])):
+            with pytest.raises(DataError, match=r"is half published.*the same command again"):
+                look()
+    else:
+        assert jmedlite.inspect(first, check=True)["broken"] == []
+    assert make() == [first]
+    assert names(out) == sorted(order)
+    assert jmedlite.inspect(first, check=True)["broken"] == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="only POSIX can kill without notice")

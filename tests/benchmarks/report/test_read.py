@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from jmedlite.base.errors import DataError, InputMissing, JmedliteError
-from jmedlite.benchmarks.report.read import read_run
+from jmedlite.base.errors import DataError, InputMissing, IoFault, JmedliteError
+from jmedlite.benchmarks.report.read import Run, read_run
+from jmedlite.benchmarks.report.report import report
 from tests.support import runs as run_builder
 
 
@@ -64,6 +65,20 @@ def test_a_killed_run(tmp_path: Path) -> None:
     assert (len(run.answers), run.n_expected, run.measures) == (20, 60, ())
     (folder / "items.jsonl").unlink()
     assert read_run(folder).answers == ()
+
+
+def test_a_run_that_goes_on_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_builder.small(tmp_path / "run", n=3)
+
+    def read(path: Path) -> Run:
+        run = read_run(path)
+        with (path / "items.jsonl").open("ab") as file:
+            file.write(b"\n")
+        return run
+
+    monkeypatch.setattr("jmedlite.benchmarks.report.report.read_run", read)
+    with pytest.raises(IoFault, match=r"items\.jsonl: was changed or replaced while it was read"):
+        report([folder])
 
 
 def test_missing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import jmedlite
-from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.base.errors import DataError, InputMissing, IoFault, UsageError
 from jmedlite.benchmarks.run.folder import DISTANCE, ITEMS, MEASURES, NOISE, QUESTIONS, RUN
 from jmedlite.benchmarks.run.run import AskSettings, ask_all
 from tests.support import builders
@@ -134,6 +134,21 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(levels: Path, task: Path,
     assert (out / ITEMS).read_bytes() == (whole / ITEMS).read_bytes()
     assert (out / NOISE).read_bytes() == (whole / NOISE).read_bytes()
     assert (out / QUESTIONS).read_bytes() == (whole / QUESTIONS).read_bytes()
+
+
+def test_a_model_that_changes_while_it_is_asked(levels: Path, task: Path, tmp_path: Path) -> None:
+    """No result is kept of what is not the model whose hash stands in run.json."""
+    model = tmp_path / "m-Q8_0.gguf"
+    shutil.copyfile(next(levels.glob("*Q8_0.gguf")), model)
+
+    def progress(stage: str, done: int, total: int, what: str) -> None:
+        if stage == "questions" and what:
+            model.write_bytes(model.read_bytes())
+
+    with pytest.raises(IoFault, match=r"m-Q8_0\.gguf: was changed or replaced") as caught:
+        jmedlite.bench([model], tasks=[str(task)], out=tmp_path / "run", threads=1, rounds=0, progress=progress)
+    assert caught.value.exit_code == 74
+    assert not (tmp_path / "run" / ITEMS).exists()
 
 
 def test_cut_anywhere_it_is_the_same(levels: Path, task: Path, whole: Path, tmp_path: Path) -> None:
