@@ -120,6 +120,9 @@ class SettingsRecord:
     gpu_layers: str | int | None
     pack: int | None
     stop_when_decided: float | None = field(default=None, metadata=along("seed"))  # the margin, in points
+    think: bool | None = None
+    think_budget: int | None = None
+    template_vars: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,8 @@ class Outcome:
     n_tokens: tuple[int, ...] | None = None  # of `text`, as is the next
     per_token: Picked | None = None  # what the scores come to when divided by the numbers of tokens
     response: str | None = None  # of `generate`, as is the rest
+    thought: str | None = None  # what was written before the response
+    n_thought: int | None = None  # its tokens; None where a server does not tell
     stop: str | None = None
     exact: bool | None = None
     gestalt: float | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from jmedlite.benchmarks.records import FAILED, SCORED, TOO_LONG, UNPARSED, Outcome, Picked
 from jmedlite.benchmarks.tasks.items import Item
-from jmedlite.runtime.thoughts import split_thought
+from jmedlite.runtime.thoughts import Said, split_thought
 
 LOW_MASS = 0.1  # what the letters have of the probability together, below which a model wanted to say something else
 DIGITS = 6  # decimals of a score: more than the kernels agree on, and the same text on every machine
@@ -43,7 +43,7 @@ def score(method: str, item: Item, order: Sequence[int], answer: dict[str, Any])
     if "scores" not in answer and "response" not in answer:
         return no_outcome(TOO_LONG, n_prompt)
     if method == "generate":
-        return _generated(item, order, n_prompt, answer["response"], answer["stop"])
+        return _generated(item, order, answer)
     scores = _own_numbering(answer["scores"], order)
     found = Outcome(
         status=SCORED,
@@ -90,31 +90,39 @@ def similarity(choice: str, response: str) -> float:
     return (ratio(choice, response) + ratio(response, choice)) / 2
 
 
-def _generated(item: Item, order: Sequence[int], n_prompt: int | None, response: str, stop: str) -> Outcome:
+def _generated(item: Item, order: Sequence[int], answer: dict[str, Any]) -> Outcome:
     """The papers' three scores: exact match, Gestalt score, and Gestalt accuracy as `correct`.
 
     The papers join several right answers with commas and remove "." from the response before anything is compared.
     For the exact match the Japanese full stop is removed too. What a model thought is no part of its answer; where it
     never ended its thought, there is none.
     """
-    said = split_thought(response)
+    if "thought" in answer:
+        said = Said(answer["thought"], answer["response"], answer.get("unclosed", False))
+    else:
+        said = split_thought(answer["response"])
+    told: dict[str, Any] = {
+        "n_prompt": answer["n_prompt"],
+        "response": said.answer,
+        "thought": said.thought,
+        "n_thought": answer.get("n_thought"),
+        "stop": answer["stop"],
+    }
     if said.is_open:
         none = Picked(picks=(), correct=False, margin=None)
-        return Outcome(status=UNPARSED, n_prompt=n_prompt, scores=(0.0,) * len(item.choices), **vars(none),
-                       response=response, stop=stop, exact=False, gestalt=0.0, parsed=False)  # fmt: skip
+        return Outcome(status=UNPARSED, scores=(0.0,) * len(item.choices), **vars(none), **told,
+                       exact=False, gestalt=0.0, parsed=False)  # fmt: skip
     clean = said.answer.replace(".", "").strip()
-    answer = ",".join(item.choices[i] for i in sorted(item.answers))
+    right = ",".join(item.choices[i] for i in sorted(item.answers))
     scores = tuple(round(similarity(c, clean), DIGITS) for c in item.choices)
     named = max(scores) >= NAMED or any(c.replace(".", "") in clean for c in item.choices)
     return Outcome(
         status=SCORED if named else UNPARSED,
-        n_prompt=n_prompt,
         scores=scores,
         **vars(_picked(item, scores, order)),
-        response=response,
-        stop=stop,
-        exact=_bare(said.answer) == _bare(answer),
-        gestalt=round(ratio(clean, answer.replace(".", "").strip()), DIGITS),
+        **told,
+        exact=_bare(said.answer) == _bare(right),
+        gestalt=round(ratio(clean, right.replace(".", "").strip()), DIGITS),
         parsed=named,
     )
 

@@ -14,6 +14,7 @@ __all__ = [
     "Conversation",
     "Runner",
     "Sampling",
+    "ThoughtPiece",
     "__version__",
     "bench",
     "errors",
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from jmedlite.base import errors
     from jmedlite.benchmarks.report.report import report
     from jmedlite.calibration.compute import compute_imatrix as imatrix
-    from jmedlite.runtime.answers import Answer
+    from jmedlite.runtime.answers import Answer, ThoughtPiece
     from jmedlite.runtime.conversation import Conversation
     from jmedlite.runtime.runner import Runner
     from jmedlite.runtime.sampling import Sampling
@@ -41,6 +42,7 @@ _HOMES = {
     "Conversation": ("jmedlite.runtime.conversation", "Conversation"),
     "Runner": ("jmedlite.runtime.runner", "Runner"),
     "Sampling": ("jmedlite.runtime.sampling", "Sampling"),
+    "ThoughtPiece": ("jmedlite.runtime.answers", "ThoughtPiece"),
     "bench": ("jmedlite.api.bench", "bench"),
     "imatrix": ("jmedlite.calibration.compute", "compute_imatrix"),
     "inspect": ("jmedlite.api.verify", "inspect"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ class Wanted:
     """What a run asks at a stretch. `prompts` as in `worker`; `max_tokens` 0 means scores, else an answer so long.
 
     `together` false evaluates every prompt alone; `n_head` bounds the tokens taken as the head that all share.
+    Of answers that are written, `think` and `think_budget` say whether and how long a model may think first; scores are
+    asked behind a thought in any case. `template_vars` are variables of the chat template.
     """
 
     prompts: tuple[dict[str, Any], ...]
@@ -30,6 +32,9 @@ class Wanted:
     newline_ends: bool = True
     together: bool = True
     n_head: int | None = None
+    think: bool | None = None
+    think_budget: int | None = None
+    template_vars: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,18 @@ class Prepared:
     """`starts` are the first prompts of the packs: those that are evaluated together, and can't be begun in the middle.
 
     `n_evaluated` counts the tokens of all packs, each stem and each choice once, without the head's `n_head`.
+    `warnings` say what was asked of the model's chat template in vain.
     """
 
     starts: tuple[int, ...]
     n_head: int = 0
     n_ctx: int | None = None
     n_evaluated: int = 0
+    warnings: tuple[str, ...] = ()
 
 
-# of one prompt: n_prompt, and scores and n_tokens by place, or response and stop; neither where it was too long
+# of one prompt: n_prompt, and scores and n_tokens by place, or response and stop (with the thought before the response,
+# its n_thought tokens, and unclosed where it never ended); neither where it was too long
 RawAnswer = dict[str, Any]
 
 
@@ -97,7 +105,8 @@ class LocalModel:
 
     def prepare(self, wanted: Wanted) -> Prepared:
         event = self.child.ask({"op": "prepare", **vars(wanted)}, "prepared")
-        return Prepared(tuple(event["starts"]), event["n_head"], event["n_ctx"], event["n_evaluated"])
+        counts = event["n_head"], event["n_ctx"], event["n_evaluated"]
+        return Prepared(tuple(event["starts"]), *counts, tuple(event["warnings"]))
 
     def run(self, first: int, stop: int) -> Iterator[tuple[int, list[RawAnswer]]]:
         for event in self.child.events({"op": "run", "packs": [first, stop]}, "done"):

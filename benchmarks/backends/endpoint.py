@@ -17,7 +17,8 @@ from jmedlite.base.progress import Notice, silent
 from jmedlite.base.records import from_json
 from jmedlite.benchmarks.prompts.requests import as_text
 from jmedlite.benchmarks.tasks.items import LETTERS
-from jmedlite.runtime.thoughts import split_thought
+from jmedlite.runtime.chat_template import SWITCHES
+from jmedlite.runtime.thoughts import Said
 
 from .base import Prepared, RawAnswer, Wanted
 from .http import MAX_TOLD, Failed, Refused, Server
@@ -31,7 +32,9 @@ from .responses import (
     letter_scores,
     log_probability,
     n_prompt_of,
+    n_thought_of,
     no_echo,
+    said_by,
     text_of,
     top_tokens,
 )
@@ -44,7 +47,12 @@ ASCII = "root ::= [ -~]+"
 # What servers would do otherwise, by their own defaults or the model's generation_config.json (1.05 in Qwen2.5's):
 # llama.cpp's name and vLLM's. A strict server refuses names that are not OpenAI's.
 PLAIN = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}
-STRICT = re.compile(r"unrecogni[sz]ed|extra inputs|unknown (field|param|arg)|repeat_penalty|repetition_penalty", re.I)
+STRICT = re.compile(
+    r"unrecogni[sz]ed|extra inputs|unknown (field|param|arg)|repeat_penalty|repetition_penalty|chat_template_kwargs",
+    re.I,
+)
+TEMPLATE = "chat_template_kwargs"  # variables of the chat template, for llama-server and vLLM
+FEW = 4  # tokens by which a thought is known
 FAILURES = 5  # questions in a row that a server can't answer, after which it is the server's fault and not theirs
 STOPS = {"length": "length", "stop": "eos", "eos_token": "eos"}
 # what `run.json` says of a model, and a server does not tell
@@ -120,8 +128,10 @@ class EndpointModel:
         self.model = self.entry.id
         self._facts = self._describe()
         self._n_top, self._plain = TOPS[0], PLAIN
+        self._silent = False  # about what only some servers understand
         self._answered = False  # any question at all
         self._repeats = False  # an answer's beginning, before what the model adds to it
+        self._thinks = False  # before its answer, which can't be begun then
         self._wanted = Wanted(())
 
     def _find(self, model: str | None) -> ModelEntry:
@@ -170,10 +180,10 @@ class EndpointModel:
     # ------------------------------------------------------------------------------------------------ answers
 
     def prepare(self, wanted: Wanted) -> Prepared:
-        self._wanted = wanted
+        self._wanted, self._thinks = wanted, bool(wanted.think and wanted.max_tokens)
         if wanted.chat and not wanted.max_tokens and not self._letters():
             raise UsageError("--method text can't be asked of a server with --chat; leave --chat away, or use letter")
-        if wanted.chat and (cue := next((p["cue"] for p in wanted.prompts if p["cue"]), None)):
+        if wanted.chat and not self._thinks and (cue := next((p["cue"] for p in wanted.prompts if p["cue"]), None)):
             self._begin(wanted, cue)
         return Prepared(tuple(range(len(wanted.prompts))))
 
@@ -181,10 +191,22 @@ class EndpointModel:
         """What the server does with an answer that is begun for it: whether it repeats the beginning (llama-server).
 
         UsageError where it ends that answer and has the model begin another. Such a prompt is longer by what its chat
-        template puts between answers, however long the beginning is.
+        template puts between answers, however long the beginning is. A model that thinks first can't have its
+        answer begun: the cue ends the question.
         """
         cues: tuple[Any, ...] = ([], cue, [*cue, *cue])
-        answers = [self._post(wanted, {"body": [["?", False]], "cue": c}, {}) for c in cues]
+        prompts = [{"body": [["?", False]], "cue": c} for c in cues]
+        answers = [self._post(wanted, prompts[0], {"max_tokens": FEW})]
+        if wanted.max_tokens and said_by(choice_of(*answers[0]), self.server.base, chat=True).thought is not None:
+            self._thinks = True
+            return
+        try:
+            answers += [self._post(wanted, prompt, {}) for prompt in prompts[1:]]
+        except Refused as e:
+            if not wanted.max_tokens or not re.search("thinking|reasoning", e.words):
+                raise
+            self._thinks = True  # llama-server says so of models that think by their templates
+            return
         none, once, twice = (n_prompt_of(answer) for answer, _ in answers)
         answer, where = answers[-1]
         told = text_of(choice_of(answer, where), where, chat=True)
@@ -241,7 +263,11 @@ class EndpointModel:
     ) -> tuple[dict[str, Any], str]:
         """(the answer, where it comes from) to one prompt, `added` at its end, or to a chat."""
         body, cue = as_text(prompt["body"]), as_text(prompt["cue"])
+        if self._thinks:
+            body, cue = body + cue, ""
         request: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0, **self._plain, **options}
+        if wanted.chat and (variables := self._variables(wanted)):
+            request[TEMPLATE] = variables
         if not wanted.chat:
             path = "/completions"
             request["prompt"] = body + cue + added
@@ -254,16 +280,29 @@ class EndpointModel:
         try:
             return self._posted(path, request)
         except Refused as e:
-            if not PLAIN.keys() & request.keys() or not STRICT.search(e.words):
+            if not {*PLAIN, TEMPLATE} & request.keys() or not STRICT.search(e.words):
                 raise
-        self._plain = {}
-        for name in PLAIN:
+            if TEMPLATE in e.words and (wanted.think is not None or wanted.template_vars):
+                raise UsageError(
+                    f"{self.server.root}: takes no {TEMPLATE}, which --think, --no-think and --template-var need; "
+                    f"leave them away (it says: {e.words})"
+                ) from None
+        self._plain, self._silent = {}, True
+        for name in (*PLAIN, *([] if wanted.think is not None or wanted.template_vars else [TEMPLATE])):
             request.pop(name, None)
         return self._posted(path, request)
 
     def _posted(self, path: str, request: dict[str, Any]) -> tuple[dict[str, Any], str]:
         where = self.server.base + path
         return checked(self.server.post(path, request), where), where
+
+    def _variables(self, wanted: Wanted) -> dict[str, Any]:
+        """What the chat template is told: to think or not, which a letter is asked without, and what was given."""
+        think = wanted.think if wanted.max_tokens else False
+        if self._silent and wanted.think is None:
+            think = None
+        return {**({name: is_on[think] for name, is_on in SWITCHES.items()} if think is not None else {}),
+                **wanted.template_vars}  # fmt: skip
 
     def _lettered(self, wanted: Wanted, prompt: dict[str, Any]) -> RawAnswer:
         answer, where = self._likeliest(wanted, prompt, {})
@@ -322,33 +361,34 @@ class EndpointModel:
         return echoed(answer, where)
 
     def _generated(self, wanted: Wanted, prompt: dict[str, Any]) -> RawAnswer:
-        text, answer, choice = self._text(wanted, prompt, ["\n"] if wanted.newline_ends else [])
-        unfinished = not text.strip() or split_thought(text).is_open
+        said, answer, choice = self._say(wanted, prompt, ["\n"] if wanted.newline_ends else [])
+        unfinished = not said.answer.strip() or said.is_open
         if wanted.newline_ends and unfinished and choice.get("finish_reason") == "stop":
             # neither empty lines before an answer nor those of a thought end it, but a server does not know
-            text, answer, choice = self._text(wanted, prompt, [])
+            said, answer, choice = self._say(wanted, prompt, [])
         stop = STOPS.get(str(choice.get("finish_reason")), str(choice.get("finish_reason")))
-        said = split_thought(text.lstrip())
-        head, newline, _ = said.answer.partition("\n")
+        text = said.answer
+        head, newline, _ = text.lstrip().partition("\n")
         if wanted.newline_ends and newline:
-            text, stop = text.lstrip().removesuffix(said.answer) + head, "newline"
+            text, stop = head, "newline"
         elif choice.get("stop_reason") == "\n":
             stop = "newline"
         elif stop == "eos" and wanted.newline_ends and "stop_reason" not in choice:
             stop = "stop"  # a line's end or the model's: not told
-        return {"n_prompt": n_prompt_of(answer), "response": text, "stop": stop}
+        found: RawAnswer = {"n_prompt": n_prompt_of(answer), "response": text, "stop": stop, "thought": said.thought}
+        if said.thought is not None:
+            found |= {"n_thought": n_thought_of(answer), "unclosed": said.is_open}
+        return found
 
-    def _text(
+    def _say(
         self, wanted: Wanted, prompt: dict[str, Any], stop: list[str]
-    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    ) -> tuple[Said, dict[str, Any], dict[str, Any]]:
         """(what the model writes, the whole answer, its choice)."""
         options = {"max_tokens": wanted.max_tokens, **({"stop": stop} if stop else {})}
         answer, where = self._post(wanted, prompt, options)
         choice = choice_of(answer, where)
-        text = text_of(choice, where, chat=wanted.chat)
-        if wanted.chat and self._repeats:
-            text = text.lstrip().removeprefix(as_text(prompt["cue"]).strip())
-        return text, answer, choice
+        begun = as_text(prompt["cue"]).strip() if wanted.chat and self._repeats and not self._thinks else ""
+        return said_by(choice, where, chat=wanted.chat, begun=begun), answer, choice
 
     # --------------------------------------------------------------------------------------------------- end
 

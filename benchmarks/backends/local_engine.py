@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from jmedlite.runtime.added_tokens import common_prefix
 from jmedlite.runtime.context import BatchRow, Context, finite_max
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
-from jmedlite.runtime.thoughts import split_thought
+from jmedlite.runtime.thoughts import ANSWERING, GENERAL, AnswerReader, Form, Said
 
-from .packing import PackedRequest, PackedRow, batches, n_outputs, n_sequences, packs, rows
+from .packing import PackedRequest, PackedRow, batches, n_cells, n_outputs, n_sequences, packs, rows
 from .shared_rows import SharedRows
 
 NO_ROOM = "free memory, or use --kv-type q8_0"
@@ -29,11 +28,37 @@ class Scored:
     branches: tuple[tuple[float, ...], ...]
 
 
+CLOSING = 16  # tokens that may end a thought for a model
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written: how long, whether a line ends them, and what they may think before.
+
+    `opened` where the prompts begin a thought; `budget` bounds one, and `max_tokens` then counts what comes behind it.
+    """
+
+    max_tokens: int
+    newline_ends: bool = False
+    forms: tuple[Form, ...] = GENERAL
+    opened: Form | None = None
+    budget: int | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that an answer may need."""
+        return self.max_tokens + (0 if self.budget is None or not self.max_tokens else self.budget + CLOSING)
+
+
 @dataclass(frozen=True)
 class Generated:
-    """Tokens that were the most likely ones after a stem, and why they end: "eos", "length" or "newline"."""
+    """What was most likely after a stem, `n_thought` tokens of it a thought, and why it ends.
 
-    tokens: tuple[int, ...]
+    `stop` is "eos", "length" or "newline".
+    """
+
+    said: Said
+    n_thought: int
     stop: str
 
 
@@ -56,7 +81,8 @@ class ScoringEngine:
         self.n_vocab = loaded.vocabulary.n_tokens
         self.requests = list(requests)
         self.pack: int = loaded.request["n_batch"]
-        self.packs = packs(self.requests, self.pack if together else 0, n_sequences(self.pack))
+        limits = n_sequences(self.pack), n_cells(self.pack)
+        self.packs = packs(self.requests, self.pack if together else 0, *limits)
         cells = self._cells()
         if loaded.n_ctx_short and cells > loaded.n_ctx_short:  # short texts need a context that is no longer
             self.packs = packs(self.requests, 0, n_sequences(self.pack))
@@ -128,15 +154,17 @@ class ScoringEngine:
 
     # --------------------------------------------------------------------------------------------- generation
 
-    def generate(self, pack: range, newline_ends: bool, *, endless: bool = False) -> list[Generated]:
+    def generate(self, pack: range, writing: Writing, *, endless: bool = False) -> list[Generated]:
         """The most likely tokens after each stem of one pack, all of them a token further in every step.
 
-        They end where the model ends them (unless `endless`), at the end of a line with `newline_ends`, or with as many
-        as the request has reserved.
+        They end where the model ends them (unless `endless`), where `writing` says, or with the cells of the request.
         """
         requests = [self.requests[i] for i in pack]
-        texts: list[list[int]] = [[] for _ in requests]
+        vocabulary, own = self.loaded.vocabulary, (writing.forms, writing.opened, writing.budget)
+        readers = [AnswerReader(vocabulary, *own) for _ in requests]
         stops = ["length"] * len(requests)
+        behind = [0] * len(requests)  # tokens behind each stem
+        due: list[list[int]] = [[] for _ in requests]  # those that end a thought, and are no choice
         self._begin(requests)
         step: dict[int, int] = {}  # request: the token chosen for it
         for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
@@ -144,30 +172,36 @@ class ScoringEngine:
             step |= {row.request: self._choose(i) for i, row in enumerate(part) if row.last}
         while step:
             part = []
-            for i, token in step.items():
-                if not endless and self.loaded.vocabulary.ends(token):
-                    stops[i] = "eos"
-                    continue
-                texts[i].append(token)
-                if newline_ends and has_line(self.text(texts[i])):
-                    stops[i] = "newline"
-                elif len(texts[i]) < requests[i].reserve:
-                    part.append(PackedRow(token, len(requests[i].stem) + len(texts[i]) - 1, (i + 1,), i, last=True))
+            for i, chosen in step.items():
+                token, stop = (
+                    (due[i].pop(0), "") if due[i] else (chosen, self._stop(readers[i], chosen, writing, endless))
+                )
+                behind[i] += 1
+                if stop:
+                    stops[i] = stop
+                elif behind[i] < requests[i].reserve:
+                    part.append(PackedRow(token, len(requests[i].stem) + behind[i] - 1, (i + 1,), i, last=True))
+                    if readers[i].is_due and not due[i]:
+                        due[i] = readers[i].close_by_budget()
             if part:
                 self._decode(part)
             step = {row.request: self._choose(k) for k, row in enumerate(part)}
         self._end(requests)
-        return [Generated(tuple(t), s) for t, s in zip(texts, stops, strict=True)]
+        for reader, stop in zip(readers, stops, strict=True):
+            reader.end(whole=stop == "eos")
+        return [Generated(r.said(), r.n_thought, s) for r, s in zip(readers, stops, strict=True)]
+
+    def _stop(self, reader: AnswerReader, token: int, writing: Writing, endless: bool) -> str:
+        """Read a token that was chosen; why the answer ends with it, "" where it goes on."""
+        if not endless and self.loaded.vocabulary.ends(token):
+            return "eos"
+        reader.read(token)
+        if writing.newline_ends and reader.state == ANSWERING and "\n" in reader.answer.lstrip():
+            return "newline"  # a thought has lines of its own
+        return "length" if not endless and reader.is_full(writing.max_tokens) else ""
 
     def _choose(self, index: int) -> int:
         return int(self._context.finite_logits(index)[0].argmax())
-
-    def _text(self, tokens: Sequence[int]) -> bytes:
-        return b"".join(map(self.loaded.vocabulary.piece, tokens))
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens; bytes of a character that was cut are dropped."""
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(self._text(tokens))
 
 
 def log_probabilities(scratch: F32, logits: F32, tokens: Sequence[int]) -> list[float]:
@@ -177,12 +211,6 @@ def log_probabilities(scratch: F32, logits: F32, tokens: Sequence[int]) -> list[
     np.exp(scratch, out=scratch)
     log_sum = math.log(float(scratch.sum()))  # numpy adds pairwise: 1e-7 nats of float64's sum, in half the time
     return [float(logits[t]) - top - log_sum for t in tokens]
-
-
-def has_line(text: str) -> bool:
-    """Whether the answer has come to the end of a line; a thought before it has lines of its own."""
-    said = split_thought(text)
-    return not said.is_open and "\n" in said.answer.lstrip()
 
 
 def shared_head(contexts: Sequence[Sequence[int]]) -> int:

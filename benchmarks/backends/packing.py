@@ -24,6 +24,11 @@ def n_sequences(pack: int) -> int:
     return n_outputs(pack) - 1
 
 
+def n_cells(pack: int) -> int:
+    """Cells of one pack, where answers may be long, as thoughts are: those of 256 tokens for all sequences fit."""
+    return n_sequences(pack) * 256 + 3 * pack
+
+
 @dataclass(frozen=True)
 class PackedRequest:
     """Tokens of one question after the head that all questions share: `stem`, then each of `branches` on its own.
@@ -73,16 +78,18 @@ class PackedRow:
         return self.last or bool(self.reads)
 
 
-def packs(requests: Sequence[PackedRequest], n_tokens: int, n_sequences: int) -> list[range]:
-    """Runs of consecutive requests that fit `n_tokens` and `n_sequences` together; a larger one has a pack alone."""
+def packs(requests: Sequence[PackedRequest], n_tokens: int, n_sequences: int, n_cells: int = 1 << 40) -> list[range]:
+    """Runs of consecutive requests that fit all limits together; a larger one has a pack alone."""
     found: list[range] = []
-    start = tokens = sequences = 0
+    limits = n_tokens, n_sequences, n_cells
+    start, used = 0, tuple(0 for _ in limits)
     for i, request in enumerate(requests):
-        if i > start and (tokens + request.n_evaluated > n_tokens or sequences + request.n_sequences > n_sequences):
+        needed: tuple[int, ...] = request.n_evaluated, request.n_sequences, request.n_cells
+        together = tuple(a + b for a, b in zip(used, needed, strict=True))
+        if i > start and any(n > limit for n, limit in zip(together, limits, strict=True)):
             found.append(range(start, i))
-            start, tokens, sequences = i, 0, 0
-        tokens += request.n_evaluated
-        sequences += request.n_sequences
+            start, together = i, needed
+        used = together
     if start < len(requests):
         found.append(range(start, len(requests)))
     return found

@@ -11,6 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown, some
+from jmedlite.runtime.thoughts import Said, split_thought
 
 FLOOR = -1000.0  # nats; servers write p = 0 as -9999 (vLLM) or -3.4e38 (llama-server)
 SLACK = 1e-6  # what a sum of float32 probabilities may be wrong by
@@ -179,6 +180,28 @@ def text_of(choice: dict[str, Any], where: str, *, chat: bool) -> str:
     if not isinstance(text, str):
         raise DataError(f"{where}: answered without a text ({some(list(choice), 8)})")
     return text
+
+
+def said_by(choice: dict[str, Any], where: str, *, chat: bool, begun: str = "") -> Said:
+    """What the model wrote, its thought apart; `begun` is the answer's beginning, where a server repeats it.
+
+    A thought has a field of its own (llama-server, DeepSeek: `reasoning_content`, vLLM: `reasoning`) or is in the text.
+    """
+    text = text_of(choice, where, chat=chat)
+    said = split_thought(text.lstrip().removeprefix(begun) if begun else text)
+    message = (choice.get("message") or {}) if chat else {}
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if not thought:
+        return said
+    is_open = said.is_open or (not said.answer.strip() and choice.get("finish_reason") == "length")
+    return Said("\n".join(filter(None, (thought.strip(), said.thought))), said.answer, is_open)
+
+
+def n_thought_of(answer: dict[str, Any]) -> int | None:
+    """How many tokens of the answer are a thought, where that is told."""
+    details = (answer.get("usage") or {}).get("completion_tokens_details") or {}
+    n: int | None = details.get("reasoning_tokens")
+    return n
 
 
 def n_prompt_of(answer: dict[str, Any]) -> int | None:

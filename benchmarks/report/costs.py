@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jmedlite.benchmarks import statistics
-from jmedlite.benchmarks.records import MeasureRecord
+from jmedlite.benchmarks.records import AnswerRecord, MeasureRecord
 
 from .sections import Cost, Measure, Measures, Model, Pareto, Spread, TradeOff, View
 
@@ -37,6 +37,13 @@ def measures(rounds: Sequence[MeasureRecord]) -> Measures | None:
         "vram_bytes": {d: _spread((m.vram_bytes or {}).get(d) for m in rounds) for d in devices},
         "vram_total_bytes": _spread(sum(m.vram_bytes.values()) for m in rounds if m.vram_bytes is not None),
     }
+
+
+def thought_tokens_mean(answers: Iterable[AnswerRecord]) -> float | None:
+    """What a model spends on thoughts before what it writes; None where it has none, or none are counted."""
+    told = [a.n_thought if a.thought is not None else 0 for a in answers if a.response is not None]
+    known = [n for n in told if n is not None]
+    return sum(known) / len(known) if any(known) else None
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:

@@ -18,7 +18,7 @@ from . import sections
 from .baselines import baselines, orders_of
 from .cautions import cautions, guesses
 from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
-from .costs import measures, pareto_fronts
+from .costs import measures, pareto_fronts, thought_tokens_mean
 from .flips import flipped_items
 from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
 from .read import Run
@@ -192,6 +192,7 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
         "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
         "endpoint": model.endpoint,
         "measures": measures(laid.measures(entrant)),
+        "thought_tokens_mean": thought_tokens_mean(laid.sheets.get("generate", {}).get(entrant.key, {}).values()),
         "distance": _distance(distance) if distance else None,
     }
 

@@ -68,13 +68,16 @@ def _levels(document: Document, t: dict[str, str]) -> str:
     results = {r["model"]: r for r in document["views"][0]["results"]} if document["views"] else {}
     head = [t["model"], t["file_size"], t["bits"], t["accuracy"], t["ci"], t["n"], t["rss"], t["question_median"],
             t["generation_tps"], t["licence"]]  # fmt: skip
+    think = any(m["thought_tokens_mean"] for m in document["models"])
+    head += [t["thoughts"]] * think
     rows = []
     for m in document["models"]:
         r = results.get(m["key"])
         rows.append([m["key"], gigabytes(m["n_bytes"]), fixed(m["bits_per_weight"], 2), percent(r and r["share"]),
                      _interval(r and r["interval"], percent), r["n"] if r else 0,
                      _median(m, "peak_rss_bytes", gigabytes), _median(m, "question_seconds", fixed, 2),
-                     _median(m, "generation_tps", fixed, 1), m["license"] or t["licence_unknown"]])  # fmt: skip
+                     _median(m, "generation_tps", fixed, 1), m["license"] or t["licence_unknown"],
+                     *([fixed(m["thought_tokens_mean"], 1)] * think)])  # fmt: skip
     return _table(head, rows)
 
 
@@ -129,6 +132,7 @@ def _csv_model(model: Model | None) -> dict[str, Any]:
         row[f"{name}_median"] = spread and spread["median"]
     seconds = measures and measures["question_seconds"]
     row["question_seconds_p95"] = seconds and seconds["p95"]
+    row["thought_tokens_mean"] = model and model["thought_tokens_mean"]
     return row
 
 

@@ -205,6 +205,7 @@ _PAGE: dict[str, tuple[str, str]] = {
     "first_token": ("First token, s", "最初のトークンまで（秒）"),
     "question_median": ("A question, s", "1問（秒）"),
     "question_p95": ("95 % within, s", "95％が収まる時間（秒）"),
+    "thoughts": ("Thought, tokens (mean)", "思考（トークン、平均）"),
     "rounds": ("Rounds", "回数"),
     "distance": ("Distance to the reference on a text", "文章での基準との隔たり"),
     "perplexity": ("Perplexity", "パープレキシティ"),

@@ -155,7 +155,10 @@ class Adapter(TypedDict):
 
 
 class Model(TypedDict):
-    """A model, by its unique `key`; `runs` are numbers of runs, `n_bytes` is the file's size."""
+    """A model, by its unique `key`; `runs` are numbers of runs, `n_bytes` is the file's size.
+
+    `thought_tokens_mean` is of all answers that were written: one without a thought has 0.
+    """
 
     key: str
     label: str
@@ -177,6 +180,7 @@ class Model(TypedDict):
     adapters: list[Adapter]
     endpoint: str | None
     measures: Measures | None
+    thought_tokens_mean: float | None
     distance: Distance | None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.backends.base import ADVICE, Loading, Wanted
-from jmedlite.benchmarks.backends.local_engine import ScoringEngine
+from jmedlite.benchmarks.backends.local_engine import ScoringEngine, Writing
 from jmedlite.benchmarks.backends.local_worker import Prompts
 from jmedlite.benchmarks.backends.packing import PACK, PackedRequest
 from jmedlite.benchmarks.records import MeasureRecord
@@ -82,7 +82,7 @@ def free_vram() -> dict[str, int]:
 def timed(engine: ScoringEngine, pack: range) -> float:
     """Seconds until the requests of a pack have what they reserve: a token each, or more."""
     started = time.perf_counter()
-    engine.generate(pack, False, endless=True)
+    engine.generate(pack, Writing(1), endless=True)
     return time.perf_counter() - started
 
 
@@ -112,7 +112,7 @@ def measure_here(request: dict[str, Any]) -> MeasureRecord:
     questions = []
     for pack in packs[3 + len(firsts) :]:
         started = time.perf_counter()
-        engine.score(pack) if engine.requests[pack.start].branches else engine.generate(pack, False)
+        engine.score(pack) if engine.requests[pack.start].branches else engine.generate(pack, prompts.writing)
         questions.append(time.perf_counter() - started)
     used = {name: free[name] - left for name, left in free_vram().items() if name in free}
     return MeasureRecord(

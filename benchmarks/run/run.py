@@ -6,10 +6,10 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jmedlite.base.progress import Progress
+from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.benchmarks.backends.base import Answerer, Prepared, RawAnswer, Wanted
 from jmedlite.benchmarks.prompts.requests import Ask
 from jmedlite.benchmarks.records import AnswerKey, AnswerRecord, NoiseRecord, Outcome, QuestionRecord
@@ -43,6 +43,9 @@ class AskSettings:
     chat: bool = False
     max_tokens: int = 64
     margin: float | None = None
+    think: bool | None = None
+    think_budget: int | None = None
+    template_vars: Mapping[str, Any] = field(default_factory=dict)
 
     def wanted(self, ask: Ask) -> Wanted:
         return Wanted(
@@ -51,6 +54,9 @@ class AskSettings:
             n_ctx=self.n_ctx,
             max_tokens=self.max_tokens if ask.method == "generate" else 0,
             newline_ends=ask.template.own,
+            think=False if self.think_budget == 0 else self.think,
+            think_budget=self.think_budget,
+            template_vars=dict(self.template_vars),
         )
 
 
@@ -84,9 +90,17 @@ def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: L
 
 
 def ask_all(
-    folder: RunFolder, models: Sequence[Participant], asks: Sequence[Ask], settings: AskSettings, progress: Progress
+    folder: RunFolder,
+    models: Sequence[Participant],
+    asks: Sequence[Ask],
+    settings: AskSettings,
+    progress: Progress,
+    notice: Notice = silent,
 ) -> None:
-    """Fill the folder's `items.jsonl` and `noise.jsonl`; goes on behind what is there."""
+    """Fill the folder's `items.jsonl` and `noise.jsonl`; goes on behind what is there.
+
+    `notice` hears what was asked of a model's chat template in vain.
+    """
     sizes = [len(ask.questions) for ask in asks]
     total = len(models) * sum(sizes)
     noisy = {(n.model, n.task, n.method) for n in folder.records(NOISE, NoiseRecord)}
@@ -103,7 +117,7 @@ def ask_all(
                     if settings.margin is not None and begin:
                         one.judge = Judge(folder.items(at - begin, at - begin + size), settings.margin)
                     if folder.n_items < at + size:
-                        one.ask(total, progress)
+                        one.ask(total, progress, notice)
                     if ask in missing:
                         one.measure_noise()
                     at += size
@@ -139,9 +153,11 @@ class _Asking:
     prepared: Prepared | None = None
     judge: Judge | None = None
 
-    def ask(self, total: int, progress: Progress) -> None:
+    def ask(self, total: int, progress: Progress, notice: Notice) -> None:
         """Ask what has no result yet, of `total` in the run; a pack that was cut is asked again as a whole."""
         self.prepared = prepared = self.answerer.prepare(self.wanted)
+        for warning in prepared.warnings:
+            notice(f"{self.model}: {warning}")
         done = max(0, self.folder.n_items - self.begin)
         first = max(0, bisect_right(prepared.starts, done) - 1)
         if done:

@@ -6,11 +6,13 @@ these are decided apart from the vocabulary: each by the last folder that says s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gguf
+from gguf.constants import TokenType
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.filenames import CONFIG, GENERATION_CONFIG
@@ -76,7 +78,7 @@ def decide(
     base = replace(base, ids=dict(base.ids), adds={"bos": vocabulary.begins_by_default, **base.adds})
     take_from_adapters(found, base, adapters, tokens, warnings)
     named = {find(tokens, read.token("eos")) for read in every}
-    add_ends(found, config, generation, named, tokens, own.folder.name, warnings)
+    add_ends(found, config, generation, named, vocabulary, own.folder.name, warnings)
     return vocabulary, found, [*warnings, *(w for read in every for w in read.warnings), *vocabulary.warnings]
 
 
@@ -251,15 +253,17 @@ def add_ends(
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
     named: Collection[int | None],
-    tokens: Sequence[bytes],
+    vocabulary: SourceVocabulary,
     label: str,
     warnings: list[str],
 ) -> None:
     """Let every token that ends an answer do so: EOS, and what `generate` of transformers would stop at.
 
     That is what generation_config.json says, or config.json where that says nothing. Where a tokenizer names the EOS
-    (it is among `named`), that stays EOS, since chat templates write it.
+    (it is among `named`), that stays EOS, since chat templates write it. A word is no end because of config.json alone:
+    its number is often left from another vocabulary (Llama's 2, GPT-2's 50256), and answers would be cut in silence.
     """
+    tokens = vocabulary.tokens
     nested = config.get("text_config")
     of_config = _end_ids(config, CONFIG) or _end_ids(nested if isinstance(nested, dict) else {}, CONFIG)
     of_generation = _end_ids(generation, GENERATION_CONFIG)
@@ -268,11 +272,19 @@ def add_ends(
     if outside := [i for i in wanted if i >= len(tokens)]:
         warnings.append(f"{label}: {file} ends answers with token {outside[0]}, the model has {len(tokens):,} tokens")
         wanted = [i for i in wanted if i < len(tokens)]
+    by_tokenizer = [i for i in named if i is not None]
+    if file == CONFIG and by_tokenizer and (words := [i for i in wanted if i not in named and _is_word(vocabulary, i)]):
+        warnings.append(
+            f"{label}: {CONFIG} ends answers with {_shown(tokens, words[0])}, which is a word; only the tokenizer's "
+            f"{_shown(tokens, by_tokenizer[0])} ends one. If it is meant, say so in {GENERATION_CONFIG}"
+        )
+        wanted = [i for i in wanted if i not in words]
     if not wanted:
         return
     shown = ", ".join(_shown(tokens, i) for i in wanted)
     eos = specials.ids.get("eos")
-    if left := [i for i in of_config if i not in wanted and i not in named and i < len(tokens)]:
+    left = [i for i in of_config if i not in wanted and i not in named and i < len(tokens)]
+    if left and file == GENERATION_CONFIG:
         warnings.append(
             f"{label}: {CONFIG} ends answers with {_shown(tokens, left[0])}, {GENERATION_CONFIG} with {shown}; the "
             "latter is taken, as in transformers"
@@ -288,6 +300,12 @@ def add_ends(
     if further and "eot" not in specials.ids and not by_name - {eos}:
         specials.ids["eot"] = further.pop(0)  # llama.cpp has found no end of a turn by itself
     specials.ends = further
+
+
+def _is_word(vocabulary: SourceVocabulary, i: int) -> bool:
+    """Whether a token is text as any other: neither a control token nor in brackets, as a control token's name is."""
+    text = vocabulary.tokens[i].decode("utf-8", "replace")
+    return vocabulary.types[i] != TokenType.CONTROL and not re.fullmatch(r"<.*>|\[.*\]", text, re.DOTALL)
 
 
 def _shown(tokens: Sequence[bytes], i: int) -> str:

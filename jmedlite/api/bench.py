@@ -82,10 +82,18 @@ class Planned:
             raise UsageError("no --out given; name the folder for the results")
         options, models, loading = self.options, self.participants.models, self.options.loading()
         margin = options.margin if options.stop_when_decided else None
-        settings = AskSettings(options.ctx, options.chat, options.max_tokens, margin)
+        settings = AskSettings(
+            options.ctx,
+            options.chat,
+            options.max_tokens,
+            margin,
+            options.think,
+            options.think_budget,
+            options.variables,
+        )
         keys = run_keys([m.name for m in models], self.asks)
         with RunFolder(out, self.document, question_lines(self.datasets), keys) as folder:
-            ask_all(folder, models, self.asks, settings, progress)
+            ask_all(folder, models, self.asks, settings, progress, notice)
             files = [(m.name, self.participants.files[m.name]) for m in models if m.name in self.participants.files]
             whole = settings.wanted(self.asks[0])
             measure_costs(folder, files, loading, whole, options.rounds, progress)

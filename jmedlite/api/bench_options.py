@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from jmedlite.base.inputs import MAX_CTX
 from jmedlite.base.options import check, option, same_as
 from jmedlite.benchmarks.prompts.templates import METHODS
 from jmedlite.runtime.load_options import LoadOptions, check_flash_attn
+from jmedlite.runtime.sampling import Sampling, read_variables
 
 if TYPE_CHECKING:
     from jmedlite.benchmarks.backends.base import Loading
@@ -39,7 +41,10 @@ class BenchOptions:
     seed: int = option(0, low=0, high=2**63, help="Of samples, examples and orders.")
     template: str | None = option(None, metavar="FILE", help="A prompt template; FILE.py:NAME for one of several.")
     chat: bool = option(False, help="Ask through the model's chat template.")
-    max_tokens: int = option(64, low=1, high=4096, help="Longest answer of --method generate.")
+    max_tokens: int = option(64, low=1, high=1 << 20, help="Longest answer of --method generate; a thought counts too.")
+    think: bool | None = same_as(Sampling, "think")
+    think_budget: int | None = same_as(Sampling, "think_budget")
+    template_vars: Mapping[str, Any] | tuple[str, ...] = same_as(Sampling, "template_vars")
     five_choice: bool = option(False, help="Only questions with five choices.")
     skip_bad: bool = option(False, help="Leave bad rows of a data set out, and count them.")
     rounds: int = option(3, low=0, high=100, help="How often memory and latency are measured; 0: not at all.")
@@ -69,12 +74,33 @@ class BenchOptions:
     def __post_init__(self) -> None:
         check(self)
         check_flash_attn(self.kv_type, self.flash_attn)
+        object.__setattr__(self, "template_vars", read_variables(self.template_vars))
+        self._check_thinking()
         if self.stop_when_decided and self.permutations > 1:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         if self.endpoint and (self.cluster or self.text):
             raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
         if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(BenchOptions, n)]):
             raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Those of the chat template, by name."""
+        return read_variables(self.template_vars)
+
+    def _check_thinking(self) -> None:
+        """What is asked of thoughts must have a place where it counts."""
+        flag = {True: "--think", False: "--no-think", None: ""}[self.think]
+        given = [flag] * bool(flag) + ["--template-var"] * bool(self.template_vars)
+        if given and not self.chat:
+            raise UsageError(f"{given[0]}: reaches the model's chat template; give --chat as well")
+        given = [flag] * bool(self.think) + ["--think-budget"] * (self.think_budget is not None)
+        if given and "generate" not in self.methods:
+            raise UsageError(f"{given[0]}: is for --method generate; letter and text are asked behind an empty thought")
+        if self.endpoint and self.think_budget is not None:
+            raise UsageError("--think-budget: can't be kept by a server; give --no-think, or a shorter --max-tokens")
+        if self.think and self.think_budget == 0:
+            raise UsageError("--think and --think-budget 0 exclude each other; give one")
 
     def loading(self) -> Loading:
         from jmedlite.benchmarks.backends.base import Loading
@@ -96,5 +122,8 @@ class BenchOptions:
             "n_ctx": self.ctx,
             **{name: loading and getattr(loading, name) for name in LOADING},
             "pack": loading and loading.pack,
+            "think": self.think,
+            "think_budget": self.think_budget,
+            "template_vars": self.variables or None,
             "stop_when_decided": self.margin if self.stop_when_decided else None,
         }

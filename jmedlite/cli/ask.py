@@ -15,7 +15,7 @@ from jmedlite.runtime.sampling import Sampling
 
 from . import console
 from .open_model import answer_footer, check_language, open_runner, take_model
-from .options import JsonFlag, Language, ModelFile, System, Timings, spread
+from .options import HideThinking, JsonFlag, Language, ModelFile, System, Timings, spread
 
 if TYPE_CHECKING:
     from jmedlite.runtime.answers import Answer
@@ -70,12 +70,13 @@ def ask(
     language: Language = None,
     sampling: Sampling,
     loading: LoadOptions,
+    hide_thinking: HideThinking = False,
     timings: Timings = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask one question. The answer streams to standard output; nothing leaves this machine."""
-    from jmedlite.runtime.answers import Answer, describe_cut, describe_timings
+    from jmedlite.runtime.answers import Answer, ThoughtPiece, describe_cut, describe_timings
     from jmedlite.runtime.chat_template import NOTICE, language_of
     from jmedlite.runtime.runner import check_question
 
@@ -85,20 +86,28 @@ def ask(
     check_question(text)
     with open_runner(model, loading, sampling) as runner:
         answer: Answer | None = None
-        shown = console.Stream()
+        shown = console.Talk(hide=hide_thinking)
         for piece in runner.stream(text, system=system, language=language, **vars(sampling)):
             if isinstance(piece, Answer):
                 answer = piece
-            elif not (as_json or no_stream):
+            elif as_json or no_stream:
+                continue
+            elif isinstance(piece, ThoughtPiece):
+                shown.think(piece.text)
+            else:
                 shown.write(piece)
         assert answer is not None
         facts = {"file": runner.path.name, **runner.facts}
         plan = runner.plan
+    for warning in answer.warnings:
+        console.warn(warning)
     notice = NOTICE[language or language_of(text)]
     if as_json:
         console.document({"question": text, **_describe_answer(answer), "model": facts, "plan": plan, "notice": notice})
         return
     if no_stream:
+        if answer.thought:
+            shown.think(answer.thought)
         shown.write(answer.text)
     shown.end()
     if cut := describe_cut(answer):
@@ -111,6 +120,10 @@ def ask(
 def _describe_answer(answer: Answer) -> dict[str, Any]:
     return {
         "answer": answer.text,
+        "thought": answer.thought,
+        "n_thought": answer.n_thought,
+        "thought_is_open": answer.is_thought_open,
+        "thought_closed_by_budget": answer.is_thought_cut,
         "stop": answer.stop,
         "n_prompt": answer.n_prompt,
         "n_cached": answer.n_cached,

@@ -13,7 +13,7 @@ from jmedlite.runtime.sampling import Sampling
 
 from . import console
 from .open_model import answer_footer, check_language, open_runner, take_model
-from .options import Language, ModelFile, System, Timings, spread
+from .options import HideThinking, Language, ModelFile, System, Timings, spread
 
 
 @spread
@@ -25,6 +25,7 @@ def chat(
     language: Language = None,
     sampling: Sampling,
     loading: LoadOptions,
+    hide_thinking: HideThinking = False,
     timings: Timings = False,
     save: Annotated[
         Path | None, typer.Option(help="Write the conversation to this file; go on with it where it exists.")
@@ -54,7 +55,7 @@ def chat(
         notice = " ".join([NOTICE[language]] if language else NOTICE.values())
         console.note(answer_footer(runner.facts, notice))
         console.note("/help shows the commands, /exit leaves.")
-        Chat(conversation, save, timings).run(line_reader(notice))
+        Chat(conversation, save, timings, hide_thinking).run(line_reader(notice))
 
 
 def _describe_drop(question: str) -> str:

@@ -7,12 +7,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import ClosedPipe, JmedliteError, NativeError
+from jmedlite.base.errors import ClosedPipe, JmedliteError, NativeError, UsageError
 from jmedlite.base.inputs import MAX_QUESTION, decode
-from jmedlite.runtime.answers import Answer, describe_cut, describe_timings
+from jmedlite.runtime.answers import Answer, ThoughtPiece, describe_cut, describe_timings
 from jmedlite.runtime.conversation import Conversation
 from jmedlite.runtime.runner import check_question
 
@@ -21,11 +22,13 @@ from . import console
 HELP = """\
 /reset            begin a new conversation
 /system [TEXT]    show the system prompt, or set it ("none": no prompt) and begin anew
+/think [on|off]   show whether the model thinks before it answers, or turn it on or off ("auto": as it is used to)
 /save FILE        write the conversation to FILE, now and after every answer
 /help             this
 /exit             leave (or exit, quit, :q, Ctrl-D)
 Several lines: end a line with \\, or write \"\"\" before and after the text, or press Alt-Enter.
 Ctrl-C stops the answer."""
+THINK = {"on": True, "off": False, "auto": None}
 FENCE = '"""'
 Read = Callable[[str], str]  # a line for a prompt; raises EOFError at the end, KeyboardInterrupt for Ctrl-C
 
@@ -118,8 +121,15 @@ def interrupt(action: Callable[[], None]) -> Iterator[None]:
 class Chat:
     """The loop; `save_to` is where the conversation is written after every answer, if anywhere."""
 
-    def __init__(self, conversation: Conversation, save_to: Path | None = None, timings: bool = False) -> None:
-        self.conversation, self.save_to, self.timings = conversation, save_to, timings
+    def __init__(
+        self,
+        conversation: Conversation,
+        save_to: Path | None = None,
+        timings: bool = False,
+        hide_thinking: bool = False,
+    ) -> None:
+        self.conversation, self.save_to, self.timings, self.hide = conversation, save_to, timings, hide_thinking
+        self._warned: set[str] = set()
 
     def run(self, read: Read) -> None:
         """Read and answer until the end of the input or /exit. A fault of one answer does not end the conversation."""
@@ -150,15 +160,21 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         check_question(question)
-        answer, shown = None, console.Stream()
+        answer, shown = None, console.Talk(hide=self.hide)
         with interrupt(self.conversation.runner.stop), contextlib.closing(self.conversation.send(question)) as pieces:  # type: ignore[type-var]
             for piece in pieces:
                 if isinstance(piece, Answer):
                     answer = piece
+                elif isinstance(piece, ThoughtPiece):
+                    shown.think(piece.text)
                 else:
                     shown.write(piece)
         shown.end()
         assert answer is not None
+        for warning in answer.warnings:
+            if warning not in self._warned:  # once is enough
+                self._warned.add(warning)
+                console.warn(warning)
         if cut := describe_cut(answer):
             console.note(cut)
         if self.timings:
@@ -180,6 +196,8 @@ class Chat:
         elif name == "system":
             shown = {None: "(the built-in one)", "": "(none)"}.get(self.conversation.system, self.conversation.system)
             console.note(str(shown))
+        elif name == "think":
+            self._think(argument)
         elif name == "save" and (argument or self.save_to):
             self.save_to = Path(argument).expanduser() if argument else self.save_to
             assert self.save_to is not None
@@ -188,6 +206,17 @@ class Chat:
         else:
             console.note(HELP)
         return False
+
+    def _think(self, wanted: str) -> None:
+        sampling = self.conversation.sampling
+        if wanted in THINK:
+            budget = None if THINK[wanted] and sampling.think_budget == 0 else sampling.think_budget
+            sampling = replace(sampling, think=THINK[wanted], think_budget=budget)
+            self.conversation.sampling = sampling
+        elif wanted:
+            raise UsageError(f"/think {wanted}: expected on, off or auto")
+        word = next(word for word, think in THINK.items() if think is sampling.think)
+        console.note(f"(thinking: {word})")
 
     def _reset(self) -> None:
         self.conversation.reset()

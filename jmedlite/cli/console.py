@@ -40,6 +40,7 @@ _CONTROLS: dict[int, int | None] = {
     **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
     ord("\r"): None,
 }
+_DIM, _AS_BEFORE = "\x1b[2m", "\x1b[22m"
 _UNESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which JSON lets stand as they are
 _CLOSING = frozenset("、。，．・：；？！」』）】〉》〕］｝ー…ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%")
 
@@ -55,29 +56,35 @@ def out(text: str, end: str = "\n") -> None:
         print(plain(text), end=end, flush=True)
 
 
+def _dim(text: str, end: str = "\n") -> None:
+    shown = f"{_DIM}{plain(text)}{_AS_BEFORE}" if text else ""
+    print(shown, end=end, file=sys.stderr, flush=True)
+
+
 class Stream:
     """An answer that arrives in pieces, on standard output; on a terminal its lines end between words.
 
     The last word is held back until it is known where it ends; `end` shows it, and ends the line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[..., None] = out, *, on_terminal: bool | None = None) -> None:
         from rich.cells import cell_len
 
-        self._cells = cell_len
-        self._width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        self._cells, self._show = cell_len, show
+        on_terminal = sys.stdout.isatty() if on_terminal is None else on_terminal
+        self._width = shutil.get_terminal_size().columns if on_terminal else 0
         self._column, self._word = 0, ""
 
     def write(self, piece: str) -> None:
         """The next piece."""
         if not self._width:
-            out(piece, end="")
+            self._show(piece, end="")
             return
-        out("".join(map(self._take, plain(piece))), end="")
+        self._show("".join(map(self._take, plain(piece))), end="")
 
     def end(self) -> None:
         """What is left, and a line end."""
-        out(self._flush())
+        self._show(self._flush())
 
     def _take(self, c: str) -> str:
         if c.isspace():
@@ -101,6 +108,43 @@ class Stream:
         total = (0 if begins else self._column) + width
         self._column = (total - 1) % self._width + 1 if total > self._width else total  # too long a word is cut
         return begins + word
+
+
+class Talk:
+    """What a model says, piece by piece: the answer on standard output, a thought before it on standard error, dimmed.
+
+    The thought is for a person: it is shown where both are a terminal. With `hide`, and where a terminal can't dim, a
+    word says that there is one.
+    """
+
+    def __init__(self, *, hide: bool = False) -> None:
+        self._watched = sys.stdout.isatty() and sys.stderr.isatty()
+        self._hide, self._answer = hide or os.environ.get("TERM") == "dumb", Stream()
+        self._thought: Stream | None = None
+
+    def think(self, piece: str) -> None:
+        """The next piece of the thought."""
+        if self._watched and self._thought is None:
+            self._thought = Stream(_dim, on_terminal=True)
+            if self._hide:
+                self._thought.write("(thinking …)")
+        if self._thought and not self._hide:
+            self._thought.write(piece)
+
+    def write(self, piece: str) -> None:
+        """The next piece of the answer."""
+        self._end_thought()
+        self._answer.write(piece)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._end_thought()
+        self._answer.end()
+
+    def _end_thought(self) -> None:
+        if self._thought:
+            self._thought.end()
+            self._thought, self._watched = None, False  # one thought an answer
 
 
 @contextmanager

@@ -82,6 +82,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on sta
 ModelFile = Annotated[str | None, typer.Option("--model", "-m", help="GGUF file, or a name of `jmedlite models`.")]
 System = Annotated[str | None, typer.Option(help='System prompt; "" for none.')]
 Language = Annotated[str | None, typer.Option("--lang", help="ja or en; default: the question's.")]
+HideThinking = Annotated[bool, typer.Option("--hide-thinking", help="Do not show what a model thinks first.")]
 Timings = Annotated[bool, typer.Option("--timings", help="Show how long each step took.")]
 
 # what reads run folders: report, recommend

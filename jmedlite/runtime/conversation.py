@@ -17,11 +17,10 @@ from jmedlite.base.options import with_options
 from jmedlite.base.outputs import fault, write_private
 from jmedlite.base.records import Foreign, from_json
 
-from .answers import Answer
+from .answers import Answer, ThoughtPiece
 from .chat_template import language_of
 from .runner import Runner
 from .sampling import Sampling
-from .thoughts import split_thought
 
 FORMAT = 1
 MAX_SAVED = 1 << 24
@@ -60,11 +59,12 @@ class Conversation:
         self._on_drop = on_drop or (lambda question: None)
         self._state: str | None = None
 
-    def send(self, question: str) -> Iterator[str | Answer]:
-        """The answer piece by piece, and last the whole `Answer`; an answer left half-way stays as far as it came.
+    def send(self, question: str) -> Iterator[str | ThoughtPiece | Answer]:
+        """The answer piece by piece, a thought before it as `ThoughtPiece`s, and last the whole `Answer`.
 
-        Where the context is full, the oldest questions are dropped. Raises ContextFull where the question alone is too
-        long: the conversation is then as before, without what was dropped.
+        An answer left half-way stays as far as it came. A thought is never sent back to the model; a question that got
+        nothing but a thought is not kept. Where the context is full, the oldest questions are dropped. Raises
+        ContextFull where the question alone is too long: the conversation is then as before, without what was dropped.
         """
         self.language = self.language or language_of(question)
         reserve = min(self.sampling.max_tokens, int(self.runner.facts["n_ctx"]) // 4)
@@ -81,7 +81,7 @@ class Conversation:
                 else:
                     raise
 
-    def _answer(self, question: str, reserve: int) -> Iterator[str | Answer]:
+    def _answer(self, question: str, reserve: int) -> Iterator[str | ThoughtPiece | Answer]:
         turns = [*self.turns, ("user", question)]
         stream = self.runner.converse(
             turns, system=self.system, language=self.language, continued=True, reserve=reserve, **vars(self.sampling)
@@ -90,12 +90,14 @@ class Conversation:
         with closing(stream) as pieces:  # type: ignore[type-var]
             try:
                 for piece in pieces:
-                    text = piece.text if isinstance(piece, Answer) else text + piece
+                    if isinstance(piece, Answer):
+                        text = piece.text
+                    elif isinstance(piece, str):  # a model's thoughts are no part of what it said
+                        text += piece
                     yield piece
             finally:
                 if text:
-                    # a model's thoughts are not part of what it said
-                    self.turns = [*turns, ("assistant", split_thought(text).answer.strip() or text)]
+                    self.turns = [*turns, ("assistant", text)]
 
     def reset(self) -> None:
         """Forget all turns; what was saved stays as it is."""

@@ -11,7 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.options import with_options
 
-from .answers import Answer, LogLikelihood
+from .answers import Answer, LogLikelihood, ThoughtPiece
 from .hardware import physical_cores
 from .load_options import LoadOptions
 from .process import Child
@@ -78,8 +78,8 @@ class Runner:
 
     def stream(
         self, question: str, *, system: str | None = None, language: str | None = None, **options: Any
-    ) -> Iterator[str | Answer]:
-        """The answer piece by piece (str), and last of all the whole `Answer`.
+    ) -> Iterator[str | ThoughtPiece | Answer]:
+        """The answer piece by piece (str), a thought before it as `ThoughtPiece`s, and last the whole `Answer`.
 
         `system` None means the built-in medical system prompt in the question's language, "" none; `options` are those
         of `jmedlite.runtime.sampling.Sampling`. The default is greedy decoding: the same question gets the same answer.
@@ -95,7 +95,7 @@ class Runner:
         continued: bool = False,
         reserve: int = 0,
         **options: Any,
-    ) -> Iterator[str | Answer]:
+    ) -> Iterator[str | ThoughtPiece | Answer]:
         """Like `stream`, for a conversation of ("user" or "assistant", text); the last turn is the question.
 
         `continued` uses all that is evaluated already, whatever its rounding. Raises ContextFull where fewer than
@@ -115,19 +115,32 @@ class Runner:
         }
         return self._stream(request)
 
-    def _stream(self, request: dict[str, Any]) -> Iterator[str | Answer]:
-        text = ""
+    def _stream(self, request: dict[str, Any]) -> Iterator[str | ThoughtPiece | Answer]:
+        text = thought = ""
         with contextlib.closing(self.child.events(request, "end")) as events:
             for event in events:
-                if event["event"] == "token":
+                if event["event"] == "thought":
+                    piece = event["text"].lstrip() if not thought else event["text"]
+                    if piece:
+                        thought += piece
+                        yield ThoughtPiece(piece)
+                elif event["event"] == "token":
                     piece = event["text"].lstrip() if not text else event["text"]
                     if piece:
                         text += piece
                         yield piece
                 else:
                     self.timings = {k: v for k, v in event.items() if k.endswith("_seconds")}
-                    counts = {k: event[k] for k in ("stop", "n_prompt", "n_generated", "n_ctx", "n_cached")}
-                    yield Answer(text.rstrip(), timings=self.timings, **counts)
+                    names = ("stop", "n_prompt", "n_generated", "n_thought", "n_ctx", "n_cached")
+                    yield Answer(
+                        text.rstrip(),
+                        timings=self.timings,
+                        thought=thought.rstrip() or None,
+                        is_thought_open=event["thought_open"],
+                        is_thought_cut=event["thought_closed_by_budget"],
+                        warnings=tuple(event["warnings"]),
+                        **{name: event[name] for name in names},
+                    )
 
     def ask(self, question: str, **options: Any) -> Answer:
         """The whole answer at once; options as for `stream`."""

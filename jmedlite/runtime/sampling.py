@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.inputs import read_text
 from jmedlite.base.options import check, option
 
+from .chat_template import SET_HERE
 from .json_schema import read_schema, schema_text
 
 PENALTY_WINDOW = 64  # tokens that the repeat penalty looks back on
@@ -35,11 +37,24 @@ class Sampling:
     With a temperature above 0, a token is drawn (by `seed`) from the `top_k` most likely ones (0: all), of those from
     the most likely that together have `top_p`, without those below `min_p` times the most likely. `repeat_penalty`
     above 1 makes tokens of the last 64 less likely. The answer ends where it says one
-    of `stop`. `grammar` is GBNF, `json_schema` a JSON schema, as text
-    or as a dictionary.
+    of `stop`. `grammar` is GBNF, `json_schema` a JSON schema, as text or as a dictionary.
+
+    `think` turns a model's thoughts on or off (None: as the model does), `think_budget` ends a thought after so many
+    tokens (0: no thought); `max_tokens` counts a thought too where no budget does. What bounds the answer's form, and
+    the texts that stop it, leave the thought alone. `template_vars` are variables of the chat template, by name (or
+    "NAME=VALUE", as on the command line).
     """
 
-    max_tokens: int = option(1024, low=1, high=1 << 24, help="Longest answer, in tokens.")
+    max_tokens: int = option(1024, low=1, high=1 << 24, help="Longest answer, in tokens; a thought counts too.")
+    think: bool | None = option(
+        None, flags=("--think/--no-think",), help="Let the model think before it answers; default: as it is used to."
+    )
+    think_budget: int | None = option(
+        None, low=0, high=1 << 24, metavar="N", help="End a thought after N tokens, which --max-tokens then leaves out."
+    )
+    template_vars: Mapping[str, Any] | tuple[str, ...] = option(
+        (), name="template_var", typed=str, metavar="NAME=VALUE", help="A variable of the chat template; repeatable."
+    )
     temperature: float = option(0.0, low=0, high=100, help="0: always the most likely token.")
     top_k: int = option(40, low=0, high=1 << 24, help="Draw from the K most likely tokens; 0: from all.")
     top_p: float = option(0.95, low=0, high=1, help="Draw from the most likely tokens that together have P.")
@@ -58,6 +73,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check(self)
+        object.__setattr__(self, "template_vars", read_variables(self.template_vars))
+        if self.think_budget == 0:
+            if self.think:
+                raise UsageError("--think and --think-budget 0 exclude each other; give one")
+            object.__setattr__(self, "think", False)
         if self.grammar is not None and self.json_schema is not None:
             raise UsageError("--grammar and --json-schema exclude each other; give one")
         if any(not text or len(text) > LONGEST_STOP for text in self.stop) or len(self.stop) > MOST_STOPS:
@@ -72,6 +92,51 @@ class Sampling:
     def warnings(self) -> tuple[str, ...]:
         """What of the schema has no effect, in sentences; raises DataError where it can't be followed."""
         return read_schema(self.json_schema).warnings if isinstance(self.json_schema, str) else ()
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the answer must have a form."""
+        return self.grammar is not None or self.json_schema is not None
+
+    def unbound(self) -> Sampling:
+        """The same without any form that the answer must have: how a thought is written."""
+        return replace(self, grammar=None, json_schema=None)
+
+
+def read_variables(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Variables of a chat template, of a mapping or of texts NAME=VALUE; raises UsageError.
+
+    A value is JSON where it can be read as such, else the text itself.
+    """
+    named = given.items() if isinstance(given, Mapping) else map(_read_variable, given)
+    found: dict[str, Any] = {}
+    for name, value in named:
+        if not name.isidentifier():
+            raise UsageError(f"--template-var {name}: is no name of a variable; expected NAME=VALUE")
+        if name in SET_HERE:
+            raise UsageError(f"--template-var {name}: is set by jmedlite itself; leave it away")
+        if name in found:
+            raise UsageError(f"--template-var {name}: is given twice; give it once")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise UsageError(f"--template-var {name}: is no value that JSON has") from None
+        found[name] = value
+    return found
+
+
+def _read_variable(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--template-var {text}: expected NAME=VALUE, such as enable_thinking=false")
+    return name, _json_or_text(value)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=int)  # NaN and its kin are no JSON, and no whole numbers
+    except (ValueError, RecursionError):
+        return text
 
 
 def make_chain(llama: Any, vocab: Any, sampling: Sampling) -> Any:

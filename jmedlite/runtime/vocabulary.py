@@ -46,6 +46,7 @@ class Vocabulary:
         usual = "prepend" if self._adds_space else "replace" if self._merges else "none"
         self._prefix: str = self.metadata.get(f"{_KEYS}space_prefix", usual)
         self._added, self._late = self._added_tokens()
+        self._tags: dict[tuple[tuple[str, ...], ...], frozenset[int]] = {}
 
     def _added_tokens(self) -> tuple[AddedTokens, AddedTokens]:
         """Added tokens that are found in the text as it was written, and those found in the normalized text."""
@@ -84,6 +85,12 @@ class Vocabulary:
             raise DataError(f"the vocabulary spells unknown characters as bytes, but has {len(numbers)} of the 256")
         texts = (t.decode("utf-8", "replace") for i, t in enumerate(tokens) if types[i] in ordinary)
         return numbers, frozenset(t for t in texts if len(t) == 1)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own, which stands among the metadata of its vocabulary."""
+        template: str | None = self.metadata.get("tokenizer.chat_template")
+        return template
 
     @property
     def controls(self) -> Collection[str]:
@@ -233,10 +240,20 @@ class Vocabulary:
         """
         return self.tokenize_parts(list(takewhile(lambda p: not p.private, parts)))
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token adds to the answer."""
+    def controls_in(self, tags: tuple[tuple[str, ...], ...]) -> frozenset[int]:
+        """Control tokens that these texts hold, of each group if the first text of it holds one."""
+        if tags not in self._tags:
+            texts = self.metadata["tokenizer.ggml.tokens"]
+            named = [(i, text) for i in self._control if (text := texts[i].decode("utf-8", "replace"))]
+            groups = [[i for i, text in named if any(text in tag for tag in group)] for group in tags]
+            firsts = [any(text in group[0] for _, text in named) for group in tags]
+            self._tags[tags] = frozenset(i for group, first in zip(groups, firsts, strict=True) if first for i in group)
+        return self._tags[tags]
+
+    def piece(self, token: int, *, shown: bool = False) -> bytes:
+        """The bytes that a token adds to the answer; a control token adds some where it is `shown`."""
         buffer = ctypes.create_string_buffer(256)
-        shown = token in self._typed  # a control token's text is not
+        shown = shown or token in self._typed
         n = self.llama.llama_token_to_piece(self.vocab, token, buffer, 256, 0, shown)
         if n < 0:
             buffer = ctypes.create_string_buffer(-n)

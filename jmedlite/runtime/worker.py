@@ -6,35 +6,68 @@ anywhere but into the model's context. A native abort ends only this process.
 
 from __future__ import annotations
 
-import codecs
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jmedlite.base.errors import ContextFull, UsageError
 
 from .added_tokens import common_prefix
 from .bounded import bounded
-from .chat_template import Message, Part, build_prompt
+from .chat_template import Message, Part, build_prompt, end_of, thought_forms, warnings_of
 from .evaluation import ContextSettings, Evaluator
 from .hardware import cpu_features
 from .loading import LoadedModel
 from .protocol import Emit, Request, Stopped, serve
-from .sampling import Sampling, make_chain
+from .sampling import Sampling, make_chain, read_variables
 from .schema_mask import SchemaMask, SchemaMasks, check_schema
 from .state_cache import fingerprint
 from .stops import StopTexts, turn_header
+from .thoughts import BETWEEN, THINKING, UNDECIDED, AnswerReader, forms_in, is_closed, opened_by
+from .vocabulary import Vocabulary
 
 TEMPLATE_SECONDS = 1.0
 
+T = TypeVar("T")
 
-def bounded_prompt(emit: Emit, messages: list[Message], **arguments: Any) -> list[Part]:
-    """`build_prompt` with a second to finish in; one that needs more ends this process."""
+
+def of_template(emit: Emit, work: Callable[[], T]) -> T:
+    """What a chat template gives, with a second to finish in; one that needs more ends this process."""
     import jinja2.sandbox  # noqa: F401 - a cold disk must not count against the template
 
-    return bounded(emit, "the model's chat template", TEMPLATE_SECONDS, lambda: build_prompt(messages, **arguments))
+    return bounded(emit, "the model's chat template", TEMPLATE_SECONDS, work)
+
+
+def bounded_prompt(
+    emit: Emit, vocabulary: Vocabulary, messages: list[Message], *, variables: Mapping[str, Any], **arguments: Any
+) -> list[Part]:
+    """`build_prompt` by the model's own chat template, bounded."""
+    check_variables(variables, vocabulary)
+    own: dict[str, Any] = {
+        "template": vocabulary.chat_template,
+        "bos": vocabulary.text_of("bos"),
+        "eos": vocabulary.text_of("eos"),
+        "variables": variables,
+    }
+    return of_template(emit, lambda: build_prompt(messages, **own, **arguments))
+
+
+def check_variables(variables: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+    """Values may not name control tokens, since a template's text may; raises UsageError."""
+    controls = [control for control in vocabulary.controls if control] if variables else []
+    for name, value in variables.items():
+        if any(control in text for text in _texts(value) for control in controls):
+            raise UsageError(f"--template-var {name}: names a control token of the model; leave it away")
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []
 
 
 def engine_build() -> dict[str, Any]:
@@ -42,6 +75,42 @@ def engine_build() -> dict[str, Any]:
     import importlib.metadata
 
     return {"llama_cpp_python": importlib.metadata.version("llama-cpp-python"), "features": cpu_features()}
+
+
+class Choosing:
+    """How the next token is chosen: as the answer's options say, or with `bound` false, without the answer's form.
+
+    A context manager, which frees llama.cpp's samplers. `mask` is of the answer's schema, if it has one, and begins
+    where it is first used.
+    """
+
+    def __init__(self, engine: AnswerEngine, sampling: Sampling, mask: SchemaMask | None) -> None:
+        self.engine, self.mask = engine, mask
+        kinds = [sampling] if sampling.grammar is None else [sampling.unbound(), sampling]
+        self._chains = [make_chain(engine.llama, engine.vocabulary.vocab, kind) for kind in kinds]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer's schema allows nothing more."""
+        return self.mask is not None and self.mask.whole
+
+    def token(self, *, bound: bool) -> int:
+        """The token that follows what is evaluated."""
+        evaluator, mask = self.engine.evaluator, self.mask if bound else None
+        logits = evaluator.logits()
+        if mask:
+            mask.apply(logits)
+        chain = self._chains[-1 if bound else 0]
+        sample = self.engine.llama.llama_sampler_sample
+        token = int(sample(chain, evaluator.context, -1)) if chain else int(logits.argmax())
+        return mask.take(token, logits) if mask else token
+
+    def __enter__(self) -> Choosing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for chain in filter(None, self._chains):
+            self.engine.llama.llama_sampler_free(chain)
 
 
 class AnswerEngine:
@@ -68,16 +137,28 @@ class AnswerEngine:
 
     # ------------------------------------------------------------------------------------------------ prompts
 
-    def _parts(self, request: Request, emit: Emit) -> list[Part]:
+    def _parts(
+        self, request: Request, emit: Emit, think: bool | None, variables: Mapping[str, Any] | None = None
+    ) -> list[Part]:
         return bounded_prompt(
             emit,
+            self.vocabulary,
             [Message(**m) for m in request["messages"]],
             system=request.get("system"),
-            template=self.loaded.header.metadata.get("tokenizer.chat_template"),
-            bos=self.vocabulary.text_of("bos"),
-            eos=self.vocabulary.text_of("eos"),
             language=request.get("language"),
+            think=think,
+            variables=variables or {},
         )
+
+    def _reader(self, parts: Sequence[Part], sampling: Sampling) -> AnswerReader:
+        """What tells a thought from the answer to this prompt."""
+        template, end = self.vocabulary.chat_template, end_of(parts)
+        forms = thought_forms(template)
+        opened = opened_by(end, forms)
+        reader = AnswerReader(self.vocabulary, forms, opened, sampling.think_budget)
+        if sampling.is_bound and not opened and (not forms_in(template) or is_closed(end, forms)):
+            reader.stream.settle()  # nothing says that this model would think first
+        return reader
 
     def _check_room(self, n_prompt: int, reserve: int) -> None:
         limit = self.evaluator.settings.n_ctx
@@ -99,37 +180,38 @@ class AnswerEngine:
         started = time.monotonic()
         self.loaded.errors.clear()
         sampling = Sampling(**request["sampling"])
-        parts = self._parts(request, emit)
+        variables, template = read_variables(sampling.template_vars), self.vocabulary.chat_template
+        parts = self._parts(request, emit, sampling.think, variables)
+        warnings = of_template(emit, lambda: warnings_of(template, sampling.think, variables))
         prompt, prefix = self.vocabulary.tokenize_parts(parts), self.vocabulary.public_prefix(parts)
         self._check_room(len(prompt), min(request.get("reserve", 0), sampling.max_tokens))
+        stops = StopTexts(self._stop_texts(sampling, parts))
+        reader = self._reader(parts, sampling)
         schema = sampling.json_schema
         mask = self.schemas.begin(schema, emit) if isinstance(schema, str) else None
-        chain = make_chain(self.llama, self.vocabulary.vocab, sampling)
-        stops = StopTexts(self._stop_texts(sampling, parts))
-        n_cached, times = 0, [started]
-        stop, n = "stopped", 0
-        try:
-            room = min(self.evaluator.settings.n_ctx, len(prompt) + sampling.max_tokens)
-            short = self.loaded.n_ctx_short
-            self.evaluator.reserve(min(room, short) if short and len(prompt) <= short else room)
-            n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
-            self.loaded.integrity.check()
-            times.append(time.monotonic())
-            for n, stop, piece in self._generate(chain, mask, sampling.max_tokens):  # noqa: B007 - the last n counts
-                if text := stops.take(piece):
+        n_cached, times, stop = 0, [started], "stopped"
+        with Choosing(self, sampling, mask) as choosing:
+            try:
+                room = len(prompt) + sampling.max_tokens + (sampling.think_budget or 0)
+                room, short = min(self.evaluator.settings.n_ctx, room), self.loaded.n_ctx_short
+                self.evaluator.reserve(min(room, short) if short and len(prompt) <= short else room)
+                n_cached = self.evaluator.prefill(prompt, prefix, continued=request.get("continued", False))
+                self.loaded.integrity.check()
+                times.append(time.monotonic())
+                for stop, thought, answer in self._generate(choosing, reader, sampling):
+                    if thought:
+                        emit("thought", text=thought)
+                    if text := stops.take(answer):
+                        emit("token", text=text)
+                    if len(times) == 2:
+                        times.append(time.monotonic())
+                    if stops.met:
+                        stop = "stop"  # noqa: PLW2901 - whatever else would have ended it
+                        break
+                if not stops.met and (text := stops.rest()):
                     emit("token", text=text)
-                if len(times) == 2:
-                    times.append(time.monotonic())
-                if stops.met:
-                    stop = "stop"  # noqa: PLW2901 - whatever else would have ended it
-                    break
-            if not stops.met and (text := stops.rest()):
-                emit("token", text=text)
-        except Stopped:
-            pass
-        finally:
-            if chain:
-                self.llama.llama_sampler_free(chain)
+            except Stopped:
+                stop = "stopped"
         ended = time.monotonic()
         prompted, first = [*times[1:], ended, ended][:2]
         emit(
@@ -137,7 +219,11 @@ class AnswerEngine:
             stop=stop,
             n_prompt=len(prompt),
             n_cached=n_cached,
-            n_generated=n,
+            n_generated=reader.n_written,
+            n_thought=reader.n_thought,
+            thought_open=reader.state == THINKING,
+            thought_closed_by_budget=reader.by_budget,
+            warnings=warnings,
             n_ctx=self.evaluator.settings.n_ctx,
             load_seconds=self.loaded.load_seconds,
             prompt_seconds=prompted - started,
@@ -152,37 +238,55 @@ class AnswerEngine:
         header = turn_header(parts, self.vocabulary.controls, [self.vocabulary.text_of(t) for t in ("bos", "eos")])
         return [*sampling.stop, *([f"\n{header}"] if header else [])]
 
-    def _generate(self, chain: Any, mask: SchemaMask | None, limit: int) -> Iterator[tuple[int, str, str]]:
-        """(tokens so far, why it would end here, text that is whole now) for each token of an answer.
-
-        A mask begins where it is first used: all that is generated from there on follows its schema.
-        """
-        evaluator, vocabulary, sample = self.evaluator, self.vocabulary, self.llama.llama_sampler_sample
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        n = 0
+    def _generate(self, choosing: Choosing, reader: AnswerReader, sampling: Sampling) -> Iterator[tuple[str, str, str]]:
+        """(why it would end here, text of the thought, text of the answer) for each token."""
+        evaluator, vocabulary = self.evaluator, self.vocabulary
+        prompt = list(evaluator.tokens)
         while True:
-            logits = evaluator.logits()
-            if mask:
-                mask.apply(logits)
-            token = sample(chain, evaluator.context, -1) if chain else int(logits.argmax())
-            if mask:
-                token = mask.take(token, logits)
-            if vocabulary.ends(token):
-                yield n, "eos", ""
+            bound = sampling.is_bound and reader.state not in (UNDECIDED, THINKING)
+            token = choosing.token(bound=bound)
+            ends = vocabulary.ends(token)
+            if sampling.is_bound and not bound and (ends or reader.begins_answer(token)):
+                # the model would answer without a thought, or end within it: the answer it gives now has its form
+                if reader.state == THINKING:
+                    self._put_in(reader.close())
+                    reader.stream.settle()
+                    continue
+                if len(evaluator.tokens) > len(prompt):
+                    evaluator.prefill(prompt, (), continued=True)
+                reader.begin_anew()
+                continue
+            if ends:
+                yield ("eos", *reader.end(whole=True))
                 return
-            n += 1
+            was = reader.state
+            thought, answer = reader.read(token)
+            if choosing.is_whole:
+                rest = reader.end(whole=True)
+                yield "eos", thought + rest[0], answer + rest[1]
+                return
             full = len(evaluator.tokens) + 1 >= evaluator.settings.n_ctx
-            # bytes of a character that is cut by a limit are dropped with the decoder
-            yield n, "context" if full else "length", utf8.decode(vocabulary.piece(token))
-            if mask and mask.whole:
-                yield n, "eos", ""
+            if full or reader.is_full(sampling.max_tokens):
+                rest = reader.end(whole=False)  # bytes of a character that is cut by a limit are dropped
+                yield "context" if full else "length", thought + rest[0], answer + rest[1]
                 return
-            if n >= limit or full:
-                return
+            yield "length", thought, answer
             if self.stop.is_set():
-                yield n, "stopped", ""
+                yield ("stopped", *reader.end(whole=False))
                 return
             evaluator.step(token)
+            if reader.is_due:
+                self._put_in(reader.close_by_budget())
+                if sampling.is_bound:
+                    reader.stream.settle()  # what would wrap the answer is no part of its form
+            elif sampling.is_bound and was == THINKING and reader.state == BETWEEN:
+                self._put_in(reader.open_answer())
+
+    def _put_in(self, tokens: Sequence[int]) -> None:
+        """Go on as if the model had written these; nothing where the context has no room, which then ends it."""
+        for token in tokens:
+            if len(self.evaluator.tokens) + 1 < self.evaluator.settings.n_ctx:
+                self.evaluator.step(token)
 
     # ------------------------------------------------------------------------------------------------ scoring
 
@@ -191,7 +295,8 @@ class AnswerEngine:
         vocabulary, evaluator = self.vocabulary, self.evaluator
         prefix: list[int] = []
         if request["template"]:
-            parts = self._parts({**request, "messages": [{"role": "user", "content": request["context"]}]}, emit)
+            asked = {**request, "messages": [{"role": "user", "content": request["context"]}]}
+            parts = self._parts(asked, emit, think=False)  # a continuation begins the answer
             prefix = vocabulary.public_prefix(parts)
         else:
             parts = [Part(request["context"], False, private=True)]

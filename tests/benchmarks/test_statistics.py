@@ -7,10 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
-from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+import scipy  # its modules are loaded where they are used, as statsmodels is: not in every process of a test run
 
 from jmedlite.benchmarks import statistics
 
@@ -20,9 +17,11 @@ EXACT = 1e-9
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (388, 868), (45, 100_000)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_wilson(k: int, n: int, confidence: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
     expected = proportion_confint(k, n, 1 - confidence, method="wilson")
     assert statistics.wilson(k, n, confidence) == pytest.approx(expected, abs=EXACT)
-    exact = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    exact = scipy.stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
     assert statistics.wilson(k, n, confidence) == pytest.approx((exact.low, exact.high), abs=EXACT)
 
 
@@ -32,11 +31,15 @@ def test_wilson_of_nothing() -> None:
 
 @pytest.mark.parametrize(("losses", "gains"), [(0, 0), (1, 0), (0, 9), (5, 5), (3, 12), (61, 40), (400, 500)])
 def test_mcnemar(losses: int, gains: int) -> None:
-    expected = reference_mcnemar([[100, losses], [gains, 100]], exact=True).pvalue
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    expected = mcnemar([[100, losses], [gains, 100]], exact=True).pvalue
     assert statistics.mcnemar(losses, gains) == pytest.approx(min(1, expected), abs=EXACT)
 
 
 def test_holm() -> None:
+    from statsmodels.stats.multitest import multipletests
+
     rng = np.random.default_rng(1)
     for size in (1, 2, 7, 40):
         p = rng.random(size) ** 3
@@ -50,7 +53,7 @@ def test_bootstrap_is_resampling() -> None:
     rng = np.random.default_rng(2)
     sums = rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], 300, p=[0.06, 0.03, 0.86, 0.02, 0.03])
     counts = rng.choice([1.0, 2.0], 300)
-    drawn = stats.bootstrap(
+    drawn = scipy.stats.bootstrap(
         (sums, counts),
         lambda s, c, axis: s.sum(axis) / c.sum(axis),
         n_resamples=20_000, paired=True, vectorized=True, method="percentile", rng=np.random.default_rng(3),
@@ -79,13 +82,13 @@ def test_loss_bound_inverts_the_score_test(losses: float, gains: float, n: int) 
         return -sum(k * math.log(p) for k, p in parts if k > 0)
 
     low, high = max(0, -bound) + 1e-12, (1 - bound) / 2 - 1e-12
-    share = optimize.minimize_scalar(negative, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
+    share = scipy.optimize.minimize_scalar(negative, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
     z = (losses - gains - n * bound) / math.sqrt(n * (2 * share + bound * (1 - bound)))
-    assert z == pytest.approx(-stats.norm.ppf(0.95), abs=1e-4)
+    assert z == pytest.approx(-scipy.stats.norm.ppf(0.95), abs=1e-4)
 
 
 def test_loss_bound_without_any_disagreement() -> None:
-    z2 = stats.norm.ppf(0.95) ** 2
+    z2 = scipy.stats.norm.ppf(0.95) ** 2
     for n in (5, 100, 1455):
         assert statistics.loss_bound(0, 0, n) == pytest.approx(z2 / (n + z2), abs=EXACT)
     assert statistics.loss_bound(0, 0, 0) == statistics.loss_bound(7, 0, 7) == 1
@@ -104,7 +107,7 @@ def test_loss_bound_covers() -> None:
     for n, d in ((300, 0.05), (868, 0.08), (1455, 0.03)):
         counts = rng.multinomial(n, [(d + 0.02) / 2, (d - 0.02) / 2, 1 - d], size=2000)
         said = sum(statistics.loss_bound(losses, gains, n) < 0.02 for losses, gains, _ in counts.tolist())
-        assert said <= stats.binom.ppf(0.9995, 2000, 0.055)
+        assert said <= scipy.stats.binom.ppf(0.9995, 2000, 0.055)
 
 
 def test_effective_pairs() -> None:
@@ -130,14 +133,14 @@ def test_loss_bound_of_questions_in_two_languages_covers() -> None:
         worth = statistics.effective_pairs(d) / 860
         losses, gains = float(np.maximum(-d, 0).sum()), float(np.maximum(d, 0).sum())
         said += statistics.loss_bound(losses * worth, gains * worth, 860 * worth) < 0.02
-    assert 20 <= said <= stats.binom.ppf(0.9995, 1000, 0.055)
+    assert 20 <= said <= scipy.stats.binom.ppf(0.9995, 1000, 0.055)
 
 
 def test_detectable_loss() -> None:
     assert statistics.detectable_loss(1455, 0.05) == pytest.approx(0.0164, abs=5e-5)  # "about 1.6 points"
     for n, d in ((868, 0.06), (200, 0.2), (10_000, 0.01)):
         loss = statistics.detectable_loss(n, d)
-        z_a, z_b = stats.norm.ppf(0.975), stats.norm.ppf(0.8)
+        z_a, z_b = scipy.stats.norm.ppf(0.975), scipy.stats.norm.ppf(0.8)
         assert (z_a * d**0.5 + z_b * (d - loss**2) ** 0.5) ** 2 / loss**2 == pytest.approx(n, rel=EXACT)
     assert statistics.detectable_loss(868, 0) == statistics.detectable_loss(868, 1e-6) > 0.008
     assert statistics.detectable_loss(0, 0.1) == statistics.detectable_loss(2, 0) == 1
@@ -156,21 +159,21 @@ def test_two_thousand_null_pairs_of_models() -> None:
     rng = np.random.default_rng(6)
     counts = rng.multinomial(868, [0.04, 0.04, 0.92], size=2000)
     alarms = sum(statistics.mcnemar(losses, gains) < 0.05 for losses, gains, _ in counts.tolist())
-    low, high = stats.binom.ppf([0.0005, 0.9995], 2000, 0.05)
+    low, high = scipy.stats.binom.ppf([0.0005, 0.9995], 2000, 0.05)
     assert alarms <= high
     # an exact test of discrete counts is cautious: its own size, not 5 %, is the lower bound
     size = 0.0
     for m in range(20, 130):
         seen = [k for k in range(m + 1) if statistics.mcnemar(k, m - k) < 0.05]
-        size += stats.binom.pmf(seen, m, 0.5).sum() * stats.binom.pmf(m, 868, 0.08)
-    assert stats.binom.ppf(0.0005, 2000, size) <= alarms <= stats.binom.ppf(0.9995, 2000, size)
-    assert low <= stats.binom.ppf(0.9995, 2000, size)
+        size += scipy.stats.binom.pmf(seen, m, 0.5).sum() * scipy.stats.binom.pmf(m, 868, 0.08)
+    assert scipy.stats.binom.ppf(0.0005, 2000, size) <= alarms <= scipy.stats.binom.ppf(0.9995, 2000, size)
+    assert low <= scipy.stats.binom.ppf(0.9995, 2000, size)
     covered = 0
     for losses, gains, ties in counts[:500].tolist():
         d = np.repeat([-1.0, 1.0, 0.0], [losses, gains, ties])
         bounds = statistics.bootstrap(d, np.ones(868), samples=2000)
         covered += bounds[0] <= 0 <= bounds[1]
-    assert covered >= stats.binom.ppf(0.001, 500, 0.95)
+    assert covered >= scipy.stats.binom.ppf(0.001, 500, 0.95)
 
 
 def test_flips() -> None:
@@ -223,7 +226,7 @@ def ever(shares: list[float], claim: str, n: int = 800, runs: int = 400, seed: i
     ],
 )
 def test_peeking_is_harmless(shares: list[float], claim: str) -> None:
-    assert ever(shares, claim) <= stats.binom.ppf(0.999, 400, 0.05)
+    assert ever(shares, claim) <= scipy.stats.binom.ppf(0.999, 400, 0.05)
 
 
 def test_peeking_at_p_values_is_not() -> None:
@@ -263,7 +266,7 @@ def test_different_is_the_mixture_integral() -> None:
 
     for losses, gains in ((0, 0), (5, 1), (12, 12), (3, 20)):
         mixed, _ = quad(
-            lambda p, a=losses, b=gains: stats.beta.pdf(p, 0.5, 0.5) * (2 * p) ** a * (2 * (1 - p)) ** b, 0, 1
+            lambda p, a=losses, b=gains: scipy.stats.beta.pdf(p, 0.5, 0.5) * (2 * p) ** a * (2 * (1 - p)) ** b, 0, 1
         )
         test = statistics.Sequential(0.02, losses=losses, gains=gains)
         assert test.different == pytest.approx(mixed, rel=1e-6)

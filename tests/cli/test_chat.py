@@ -19,8 +19,9 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import ContextFull, DataError, InputMissing
 from jmedlite.cli import chat_loop as chat
+from jmedlite.runtime.answers import Answer, ThoughtPiece
 from jmedlite.runtime.conversation import Conversation
-from jmedlite.runtime.runner import Answer, Runner
+from jmedlite.runtime.runner import Runner
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and file modes of POSIX")
 
@@ -73,11 +74,15 @@ def test_a_long_answer_ends_with_the_context(runner: Runner) -> None:
 
 
 def test_thoughts_are_no_part_of_the_conversation(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Answer("<think>hm\nhm</think>\n\nYes.", "eos", 1, 1, 512)
-    monkeypatch.setattr(runner, "converse", lambda turns, **options: (x for x in ("<think>", whole)))
+    whole = Answer("Yes.", "eos", 1, 1, 512, thought="hm")
+    monkeypatch.setattr(runner, "converse", lambda turns, **options: (x for x in (ThoughtPiece("hm"), "Y", whole)))
     conversation = Conversation(runner)
     say(conversation, "q")
     assert conversation.turns[1] == ("assistant", "Yes.")
+    nothing = Answer("", "length", 1, 1, 512, thought="hm", is_thought_open=True)
+    monkeypatch.setattr(runner, "converse", lambda turns, **options: (x for x in (ThoughtPiece("hm"), nothing)))
+    say(conversation, "another")
+    assert len(conversation.turns) == 2
 
 
 def test_stopping_keeps_the_model_and_what_was_said(endless_gguf: Path) -> None:

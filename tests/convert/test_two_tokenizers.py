@@ -275,7 +275,7 @@ UNKNOWN_ENDS = ["<|a|>", "<|b|>", "<|c|>"]
 def model_with_ends(folder: Path, specials: list[str], eos: str | None, **configs: Any) -> QuantizePlan:
     """A model whose tokens are those of the builders with other special ones; `configs` are lists of their names."""
     tokenizer = builders.byte_level_tokenizer(specials)
-    ids = {t["content"]: t["id"] for t in tokenizer["added_tokens"]} | {"nowhere": 99_999}
+    ids = {t["content"]: t["id"] for t in tokenizer["added_tokens"]} | {"nowhere": 99_999} | tokenizer["model"]["vocab"]
     builders.checkpoint(folder, vocab_size=builders.n_tokens(tokenizer), bos_token_id=None, eos_token_id=None)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     change_json(folder / "tokenizer_config.json", bos_token=None, pad_token=None, eos_token=eos)
@@ -307,6 +307,12 @@ def model_with_ends(folder: Path, specials: list[str], eos: str | None, **config
         (UNKNOWN_ENDS, "<|a|>", {"config": "<|c|>", "generation_config": ["<|a|>", "<|b|>"]}, {"eot": "<|b|>"}, 1),
         (UNKNOWN_ENDS, "<|a|>", {"config": "<|a|>", "generation_config": ["<|b|>", "<|a|>"]}, {"eot": "<|b|>"}, 0),
         (UNKNOWN_ENDS, "<|a|>", {"generation_config": ["<|a|>", "nowhere"]}, {}, 1),
+        # a word: left from another vocabulary, unless generate is told of it
+        (UNKNOWN_ENDS, "<|a|>", {"config": "hello"}, {}, 1),
+        (UNKNOWN_ENDS, "<|a|>", {"config": ["<|a|>", "<|b|>", "hello"]}, {"eot": "<|b|>"}, 1),
+        (UNKNOWN_ENDS, "<|a|>", {"config": ["<|b|>", "hello"]}, {"eot": "<|b|>"}, 2),
+        (UNKNOWN_ENDS, "<|a|>", {"config": "hello", "generation_config": ["<|a|>", "hello"]}, {"eot": "hello"}, 0),
+        (UNKNOWN_ENDS, None, {"config": "hello"}, {"eos": "hello"}, 0),
     ],
 )  # fmt: skip
 def test_every_end_token_ends(

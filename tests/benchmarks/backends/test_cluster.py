@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from jmedlite.benchmarks.backends.base import Loading, LocalModel, Wanted
 from jmedlite.benchmarks.backends.cluster import ClusterModel
 from jmedlite.benchmarks.backends.cluster_worker import Sealed, machine_differences
 
-distributed = pytest.importorskip("distributed")
-
+pytestmark = pytest.mark.skipif(find_spec("distributed") is None, reason="without the extra [cluster]")
 LOADING = Loading(threads=1, gpu_layers="0")
 QUESTIONS = [f"{'hello the ' * (5 + n % 7)}question {n}: こんにちは" for n in range(130)]
 SCORES = Wanted(
@@ -53,6 +53,8 @@ def local(tiny_gguf: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Any]:
     """A cluster of two workers, each a process of its own."""
+    import distributed
+
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as found:
@@ -61,6 +63,8 @@ def workers() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def client(workers: Any) -> Iterator[Any]:
+    import distributed
+
     with distributed.Client(workers.scheduler_address, set_as_default=False) as found:
         yield found
 
@@ -246,6 +250,8 @@ def test_nobody_there(tmp_path: Path, tiny_gguf: Path) -> None:
 
 
 def test_a_scheduler_without_workers_and_its_end(tiny_gguf: Path) -> None:
+    import distributed
+
     with distributed.LocalCluster(n_workers=0, processes=True, dashboard_address=":0", silence_logs=50) as empty:
         with pytest.raises(Unavailable, match="no worker has joined"):
             connect(empty, tiny_gguf, patience=0.5)

@@ -48,6 +48,12 @@ def test_packs_are_bounded_by_sequences_too() -> None:
     assert [len(p) for p in packs([request(2, 2, 2, 2)] * 5, 1000, 7)] == [2, 2, 1]
 
 
+def test_packs_are_bounded_by_what_is_written_too() -> None:
+    long = [PackedRequest((1,) * 4, reserve=100)] * 5
+    assert [len(p) for p in packs(long, 1000, 63, 220)] == [2, 2, 1]
+    assert [len(p) for p in packs(long, 1000, 63, 50)] == [1] * 5
+
+
 def test_whoever_begins_later_gets_the_same_packs() -> None:
     """A pack's composition does not depend on what comes after it."""
     requests = [request(7 + i % 5, 2, 3) for i in range(40)]
