@@ -6,7 +6,10 @@ tools/fuzz_readers.py does the same for longer, and counts.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -73,3 +76,12 @@ def test_added_tokens_are_the_leftmost_and_longest(control: list[str], typed: li
         at += max(map(len, found), default=1)
     tokens = AddedTokens({n: ids[n] for n in control}, {n: ids[n] for n in typed})
     assert [t for t in tokens.split(text, text) if t[0] is not None] == expected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_templates_end() -> None:
+    tool = Path(__file__).parent.parent / "tools" / "fuzz_templates.py"
+    command = [sys.executable, str(tool), "--n", "25", "--seconds", "0.2", "--seed", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"fault", "time"} <= set(done.stdout.replace(",", "").split())

@@ -189,10 +189,9 @@ def said_by(choice: dict[str, Any], where: str, *, chat: bool, begun: str = "") 
     """
     text = text_of(choice, where, chat=chat)
     said = split_thought(text.lstrip().removeprefix(begun) if begun else text)
-    message = choice.get("message") if chat else None
-    fields = [message.get(name) for name in ("reasoning_content", "reasoning")] if isinstance(message, dict) else []
-    thought = next((field for field in fields if isinstance(field, str) and field), None)
-    if thought is None:
+    message = (choice.get("message") or {}) if chat else {}
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if not thought:
         return said
     is_open = said.is_open or (not said.answer.strip() and choice.get("finish_reason") == "length")
     return Said("\n".join(filter(None, (thought.strip(), said.thought))), said.answer, is_open)
@@ -200,9 +199,9 @@ def said_by(choice: dict[str, Any], where: str, *, chat: bool, begun: str = "") 
 
 def n_thought_of(answer: dict[str, Any]) -> int | None:
     """How many tokens of the answer are a thought, where that is told."""
-    details = (answer.get("usage") or {}).get("completion_tokens_details")
-    n = details.get("reasoning_tokens") if isinstance(details, dict) else None
-    return n if isinstance(n, int) else None
+    details = (answer.get("usage") or {}).get("completion_tokens_details") or {}
+    n: int | None = details.get("reasoning_tokens")
+    return n
 
 
 def n_prompt_of(answer: dict[str, Any]) -> int | None:

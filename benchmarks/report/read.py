@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.halves import HALF, has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.templates import METHODS
@@ -146,6 +147,8 @@ def _object(raw: bytes, where: str) -> dict[str, Any]:
         value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse)
     except (ValueError, RecursionError) as e:
         raise DataError(f"{where}: is not JSON in UTF-8 ({e}); was it edited or cut?") from None
+    if has_halves(raw, value):
+        raise DataError(f"{where}: holds {HALF}; was it edited?")
     if not isinstance(value, dict):
         raise DataError(f"{where}: holds {type(value).__name__}, expected a JSON object")
     return value

@@ -348,12 +348,12 @@ def _entries(entries: Iterable[Any], file: str = DESCRIBED) -> Iterator[tuple[in
     for entry in entries:
         token_id: Any = _object(entry, file).get("id")
         text = entry.get("content")
-        try:
-            token_id = int(token_id)
-        except (TypeError, ValueError, OverflowError):
+        if isinstance(token_id, str) and token_id.isascii() and token_id.isdigit() and len(token_id) < 20:
+            token_id = int(token_id)  # a name in added_tokens_decoder
+        if type(token_id) is not int:
             raise DataError(
-                f"{file}: adds the token {shown(text)} with the id {shown(token_id)}, expected a number"
-            ) from None
+                f"{file}: adds the token {shown(text)} with the id {shown(token_id)}, expected a whole number"
+            )
         if token_id < 0:
             raise DataError(f"{file}: adds the token {text!r} with the id {token_id}, expected 0 or more")
         if not isinstance(text, str) or not text:

@@ -63,7 +63,7 @@ class BenchOptions:
     endpoint: str | None = option(
         None, metavar="URL", help="Ask models behind an OpenAI-compatible server; MODEL: their ids."
     )
-    timeout: float = option(300.0, low=1, high=86_400, help="Seconds that a server has for an answer.")
+    timeout: float = option(300.0, low=1, high=86_400, help="Seconds that a server has for a whole answer.")
     concurrency: int = option(8, low=1, high=256, help="Questions that a server is asked at once.")
     gpu_layers: str = same_as(LoadOptions, "gpu_layers")
     kv_type: str = same_as(LoadOptions, "kv_type")

@@ -24,6 +24,13 @@ USUAL, USUAL_BITS = "Q4_K_M", 4.8  # the level that is asked for most, and its b
 KEPT = 200  # models, and verdicts
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class MadeModel:
     """A GGUF that was quantized; `name` is that of all levels that were made of the same model."""
@@ -64,12 +71,12 @@ class MadeModels:
 
     @property
     def chosen_is_there(self) -> bool:
-        return bool(self.chosen) and Path(str(self.chosen)).is_file()
+        return bool(self.chosen) and _is_file(Path(str(self.chosen)))
 
     @property
     def there(self) -> list[MadeModel]:
         """Those whose file still is there."""
-        return [m for m in self.models if m.file.is_file()]
+        return [m for m in self.models if _is_file(m.file)]
 
     def verdict_of(self, model: MadeModel) -> Verdict | None:
         """The newest report's word on a model."""

@@ -6,13 +6,16 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import ContextFull, DataError
+from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import parse_json, read_bytes
 from jmedlite.base.options import with_options
 from jmedlite.base.outputs import fault, write_private
+from jmedlite.base.records import Foreign, from_json
 
 from .answers import Answer, ThoughtPiece
 from .chat_template import language_of
@@ -21,6 +24,17 @@ from .sampling import Sampling
 
 FORMAT = 1
 MAX_SAVED = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved(Foreign):
+    """What is read of a file; which model answered is for people."""
+
+    format: int
+    state: str
+    turns: tuple[tuple[str, ...], ...]
+    system: str | None = None
+    language: str | None = None
 
 
 class Conversation:
@@ -111,14 +125,14 @@ class Conversation:
         raw = read_bytes(path, MAX_SAVED)
         try:
             facts = parse_json(raw)
-            turns = [(str(role), str(text)) for role, text in facts["turns"]]
-            state = str(facts["state"])
-            sound = facts["format"] == FORMAT and [r for r, _ in turns] == ["user", "assistant"] * (len(turns) // 2)
-        except (ValueError, KeyError, TypeError):
+            saved = from_json(facts, _Saved, path.name)
+            roles = [turn[0] for turn in saved.turns if len(turn) == 2]
+            sound = saved.format == FORMAT and roles == ["user", "assistant"] * (len(saved.turns) // 2)
+        except (ValueError, DataError):
             sound = False
-        if not sound:
+        if not sound or has_halves(raw, facts):
             raise DataError(f"{path}: is not a conversation saved by `jmedlite chat`; choose another file")
-        self.turns, self._state = turns, state
-        self.system = facts.get("system") if self.system is None else self.system
-        self.language = facts.get("language") or self.language
-        self.runner.resume_state(state)
+        self.turns, self._state = [(role, text) for role, text in saved.turns], saved.state
+        self.system = saved.system if self.system is None else self.system
+        self.language = saved.language or self.language
+        self.runner.resume_state(saved.state)
