@@ -5,11 +5,13 @@ tools/fuzz_readers.py does the same for longer, and counts.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -53,6 +55,29 @@ def test_readers(known: dict[str, Reader], name: str) -> None:
 
     bent()
     assert "DataError" in faults
+
+
+FINDINGS: list[tuple[str, tuple[Any, ...], Any]] = [
+    ("config.json", ("rope_parameters", "rope_type"), float("nan")),
+    ("tokenizer.json", ("added_tokens", 0, "id"), float("inf")),
+    ("index", ("weight_map", "lm_head.weight"), "長" * 3000),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value"), FINDINGS)
+def test_findings(known: dict[str, Reader], name: str, place: tuple[Any, ...], value: Any) -> None:
+    document = json.loads(json.dumps(known[name].right))
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    assert known[name].outcome(document) == "DataError"
+
+
+def test_a_remembered_path_that_no_file_can_have(known: dict[str, Reader]) -> None:
+    document = json.loads(json.dumps(known["models.json"].right))
+    document["models"][0]["path"] = "長" * 3000
+    assert known["models.json"].outcome(document) == "right"
 
 
 def test_all_readers_are_named(known: dict[str, Reader]) -> None:

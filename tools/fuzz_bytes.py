@@ -84,7 +84,7 @@ def main() -> None:
             except JmedliteError as e:
                 assert "\n" not in str(e) and len(str(e)) < 1000, str(e)
 
-        limits = ["-timeout=10", "-rss_limit_mb=2048", f"-max_len={MAX_BYTES}"]
+        limits = [f"-artifact_prefix={corpus}/", "-timeout=10", "-rss_limit_mb=2048", f"-max_len={MAX_BYTES}"]
         atheris.Setup([sys.argv[0], str(corpus), *limits, *sys.argv[1:]], one)
         os.environ.setdefault("JMEDLITE_STATE", str(Path(made) / "state"))
         atheris.Fuzz()
