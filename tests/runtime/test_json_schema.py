@@ -29,6 +29,10 @@ CHECKED = jsonschema.FormatChecker(["date", "ipv4", "ipv6", "uuid", "email"])
 LONGEST = 1500  # bytes of a walk
 
 
+def silent(event: str, **fields: Any) -> None:
+    """What a child would tell its parent."""
+
+
 class Walker:
     """Answers schemas with random bytes that their masks allow, and after a while closes whatever is open."""
 
@@ -39,7 +43,7 @@ class Walker:
 
     def answer(self, schema: Any, seed: int) -> str | None:
         """One answer; None where it grew too long."""
-        mask = self.masks.begin(schema if isinstance(schema, str) else json.dumps(schema), print)
+        mask = self.masks.begin(schema if isinstance(schema, str) else json.dumps(schema), silent)
         draw, said = np.random.default_rng(seed), bytearray()
         for n in range(LONGEST):
             logits = draw.standard_normal(257, np.float32)
@@ -177,13 +181,13 @@ def test_dates_are_days_that_there_are(walker: Walker) -> None:
 def test_a_name_is_said_once_however_it_could_be_spelled(walker: Walker) -> None:
     """A listed property never comes again as an additional one, spelled with \\u."""
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": {"const": 2}}
-    matcher = walker.masks.begin(json.dumps(schema), print).matcher
+    matcher = walker.masks.begin(json.dumps(schema), silent).matcher
     assert matcher.try_consume_tokens(list(b'{"a":1,"b":2,"')) == 14
     assert matcher.validate_tokens(list(b"\\u0061")) < 2
 
 
 def test_white_space_has_an_end(walker: Walker) -> None:
-    matcher = walker.masks.begin('{"type":"object"}', print).matcher
+    matcher = walker.masks.begin('{"type":"object"}', silent).matcher
     text = b'{"a":  '
     assert matcher.try_consume_tokens(list(text)) == len(text) - 1
 
@@ -264,6 +268,7 @@ def test_characters_that_a_model_has_no_token_for() -> None:
 def test_a_child_that_ran_out_of_memory_over_a_schema() -> None:
     """Rust's words, when its memory is limited; llama.cpp is not blamed for it."""
     child = Child.__new__(Child)
+    child._bound = ""
     child._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
     code = "import os, sys; print('memory allocation of 9 bytes failed', file=sys.stderr, flush=True); os.abort()"
     child.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=child._stderr)
@@ -353,7 +358,7 @@ def test_an_answer_that_is_cut_is_said_to_be(runner: Runner) -> None:
 
 
 def test_a_drawn_token_is_always_an_allowed_one(walker: Walker) -> None:
-    mask = walker.masks.begin('{"type": "boolean"}', print)
+    mask = walker.masks.begin('{"type": "boolean"}', silent)
     logits = np.zeros(257, np.float32)
     logits[ord("f")] = 1
     mask.apply(logits)

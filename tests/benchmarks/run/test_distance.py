@@ -255,7 +255,7 @@ def test_the_disk_fails_midway(models: Models, text: Path, scratch: Path) -> Non
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, old[1]))  # the child has it too
     try:
-        with pytest.raises(IoFault, match="writing failed"):
+        with pytest.raises(IoFault, match="ulimit -f"):
             measure(models, text, scratch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
