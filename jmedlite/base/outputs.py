@@ -107,12 +107,18 @@ class OutputFile:
         self._named = False
 
     def __enter__(self) -> OutputFile:
-        self._lock.__enter__()
         try:
-            self._file = self.partial.open("wb", buffering=0)
-        except OSError as e:
-            self._lock.__exit__(None, None, None)
-            raise fault(e, self.path, "writing") from None
+            with kept_back():  # a signal waits until it is known what there is to remove
+                self._lock.__enter__()
+                try:
+                    self._file = self.partial.open("wb", buffering=0)
+                except OSError as e:
+                    self._lock.__exit__(None, None, None)
+                    raise fault(e, self.path, "writing") from None
+        except BaseException:
+            if self._file is not None:
+                self.__exit__(None, None, None)
+            raise
         return self
 
     def write(self, data: Any) -> None:

@@ -70,7 +70,8 @@ class Publication:
 
     def add(self, path: Path) -> OutputFile:
         """Begin a file: nobody else can write it from now on. Raises Busy where somebody does."""
-        output = self._stack.enter_context(OutputFile(path))
+        with kept_back():
+            output = self._stack.enter_context(OutputFile(path))
         self._outputs[path] = output
         return output
 

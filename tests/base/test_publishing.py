@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError, Interrupted, IoFault, JmedliteError
+from jmedlite.base.outputs import OutputFile
 from jmedlite.base.publishing import Publication, check_published, check_target
 from jmedlite.base.signals import Terminated, catch_ending, kept_back
 
@@ -221,6 +223,26 @@ def test_a_signal_that_ends_is_an_exception_once(name: str) -> None:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("what", ["the lock", "the partial file"])
+def test_a_signal_while_a_file_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Ctrl-C at the moment when the first hidden file has come to be leaves none."""
+    owner: Any = FileLock if what == "the lock" else Path
+    name = "acquire" if what == "the lock" else "open"
+    original = getattr(owner, name)
+
+    def then_interrupted(*arguments: Any, **options: Any) -> Any:
+        found = original(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(owner, name, then_interrupted)
+    with pytest.raises(KeyboardInterrupt), Publication() as result:
+        result.add(tmp_path / "a.gguf")
+    with pytest.raises(KeyboardInterrupt), OutputFile(tmp_path / "b.gguf"):
+        raise AssertionError("not reached")
+    assert hidden(tmp_path) == []
 
 
 def test_no_room_for_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
