@@ -76,6 +76,15 @@ def test_questions(tiny_gguf: Path, arguments: list[str], stdin: bytes, code: in
 
 
 @posix
+def test_a_question_without_end(tiny_gguf: Path) -> None:
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(
+            [*COMMAND, "ask", "-m", str(tiny_gguf)], stdin=endless, capture_output=True, check=False, timeout=20
+        )
+    check(done, 65, "more than 1,048,576 bytes")
+
+
+@posix
 def test_question_argument_that_is_not_utf8(tiny_gguf: Path) -> None:
     done = subprocess.run(
         [*map(str.encode, [*COMMAND, "ask", "-m", str(tiny_gguf)]), b"caf\xe9"], capture_output=True, check=False
