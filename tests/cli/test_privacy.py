@@ -43,25 +43,30 @@ def kept(folder: Path) -> set[str]:
     for path in folder.rglob("*"):
         with suppress(OSError):  # gone meanwhile
             if said(os.fsencode(path.name)) or (path.is_file() and said(path.read_bytes())):
-                names.add(path.name)
+                names.add(path.name.removeprefix(".").removesuffix(".partial"))  # what it is about to be
     return names
 
 
-def of_processes(pid: int, folder: Path) -> Iterator[tuple[str, str]]:
-    """(process, what of it holds the question): arguments, environment, files without a name, limits of its core."""
+def of_processes(pid: int, folder: Path) -> Iterator[tuple[int, str, bool]]:
+    """(process, place, whether what must not be there is): arguments, environment, files without a name, core's limit.
+
+    Among those files is a child's standard error, where llama.cpp logs, and here Python each module that it imports.
+    """
     with suppress(psutil.NoSuchProcess):
         for process in [(top := psutil.Process(pid)), *top.children(recursive=True)]:
             proc = Path("/proc") / str(process.pid)
-            with suppress(OSError):
-                what = " ".join(process.cmdline()[-2:])
+            with suppress(OSError):  # it ended meanwhile
                 for name in ("cmdline", "environ", "comm"):
-                    yield what, name if said((proc / name).read_bytes()) else ""
+                    yield process.pid, name, said((proc / name).read_bytes())
                 for fd in (proc / "fd").iterdir():
                     target = str(fd.readlink())
                     if str(folder) in target and "(deleted)" in target:
-                        yield what, "deleted file" if said(fd.read_bytes()) else ""
+                        content = fd.read_bytes()
+                        yield process.pid, "file without a name", said(content) or b"diskcache" in content
+                        if b"llama_cpp" in content:
+                            yield process.pid, "imports", False
                 core = next(line for line in (proc / "limits").read_text().splitlines() if "core file" in line)
-                yield what, "" if core.split()[4:6] in (["0", "0"], ["1", "1"]) else core
+                yield process.pid, "core", core.split()[4:6] not in (["0", "0"], ["1", "1"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -79,21 +84,22 @@ def test_a_question_is_in_memory_only(endless_gguf: Path, tmp_path: Path, name: 
     with log.open("wb") as err:
         running = subprocess.Popen(
             [*COMMAND, *filled], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, cwd=home,
-            env=os.environ | places | {"PYTHONPATH": str(Path.cwd()), "JMEDLITE_DEBUG": "1"},
+            env=os.environ | places | {"PYTHONPATH": str(Path.cwd()), "PYTHONPROFILEIMPORTTIME": "1"},
         )  # fmt: skip
         talking = threading.Thread(target=running.communicate, args=(typed.encode(),))
         talking.start()
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[int, str, bool]] = set()
         files: set[str] = set()
-        ready = False  # the limits are set once the command line is read: until there, nothing was
+        ready = False  # limits are set before anything is read: there is no child yet
         while talking.is_alive():
             found = set(of_processes(running.pid, tmp_path))
-            ready = ready or len({process for process, _ in found}) > 1
+            ready = ready or len({pid for pid, _, _ in found}) > 1
             seen |= found if ready else set()
             files |= kept(tmp_path)
             talking.join(0.02)
     assert running.returncode == 0, log.read_text()
-    assert len({process for process, _ in seen}) > 1, "the child that holds the model was not seen"
-    assert not {one for one in seen if one[1]}
+    looked_at = {place for pid, place, _ in seen if pid != running.pid}
+    assert looked_at == {"cmdline", "environ", "comm", "file without a name", "imports", "core"}
+    assert not {one for one in seen if one[2]}
     assert files | kept(tmp_path) == meant
     assert list(home.rglob("*")) or name == "bench"  # where the system prompt is kept
