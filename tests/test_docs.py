@@ -61,6 +61,22 @@ def test_every_document_has_a_place_in_the_list() -> None:
     assert listed == {p.name for p in DOCS.glob("*.md")} - {"README.md"}
 
 
+def test_every_row_of_faults_has_its_tests() -> None:
+    text = (DOCS / "faults.md").read_text(encoding="utf-8").partition("## How it is tried")[0]
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| ") and not line.startswith(("| ---", "| input", "| fault"))
+    ]
+    assert len(rows) > 50
+    for row in rows:
+        *_, shown = re.split(r"(?<!\\)\|", row.strip("| "))
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", shown)
+        assert tests, row
+        for file, name in tests:
+            assert f"\ndef {name}(" in (DOCS.parent / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
 def test_the_front_door() -> None:
     promised = set(re.findall(r"jmedlite\.(\w+)", (DOCS / "python.md").read_text(encoding="utf-8")))
     assert promised <= set(dir(jmedlite))

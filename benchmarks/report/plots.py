@@ -59,6 +59,7 @@ def _style() -> Iterator[None]:
         "ytick.color": _MUTED, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.linewidth": 0.8,
         "axes.spines.top": False, "axes.spines.right": False, "grid.color": _RULE, "grid.linewidth": 0.6,
         "axes.unicode_minus": True, "axes.axisbelow": True, "legend.frameon": False,
+        "text.parse_math": False,  # names are of models; with two dollars in it, one would be a formula
     }  # fmt: skip
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Glyph")  # a missing character is a fault, not a box

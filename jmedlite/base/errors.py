@@ -11,7 +11,8 @@ _HEAD = 380
 
 
 def shortened(text: str) -> str:
-    """A sentence of at most LONGEST characters, the rest cut out of its middle: files hold values of any length."""
+    """One line of at most LONGEST characters, the rest cut out of its middle: files hold values of any length."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= LONGEST else f"{text[:_HEAD]} […] {text[_HEAD + 5 - LONGEST :]}"
 
 

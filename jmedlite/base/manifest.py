@@ -120,7 +120,7 @@ def read_manifest(gguf_file: Path) -> Manifest | None:
         found = read_json(path, MAX_INDEX)
     except DataError as e:
         raise NoManifest(str(e)) from None
-    if found.get("format") != FORMAT or not isinstance(found.get("files"), list):
+    if found.get("format") != FORMAT or not {"files", "level", "tensors"} & found.keys():
         raise NoManifest(
             f"{path.name}: is no manifest of format {FORMAT}; make the model again, or move this file away"
         )

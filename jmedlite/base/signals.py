@@ -1,14 +1,16 @@
 """Signals that end a run: made exceptions in the main thread, so that what was begun is undone; kept back for a moment.
 
-Only the command line calls `catch_ending`; whoever imports jmedlite keeps the handlers that they have.
+Only the command line calls `catch_ending`; whoever imports jmedlite keeps the handlers that they have. A signal that
+ends a process may also have its memory written to the disk: `no_core_dumps` is for the processes that hold a question.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -36,6 +38,21 @@ def catch_ending() -> None:
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has a run ignore SIGHUP
             signal.signal(number, end)
+
+
+def no_core_dumps() -> None:
+    """No core dump of this process and of those that it starts from now on, neither as a file nor to a program.
+
+    Linux pipes cores to a program (systemd-coredump, apport) whatever the limit is, unless it is 1, which is also too
+    small for a file: https://github.com/torvalds/linux/blob/v6.12/fs/coredump.c#L592
+    """
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        limit = 1 if sys.platform == "linux" else 0
+        if (hard := resource.getrlimit(resource.RLIMIT_CORE)[1]) != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 class KeptBack:

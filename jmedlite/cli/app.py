@@ -17,7 +17,7 @@ import typer
 from jmedlite import __version__
 from jmedlite.base.errors import ClosedPipe, Interrupted, as_expected
 from jmedlite.base.lean import import_leanly
-from jmedlite.base.signals import Terminated, catch_ending
+from jmedlite.base.signals import Terminated, catch_ending, no_core_dumps
 
 from . import console
 from .ask import ask
@@ -72,6 +72,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="replace")
     catch_ending()
+    no_core_dumps()  # Ctrl-\ writes one, and this process holds the question, too
     import_leanly()
     warn_of_variables(os.environ, app)
     try:

@@ -213,7 +213,7 @@ def _sandbox() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """Also bounds what multiplication and powers can make."""
+        """Also bounds what multiplication and powers can make, and names what is reached for."""
 
         intercepted_binops = frozenset({"*", "**"})
 
@@ -230,6 +230,10 @@ def _sandbox() -> Any:
             ):
                 raise SecurityError("the template makes something too large")
             return super().call_binop(context, operator, left, right)
+
+        def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+            """Jinja's own would be printed as nothing, and the prompt be another one in silence."""
+            raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}, which no template needs")
 
     class Generation(Extension):
         """`{% generation %}`, by which transformers marks what was generated: what it holds, as if it was not there."""

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from jmedlite.base.errors import Interrupted, as_expected
+from jmedlite.base.signals import no_core_dumps
 
 T = TypeVar("T")
 Request = dict[str, Any]
@@ -111,10 +112,7 @@ def protect_process() -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_core_dumps()
 
 
 def die_with_parent() -> None:

@@ -81,6 +81,7 @@ HEADER_FAULTS: dict[str, tuple[bytes, str]] = {
     ),
     "nested array": (whole([string("k") + struct.pack("<IIQ", gguf.ARRAY, gguf.ARRAY, 1) + bytes(64)], []), "nested"),
     "unknown value type": (whole([string("k") + struct.pack("<I", 99) + bytes(64)], []), "unknown value type 99"),
+    "a key of two lines": (whole([string("k\nl") + struct.pack("<I", 99) + bytes(64)], []), "k l has unknown value"),
     "empty key": (whole([u32("", 1)], []), "empty metadata key"),
     "duplicate key": (whole([u32("k", 1), u32("k", 2)], []), "'k' twice"),
     "key not UTF-8": (whole([struct.pack("<Q", 2) + b"\xff\xff" + struct.pack("<II", 4, 1)], []), "UTF-8"),

@@ -76,6 +76,15 @@ def test_questions(tiny_gguf: Path, arguments: list[str], stdin: bytes, code: in
 
 
 @posix
+def test_a_question_without_end(tiny_gguf: Path) -> None:
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(
+            [*COMMAND, "ask", "-m", str(tiny_gguf)], stdin=endless, capture_output=True, check=False, timeout=20
+        )
+    check(done, 65, "more than 1,048,576 bytes")
+
+
+@posix
 def test_question_argument_that_is_not_utf8(tiny_gguf: Path) -> None:
     done = subprocess.run(
         [*map(str.encode, [*COMMAND, "ask", "-m", str(tiny_gguf)]), b"caf\xe9"], capture_output=True, check=False
@@ -210,16 +219,26 @@ def test_closed_standard_output(endless_gguf: Path) -> None:
     assert [line[:17] for line in err.splitlines()] == [b"on the processor;"]  # the plan, and no complaint
 
 
-def test_core_dumps_are_off() -> None:
+@posix
+@pytest.mark.parametrize("allowed", ["any", "none"])
+def test_core_dumps_are_off(tmp_path: Path, allowed: str) -> None:
+    """Ctrl-\\ writes none; on Linux, the one limit that also keeps a core from being piped to a program (see there)."""
     resource = pytest.importorskip("resource")
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1] if allowed == "any" else 0
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]));"
-        "from jmedlite.runtime.protocol import protect_process; protect_process();"
-        "print(resource.getrlimit(resource.RLIMIT_CORE))"
+        f"import os, resource, signal; resource.setrlimit(resource.RLIMIT_CORE, ({hard}, {hard}))\n"
+        "from jmedlite.base.signals import no_core_dumps\n"
+        "no_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGQUIT)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "(0, 0)"
-    assert resource
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert -done.returncode == signal.SIGQUIT
+    limit = 1 if sys.platform == "linux" and hard else 0
+    assert done.stdout.strip() == str((limit, limit))
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_option_is_a_usage_error() -> None:

@@ -69,6 +69,41 @@ def test_hostile_templates_are_refused(template: str) -> None:
         render_chat(template, [{"role": "user", "content": "q"}], "", "")
 
 
+ESCAPES = (
+    "''|attr('__class__')", r"''|attr('\x5f\x5fclass\x5f\x5f')", "''['__class__']", "'{0.__class__}'.format('')",
+    "('{0.__class__}'|attr('format'))('')", "('{x.__class__}'|attr('format_map'))({'x': ''})",
+    "'{x.__class__}'.format_map({'x': ''})", "lipsum.__globals__", "lipsum|attr('__globals__')",
+    "cycler('a').next.__func__", "raise_exception.__globals__", "raise_exception.__closure__", "strftime_now.__code__",
+    "namespace.__init__.__globals__", "self._TemplateReference__context", "self.__init__", "dict.__base__",
+    "range(5).__reduce__()", "''.join.__self__", "messages|map('attr', '__class__')|list",
+    "messages|map(attribute='__class__')|list", "messages|groupby('__class__')", "messages|sum('__class__')",
+    "messages|sort(attribute='__class__')", "messages|selectattr('__class__')|list", "messages.append(1)",
+    "messages[0].update({'content': 'x'})", "messages.clear()", "messages[0].items.__self__",
+)  # fmt: skip
+STATEMENTS = (
+    "{% set f = '{0.__class__}'.format %}{{ f('') }}",
+    "{% set f = ['{0.__class__}']|map(attribute='format')|first %}{{ f('') }}",
+    "{% set f = ['{0.__class__}']|map('attr', 'format')|first %}{{ f('{0.__class__}', '') }}",
+    "{% macro m() %}{{ caller._func }}{% endmacro %}{% call m() %}{% endcall %}",
+    "{% macro m() %}{% endmacro %}{{ m._func }}",
+    "{% macro m() %}{% endmacro %}{{ m._environment }}",
+    "{% for x in [1] %}{{ loop._iterable }}{% endfor %}",
+    "{% generation %}{{ ''.__class__ }}{% endgeneration %}",
+    "{% include '/etc/passwd' %}",
+    "{% import '/etc/passwd' as x %}",
+    "{% extends '/etc/passwd' %}",
+    "{% debug %}",
+)
+
+
+@pytest.mark.parametrize("template", [*("{{ " + e + " }}" for e in ESCAPES), *STATEMENTS])
+def test_no_template_leaves_its_sandbox(template: str) -> None:
+    messages = [{"role": "user", "content": "q"}]
+    with pytest.raises(DataError, match="chat template can't be used"):
+        render_chat(template, messages, "", "")
+    assert messages == [{"role": "user", "content": "q"}]
+
+
 @pytest.mark.parametrize("template", ["fixed text", "{{ messages[0].content }}{{ messages[0].content }}"])
 def test_question_must_appear_once(template: str) -> None:
     with pytest.raises(DataError, match="exactly once"):

@@ -187,6 +187,17 @@ def test_a_manifest_of_other_files(tiny_gguf: Path, tmp_path: Path, names: list[
         next(runner.stream("a"))
 
 
+@pytest.mark.parametrize("files", [None, {}, "m.gguf", [["m.gguf"]], [{"name": 1}]])
+def test_a_manifest_of_another_shape(tiny_gguf: Path, tmp_path: Path, files: Any) -> None:
+    path = tmp_path / "m.gguf"
+    path.symlink_to(tiny_gguf)
+    manifest = json.loads(tiny_gguf.with_suffix(".json").read_text()) | {"files": files}
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    for look in (lambda: jmedlite.inspect(path, check=True), lambda: describe_model(path, silent)):
+        with pytest.raises(DataError, match=r"^m\.json: .*files"):
+            look()
+
+
 @pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{}", b'{"format": 2}', b"\xff"])
 def test_a_file_that_is_no_manifest_says_nothing(tiny_gguf: Path, tmp_path: Path, manifest: bytes | None) -> None:
     path = tmp_path / "m.gguf"

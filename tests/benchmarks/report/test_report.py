@@ -481,6 +481,18 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
     assert rows[0]["license"].startswith("'=cmd") and len(rows) == 2
 
 
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    """matplotlib takes what stands between two dollars for one, and a fault in it for an error."""
+    name = r"$\frac{$ \$\undefined$"
+    models = [run_builder.model(level, base) for base in (name, "other") for level in ("BF16", name)]
+    questions = [run_builder.question(i) for i in range(20)]
+    items = [run_builder.answer(q, m["name"], (i + r) % 3 > 0)
+             for r, m in enumerate(models) for i, q in enumerate(questions)]  # fmt: skip
+    measures = [run_builder.measure(m["name"]) for m in models]
+    made = report([run_builder.write(tmp_path / "run", models, questions, items, measures=measures)])
+    assert name in Page(made.html("en")).text
+
+
 def test_plots_have_every_character(found: Report, small: Path) -> None:
     """A character that the font lacks would be an error, as would a label that no glyph is found for."""
     with warnings.catch_warnings():
