@@ -24,8 +24,9 @@ DEFAULTS = {  # of a child's environment, where the person's own says nothing
     "OPENBLAS_NUM_THREADS": "1",
     # ggml's threads wait for each other after every operation. GNU's OpenMP spins for 300,000 rounds then, about 15 ms,
     # before it gives the processor back: beside another program a token of a tiny model took half a second, one of a
-    # 135M a second. Alone they wait for microseconds, and 1,000 rounds are enough (tools/measure_threads.py).
-    "GOMP_SPINCOUNT": "1000",
+    # 135M a second. 20,000 rounds, a millisecond, are 0.99 of its tokens per second where nothing else runs (0.5B, two
+    # threads); 1,000 are better beside two busy programs (34 tokens/s of a 135M, not 4), but 0.91 of them alone.
+    "GOMP_SPINCOUNT": "20000",
 }
 
 
