@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 from pathlib import Path
@@ -17,18 +16,9 @@ from jmedlite.base.gguf import read_header
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import LEVELS, parse_levels
 from tests.support import builders
-from tests.support.ggufs import contents, raw, read
+from tests.support.ggufs import contents, llama_quantize, raw, read
 
 K_LEVELS = [level for level in LEVELS if level not in ("F32", "F16", "BF16")]
-
-
-def llama_quantize(source: Path, target: Path, level: str) -> None:
-    """llama.cpp's own quantizer, from the library that is installed."""
-    from llama_cpp import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = parse_levels([], [level])[0].ftype
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
