@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import jmedlite
 from jmedlite.base.gguf import Entries, Tensor
 from jmedlite.runtime.type_probe import probe_types
 from tests.support import builders
+from tests.support.warm import ABLE, Starter
 
 NO_MATTER = ("general.", "jmedlite.made.", "quantize.imatrix.")
 
@@ -48,6 +50,21 @@ def one_thread() -> Iterator[None]:
         for command in ("ASK", "CHAT", "BENCH", "IMATRIX"):
             patch.setenv(f"JMEDLITE_{command}_THREADS", "1")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_children() -> Iterator[None]:
+    """Children that this process starts are forked from one that has imported everything (tests/support/warm.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if ABLE:
+            patch.setattr("jmedlite.runtime.process.subprocess", Starter())
+        yield
+
+
+@pytest.fixture
+def cold_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children that start as they do for everybody."""
+    monkeypatch.setattr("jmedlite.runtime.process.subprocess", subprocess)
 
 
 @pytest.fixture(scope="session", autouse=True)

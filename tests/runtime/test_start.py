@@ -49,6 +49,7 @@ def test_every_child_loads_llama_cpp_before_numpy(tmp_path: Path) -> None:
         assert child.returncode == 0, module
 
 
+@pytest.mark.usefixtures("cold_children")
 def test_threads_that_wait_give_their_processor_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """GNU's OpenMP would spin for 15 ms at every barrier; whoever sets it otherwise is heard."""
     for own, spins in ((None, "20000"), ("7", "7")):

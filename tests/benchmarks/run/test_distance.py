@@ -248,6 +248,7 @@ def test_storage_is_bounded_and_stated(
     assert len(measure(models[:2], text, scratch, chunks=3)) == 2
 
 
+@pytest.mark.usefixtures("cold_children")
 @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 def test_the_disk_fails_midway(models: Models, text: Path, scratch: Path) -> None:
     import resource
@@ -340,6 +341,7 @@ def test_killed_midway(models: Models, text: Path, scratch: Path) -> None:
     assert measure(models[:2], text, scratch) == whole
 
 
+@pytest.mark.usefixtures("cold_children")
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_the_child_is_killed(models: Models, text: Path, scratch: Path) -> None:
     def progress(stage: str, done: int, total: int, name: str) -> None:

@@ -1,0 +1,164 @@
+"""Warm children: forked from a process that has imported everything already, instead of each importing it anew.
+
+Tests start over four hundred children, and a third of a second of each is imports. So a test process keeps one process
+that has imported what `jmedlite.runtime.start` and the modules it serves import, and which forks a child whenever
+`runtime.process` wants one: a process of its own with its own descriptors, environment and folder, as ever. What a real
+start does beyond that is tested by tests/runtime/test_start.py (fixture `cold_children`) and by all commands that run
+as a process. Linux only: it alone has descriptors that tell of a process's end (pidfd).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jmedlite.base.lean import import_leanly
+from jmedlite.runtime.process import DEFAULTS, child_command
+
+ABLE = sys.platform == "linux" and hasattr(os, "pidfd_open")
+ROOT = Path(__file__).parents[2]
+MESSAGE = 1 << 20  # bytes; an environment is far smaller
+SERVED = (
+    "benchmarks.backends.local_worker", "benchmarks.run.costs", "benchmarks.run.distance_worker", "calibration.worker",
+    "runtime.type_probe_worker", "runtime.worker",
+)  # fmt: skip
+
+
+class WarmChild:
+    """What `runtime.process` uses of a `subprocess.Popen`, for a process that `serve` has forked."""
+
+    def __init__(self, server: socket.socket, module: str, stderr: IO[bytes], env: dict[str, str]) -> None:
+        (in_read, in_write), (out_read, out_write), (self._status, status) = os.pipe(), os.pipe(), os.pipe()
+        request = json.dumps({"module": module, "environment": env, "folder": str(Path.cwd())})
+        theirs = [in_read, out_write, stderr.fileno(), status]
+        socket.send_fds(server, [request.encode()], theirs)
+        self.pid = int(server.recv(32))
+        for descriptor in (in_read, out_write, status):
+            os.close(descriptor)
+        self.stdin, self.stdout = os.fdopen(in_write, "wb"), os.fdopen(out_read, "rb")
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._status, selectors.EVENT_READ)
+                if selector.select(0):
+                    self.wait()
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = int(os.read(self._status, 32))
+            os.close(self._status)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Starter:
+    """Stands in for the module `subprocess` in `runtime.process`."""
+
+    PIPE = subprocess.PIPE
+
+    def __init__(self) -> None:
+        self._server: socket.socket | None = None
+        self._one_at_a_time = threading.Lock()
+        self._cold, self._prefix = subprocess.Popen, child_command("")[:-1]
+
+    def Popen(self, command: list[str], **options: Any) -> Any:  # noqa: N802 - its name there
+        if subprocess.Popen is not self._cold or command[:-1] != self._prefix:  # a test has its own, or another program
+            return subprocess.Popen(command, **options)
+        with self._one_at_a_time:
+            return WarmChild(self._start(), command[-1], options["stderr"], options["env"])
+
+    def _start(self) -> socket.socket:
+        if self._server is None:
+            self._server, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            environment = {**DEFAULTS, **os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"}
+            command = [sys.executable, "-m", "tests.support.warm", str(its.fileno())]
+            self._cold(command, pass_fds=[its.fileno()], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+            its.close()
+        return self._server
+
+
+def serve(channel: socket.socket) -> None:
+    """The process that forks, until nobody is left who could ask."""
+    import_leanly()
+    import llama_cpp.llama_cpp  # noqa: F401 - this loads the library
+
+    for module in SERVED:
+        __import__(f"jmedlite.{module}")
+    statuses: dict[int, tuple[int, int]] = {}  # by a child's descriptor: its pid, and where its end is told
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd != channel.fileno():
+                    selector.unregister(key.fd)
+                    pid, status = statuses.pop(key.fd)
+                    _, code = os.waitpid(pid, 0)
+                    os.write(status, str(os.waitstatus_to_exitcode(code)).encode())
+                    os.close(status)
+                    os.close(key.fd)
+                    continue
+                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE, 4)
+                if not message:
+                    return
+                pid = os.fork()
+                if not pid:
+                    selector.close()
+                    channel.close()
+                    for other, (_, status) in statuses.items():
+                        os.close(other)
+                        os.close(status)
+                    os.close(descriptors.pop())
+                    _become(json.loads(message), descriptors)
+                ended = os.pidfd_open(pid)
+                statuses[ended] = pid, descriptors.pop()
+                selector.register(ended, selectors.EVENT_READ)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                channel.send(str(pid).encode())
+
+
+def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
+    """The child: its own descriptors, environment and folder, then the module."""
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    code = _exit_code(lambda: runpy.run_module(request["module"], run_name="__main__", alter_sys=True))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _exit_code(run: Callable[[], object]) -> int:
+    try:
+        run()
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:  # as the interpreter does
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
