@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jmedlite.base.errors import CannotCreate, DataError, InputMissing, JmedliteError
+from jmedlite.base.errors import CannotCreate, DataError, InputMissing, JmedliteError, system_fault
 from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import read_json
-from jmedlite.base.outputs import fault, write_text
+from jmedlite.base.outputs import write_text
 from jmedlite.base.records import from_json, to_json
 
 FORMAT = 1
@@ -163,5 +163,5 @@ def _write(models: MadeModels) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise fault(e, folder, "making the folder") from None
+        raise system_fault(e, folder, "making the folder") from None
     write_text(folder / FILE, json.dumps(to_json(models), ensure_ascii=False, indent=1) + "\n")
