@@ -168,13 +168,16 @@ def system_fault(error: OSError, path: Path | None = None, doing: str = "") -> J
     return IoFault(f"{where}{doing} failed ({reason})" if doing else f"{where}the system refused ({reason})")
 
 
+_NO_ROOM = "failed to map segment"  # the linker's words where a library does not fit the memory
+
+
 def as_expected(error: BaseException) -> JmedliteError:
     """What nobody caught, as a sentence with an exit code: what a system refuses, what is no more, mistakes of ours."""
     if isinstance(error, JmedliteError):
         return error
     if isinstance(error, OSError):
         return system_fault(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_ROOM in str(error)):
         return CannotCreate("memory ran out; close other programs, or choose something smaller")
     if isinstance(error, RecursionError):
         return DataError(f"a file is nested too deeply to be read{_place(error)}")
