@@ -3,18 +3,21 @@
     pip install -e '.[fuzz]'
     python tools/fuzz_bytes.py READER [FOLDER] [-max_total_time=120 …]
     python tools/fuzz_bytes.py all --seconds 20 [--jobs 2]
+    python tools/fuzz_bytes.py cover
     python tools/fuzz_bytes.py keep FOLDER
 
 READER is one of those below; FOLDER keeps its corpus, seeded with right files and with what is in tests/corpus. Other
 arguments are libFuzzer's. `all` runs every reader for so long, each in a process of its own, and counts; its exit
-status is 1 where something was found. `keep` makes tests/corpus of the corpora in FOLDER/READER: of each the fewest
-inputs that reach what all of them do. Linux.
+status is 1 where something was found. `cover` counts which lines of a reader's modules its fixed corpus reaches (those
+in functions: the others run when a module is imported), and needs no atheris. `keep` makes tests/corpus of what is in
+FOLDER/READER: the inputs that reach lines which no shorter one does. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import os
 import random
@@ -23,16 +26,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 CORPUS = ROOT / "tests" / "corpus"
 MAX_BYTES = 1 << 16
+KEPT_BYTES = 1 << 14  # of an input in tests/corpus
 SECONDS_EACH, MEGABYTES = 10, 2048  # what one input may take
 # Readers of bytes, and those of JSON in groups: an input's first byte says which of them is meant.
 OF_BYTES = ("safetensors", "gguf", "imatrix", "bin", "sentencepiece", "rows", "csv", "parquet", "zip")
@@ -46,6 +51,27 @@ GROUPS = {
     "task-rows": ("task rows", "overlap rows", "parquet rows"),
 }
 READERS = (*OF_BYTES, *GROUPS)
+_TASKS = tuple(f"benchmarks/tasks/{name}.py" for name in ("rows", "load", "formats", "checking"))
+MODULES: dict[str, tuple[str, ...]] = {
+    "safetensors": ("convert/sources/checkpoint.py",),
+    "gguf": ("jmedlite/base/gguf.py",),
+    "imatrix": ("jmedlite/base/imatrix.py", "jmedlite/base/gguf.py"),
+    "bin": ("convert/sources/torch_file.py",),
+    "sentencepiece": ("convert/metadata/sentencepiece.py",),
+    **dict.fromkeys(("rows", "csv", "parquet", "zip"), _TASKS),
+    "checkpoint": (
+        *(f"convert/families/{name}.py" for name in ("families", "settings", "rope")),
+        "convert/sources/checkpoint.py", "convert/sources/checkpoint_model.py", "convert/metadata/readable.py",
+    ),
+    "tokenizer": tuple(
+        f"convert/metadata/{name}.py" for name in ("tokenizer", "tokenizer_files", "specials", "added_tokens")
+    ),
+    "adapter": ("convert/adapters/peft.py", "convert/adapters/settings.py", "convert/adapters/patterns.py"),
+    "manifest": ("jmedlite/base/manifest.py", "jmedlite/base/records.py", "jmedlite/api/made_models.py"),
+    "run-folder": ("benchmarks/report/read.py", "jmedlite/base/records.py"),
+    "server": ("benchmarks/backends/responses.py",),
+    "task-rows": (*_TASKS, "jmedlite/calibration/overlap.py"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,6 +258,72 @@ def check(feed: Callable[[bytes], object], data: bytes) -> None:
         assert "\n" not in str(e) and len(str(e)) < 1000, str(e)
 
 
+# ------------------------------------------------------------------------------------------------- what is reached
+
+
+def lines_of(path: Path) -> set[int]:
+    """The lines of a module that stand in functions and say something."""
+
+    def inside(code: CodeType, in_function: bool) -> Iterator[int]:
+        if in_function:
+            yield from (line for _, _, line in code.co_lines() if line and line != code.co_firstlineno)
+        for inner in code.co_consts:
+            if isinstance(inner, CodeType):
+                yield from inside(inner, bool(inner.co_flags & inspect.CO_OPTIMIZED))
+
+    return set(inside(compile(path.read_bytes(), str(path), "exec"), False))
+
+
+class Reach:
+    """Which lines of a reader's modules its inputs reach."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.target = target(name, folder)
+        # by the module's name: where its file stands differs from one kind of installation to another
+        self.lines = {
+            f"jmedlite.{path.removesuffix('.py').removeprefix('jmedlite/').replace('/', '.')}": lines_of(ROOT / path)
+            for path in MODULES[name]
+        }
+        self.seen: set[tuple[str, int]] = set()
+
+    @property
+    def of(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+    def add(self, data: bytes) -> int:
+        """Read one input; how many lines it reaches that none before it did."""
+        before = len(self.seen)
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            module = frame.f_globals.get("__name__", "")
+            if module not in self.lines:
+                return None
+            if frame.f_lineno in self.lines[module]:
+                self.seen.add((module, frame.f_lineno))
+            return trace
+
+        sys.settrace(trace)
+        try:
+            check(self.target.feed, data)
+        finally:
+            sys.settrace(None)
+        return len(self.seen) - before
+
+
+def cover() -> int:
+    """A row of a table for every reader."""
+    print("| reader | inputs kept | lines reached | of |\n| --- | ---: | ---: | ---: |")
+    for name in READERS:
+        with tempfile.TemporaryDirectory() as made:
+            reach = Reach(name, Path(made))
+            inputs = [*reach.target.seeds, *kept(name)]
+            for data in inputs:
+                reach.add(data)
+            lines = len(reach.seen)
+            print(f"| {name} | {len(inputs)} | {lines} | {reach.of} ({lines / reach.of:.0%}) |", flush=True)
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------- by coverage
 
 
@@ -245,7 +337,7 @@ def fuzz(name: str, arguments: Sequence[str]) -> None:
         own = [a for a in arguments if a.startswith("-")]
         corpus, *others = [a for a in arguments if not a.startswith("-")] or [str(folder / "corpus")]
         Path(corpus).mkdir(parents=True, exist_ok=True)
-        for i, seed in enumerate([] if "-merge=1" in own else [*it.seeds, *kept(name)]):
+        for i, seed in enumerate([*it.seeds, *kept(name)]):
             (Path(corpus) / f"seed{i}").write_bytes(seed)
 
         def mutator(data: bytes, max_size: int, seed: int) -> bytes:
@@ -284,22 +376,21 @@ def fuzz_all(seconds: int, jobs: int) -> int:
 
 
 def keep(folder: Path) -> int:
-    """Make tests/corpus."""
+    """Make tests/corpus: of the shortest inputs first, those that reach a line that none before them did."""
     CORPUS.mkdir(exist_ok=True)
     for name in READERS:
-        if not (folder / name).is_dir():
-            continue
+        found = {p.read_bytes() for p in (folder / name).glob("*") if p.stat().st_size <= KEPT_BYTES}
         with tempfile.TemporaryDirectory() as made:
-            whole = Path(made) / "whole"
-            whole.mkdir()
-            done = _run(name, str(whole), str(folder / name), "-merge=1", "-max_len=8192")
-            if done.returncode:
-                sys.exit(done.stderr[-2000:])
-            inputs = sorted(p.read_bytes() for p in whole.iterdir())
-        with zipfile.ZipFile(CORPUS / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            reach = Reach(name, Path(made))
+            for seed in reach.target.seeds:
+                reach.add(seed)
+            here = os.fsencode(tempfile.gettempdir())  # a path of this machine, which no other has
+            ordered = sorted((d for d in {*found, *kept(name)} if here not in d), key=lambda d: (len(d), d))
+            inputs = [data for data in ordered if reach.add(data)]
+        with zipfile.ZipFile(CORPUS / f"{name}.zip", "w") as archive:
             for i, content in enumerate(inputs):
-                archive.writestr(zipfile.ZipInfo(f"{i:04}"), content, zipfile.ZIP_DEFLATED)
-        print(f"{name}: {len(inputs)} inputs, {(CORPUS / f'{name}.zip').stat().st_size:,} bytes")
+                archive.writestr(zipfile.ZipInfo(f"{i:04}"), content, zipfile.ZIP_DEFLATED, 9)
+        print(f"{name}: {len(inputs)} of {len(ordered)}, {(CORPUS / f'{name}.zip').stat().st_size:,} bytes", flush=True)
     return 0
 
 
@@ -310,12 +401,14 @@ def main() -> None:
     parse = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], usage=f"{', '.join(READERS)}, all, keep"
     )
-    parse.add_argument("what", choices=("all", "keep"))
+    parse.add_argument("what", choices=("all", "cover", "keep"))
     parse.add_argument("folder", nargs="?", type=Path)
     parse.add_argument("--seconds", type=int, default=20)
     parse.add_argument("--jobs", type=int, default=1)
     given = parse.parse_args()
-    sys.exit(keep(given.folder) if given.what == "keep" else fuzz_all(given.seconds, given.jobs))
+    if given.what == "keep":
+        sys.exit(keep(given.folder))
+    sys.exit(cover() if given.what == "cover" else fuzz_all(given.seconds, given.jobs))
 
 
 if __name__ == "__main__":

@@ -82,17 +82,21 @@ def run(
     With `after` seconds it is sent the signal that `prepare` holds; after `limit` seconds SIGALRM ends it.
     """
     if (child := os.fork()) == 0:
+        runs = False
         try:
             quiet = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(quiet, fd)
             sys.argv = ["jmedlite", *(a.replace("OUT", str(out)) for a in arguments)]
             signal.alarm(limit)
-            prepare()
             from jmedlite.cli.app import main
 
+            prepare()
+            runs = True
             main()
             os._exit(0)
+        except KeyboardInterrupt:
+            os._exit(70 if runs else 130)  # before it ran, that is Python's business
         except SystemExit as e:
             os._exit(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
         finally:
