@@ -28,6 +28,7 @@ NAMES = (
     "manifest", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
     "generation_config.json", "special_tokens_map.json", "index", "run.json", "models.json", "task rows", "answers",
     "models of a server", "items.jsonl", "questions.jsonl", "measures.jsonl", "noise.jsonl", "safetensors header",
+    "model card", "saved chat", "overlap rows", "parquet rows",
 )  # fmt: skip
 
 
@@ -41,6 +42,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Reader
 
 @pytest.mark.parametrize("name", NAMES)
 def test_readers(known: dict[str, Reader], name: str) -> None:
+    if name not in known:
+        pytest.skip("pyarrow is not installed")
     reader = known[name]
     assert reader.outcome(reader.right) == "right"
     faults = set()
@@ -54,7 +57,7 @@ def test_readers(known: dict[str, Reader], name: str) -> None:
         faults.add(reader.outcome(document))
 
     bent()
-    assert "DataError" in faults
+    assert "DataError" in faults or name == "model card"  # which is for people: what is odd in it is a warning
 
 
 FINDINGS: list[tuple[str, tuple[Any, ...], Any]] = [
@@ -81,7 +84,8 @@ def test_a_remembered_path_that_no_file_can_have(known: dict[str, Reader]) -> No
 
 
 def test_all_readers_are_named(known: dict[str, Reader]) -> None:
-    assert set(NAMES) == set(known)
+    assert set(NAMES) - set(known) <= {"parquet rows"}
+    assert set(known) <= set(NAMES)
 
 
 @quick

@@ -61,22 +61,42 @@ def commands(work: Path) -> dict[str, list[str]]:
     }
 
 
-def run(arguments: list[str], out: Path, prepare: Callable[[], object] = lambda: None, after: float = 0) -> int:
+def prepared(work: Path) -> dict[str, list[str]]:
+    """The commands, with what they read made and what they import imported, so that every fork has it."""
+    import jmedlite.api.bench
+    import jmedlite.api.quantize
+    import jmedlite.calibration.compute
+    import jmedlite.cli.app  # noqa: F401
+
+    lines = commands(work)
+    assert run(lines["quantize"], work / "made") == OK
+    assert run(lines["bench"], work / "run") == OK
+    return lines
+
+
+def run(
+    arguments: list[str], out: Path, prepare: Callable[[], object] = lambda: None, after: float = 0, limit: int = 0
+) -> int:
     """Exit status of a command in a fork, negative for a signal; `prepare` is done there first.
 
-    With `after` seconds it is sent the signal that `prepare` holds.
+    With `after` seconds it is sent the signal that `prepare` holds; after `limit` seconds SIGALRM ends it.
     """
     if (child := os.fork()) == 0:
+        runs = False
         try:
             quiet = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(quiet, fd)
             sys.argv = ["jmedlite", *(a.replace("OUT", str(out)) for a in arguments)]
-            prepare()
+            signal.alarm(limit)
             from jmedlite.cli.app import main
 
+            prepare()
+            runs = True
             main()
             os._exit(0)
+        except KeyboardInterrupt:
+            os._exit(70 if runs else 130)  # before it ran, that is Python's business
         except SystemExit as e:
             os._exit(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
         finally:
@@ -165,7 +185,7 @@ def survive(name: str, arguments: list[str], work: Path, kills: int, chance: ran
         if status not in (OK, -signal.SIGKILL, 143, 130, -number):
             counts.faults.append(f"{where}: exit status {status}")
         counts.faults += [f"{where}: {what}" for what in torn(found, golden)]
-        if number is not signal.SIGKILL and status != OK and (left := [h for h in hidden(out) if "lock" not in h]):
+        if number is not signal.SIGKILL and status != OK and (left := hidden(out)):
             counts.faults.append(f"{where}: leaves {left}")
         counts.nothing += not found
         counts.whole += found == golden
@@ -190,14 +210,7 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="kill-runs-"))
     os.environ |= {"JMEDLITE_STATE": str(work / "state"), "JMEDLITE_CACHE": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
-    import jmedlite.api.bench
-    import jmedlite.api.quantize
-    import jmedlite.calibration.compute
-    import jmedlite.cli.app  # noqa: F401 - so that every fork has them
-
-    lines = commands(work)
-    assert run(lines["quantize"], work / "made") == OK
-    assert run(lines["bench"], work / "run") == OK
+    lines = prepared(work)
     faults = 0
     print(f"{'command':10} {'killed':>7} {'ended before':>13} {'nothing':>8} {'part':>5} {'whole':>6} {'faults':>7}")
     for name in args.commands or lines:

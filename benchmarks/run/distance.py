@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from jmedlite.base.errors import CannotCreate, DataError, UsageError
+from jmedlite.base.errors import CannotCreate, DataError, UsageError, system_fault
 from jmedlite.base.inputs import MAX_CTX, check_range, opened, read_document
 from jmedlite.base.native import F64
-from jmedlite.base.outputs import fault
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import to_json
 from jmedlite.benchmarks.backends.base import Loading
@@ -83,7 +82,7 @@ def _measure(
         with suppress(FileNotFoundError):
             kept.unlink()  # a killed run's
     except OSError as e:
-        raise fault(e, kept, "removing") from None
+        raise system_fault(e, kept, "removing") from None
     try:
         with _Reader(text, reference, path) as reader:
             facts = reader.facts
@@ -168,7 +167,7 @@ class _ChunkPlan:
         try:
             free = shutil.disk_usage(self.folder).free
         except OSError as e:
-            raise fault(e, self.folder, "reading") from None
+            raise system_fault(e, self.folder, "reading") from None
         if free < needed:
             raise CannotCreate(
                 f"{self.folder}: the reference's distributions need {_size(needed)} while the run lasts, "

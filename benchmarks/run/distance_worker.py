@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError, IoFault
-from jmedlite.base.outputs import fault
+from jmedlite.base.errors import DataError, IoFault, system_fault
 from jmedlite.benchmarks.backends.local_engine import NO_ROOM
 from jmedlite.benchmarks.backends.shared_rows import SharedRows
 from jmedlite.runtime.chat_template import Part
@@ -49,7 +48,7 @@ class Kept:
         try:
             self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
         except OSError as e:
-            raise fault(e, path, "opening") from None
+            raise system_fault(e, path, "opening") from None
 
     def new(self, n: int) -> NDArray[Any]:
         """Room for `n` positions, to be filled and written."""
@@ -61,7 +60,7 @@ class Kept:
             while view:
                 view = view[self._file.write(view) :]
         except OSError as e:
-            raise fault(e, self.path, "writing") from None
+            raise system_fault(e, self.path, "writing") from None
 
     def read(self, n: int) -> NDArray[Any]:
         """The next `n` positions."""
@@ -74,7 +73,7 @@ class Kept:
                     raise IoFault(f"{self.path}: ends too early; who changed it? Run again")
                 view = view[count:]
         except OSError as e:
-            raise fault(e, self.path, "reading") from None
+            raise system_fault(e, self.path, "reading") from None
         return rows
 
     def close(self) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from filelock import FileLock, Timeout
-
-from jmedlite.base.errors import Busy, CannotCreate, DataError
+from jmedlite.base.errors import CannotCreate, DataError, system_fault
 from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
-from jmedlite.base.outputs import fault
+from jmedlite.base.outputs import Lock
 from jmedlite.base.publishing import take_back, write_texts
 from jmedlite.base.records import from_json, to_json
+from jmedlite.base.signals import kept_back
 from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerKey, AnswerRecord, QuestionRecord
 
 RUN, QUESTIONS, ITEMS = "run.json", "questions.jsonl", "items.jsonl"
@@ -65,33 +64,24 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError):
             raise CannotCreate(f"{folder}: is a file, expected a folder") from None
         except OSError as e:
-            raise fault(e, folder, "making the folder") from None
-        self._lock = FileLock(folder / ".lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise Busy(f"{folder}: another run is writing there; wait for it, or choose another --out") from None
-        except OSError as e:
-            raise fault(e, folder, "writing") from None
+            raise system_fault(e, folder, "making the folder") from None
         self._files: dict[str, BinaryIO] = {}
-        try:
+        with ExitStack() as stack:
+            with kept_back():
+                stack.enter_context(Lock(folder, folder / ".lock"))
+            stack.callback(self._close_files)
             self._begin()
-        except BaseException:
-            self._close()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._stack.close()
 
-    def _close(self) -> None:
+    def _close_files(self) -> None:
         for file in self._files.values():
             file.close()
-        self._lock.release()
-        with contextlib.suppress(OSError):
-            (self.folder / ".lock").unlink()
 
     # ----------------------------------------------------------------------------------------------- beginning
 
@@ -159,7 +149,7 @@ class RunFolder:
             if path.stat().st_size != size:
                 os.truncate(path, size)
         except OSError as e:
-            raise fault(e, path, "writing") from None
+            raise system_fault(e, path, "writing") from None
 
     # ------------------------------------------------------------------------------------------------- results
 
@@ -199,7 +189,7 @@ class RunFolder:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
         except OSError as e:
-            raise fault(e, path, "writing") from None
+            raise system_fault(e, path, "writing") from None
 
     def _mend(self, path: Path) -> None:
         """Cut a torn last line off."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -187,6 +190,13 @@ def _parquet(path: Path, label: str) -> Iterator[Row]:
         raise DataError(f"{label}: is not a parquet file that can be read ({reason})") from None
 
 
+# all that zipfile and what it decompresses with let through
+_BAD_ZIP = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
+
+
 def zip_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The files of these names from an archive, from its `test` folder where there are several; nothing is unpacked.
 
@@ -205,9 +215,12 @@ def zip_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
                     raise DataError(
                         f"{path.name}: {name} unpacks to {places[0].file_size:,} bytes, too much for a task"
                     )
-                with archive.open(places[0]) as member:
-                    found[name] = member.read(MAX_BYTES)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as e:
+                try:
+                    with archive.open(places[0]) as member:
+                        found[name] = member.read(MAX_BYTES)
+                except OSError as e:  # as bz2 calls damage; the disk's own faults are told in the same words
+                    raise zipfile.BadZipFile(str(e)) from None
+    except _BAD_ZIP as e:
         raise DataError(f"{path.name}: is not a zip archive that can be read ({e})") from None
     return found
 

@@ -370,8 +370,7 @@ _MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 
 def find_family(config: Mapping[str, Any]) -> Family:
     """The family of a checkpoint's configuration; raises DataError listing the known ones."""
-    names = config.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else None
+    name = next(iter(config.get("architectures") or []), None)
     for family in FAMILIES:
         if name in family.hf_names or _MULTIMODAL.get(str(name)) in family.hf_names:
             if config.get("model_type", family.model_types[0]) not in family.model_types:
@@ -398,7 +397,7 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     family can't compute.
     """
     given = _given(config)
-    known.check_kinds(given, family.reads)
+    known.check_types(given, family.reads)
     settings = {**family.defaults, **{k: v for k, v in given.items() if v is not None or k in known.NULL_SAYS}}
     for key, allowed in family.computes:
         if key in settings and settings[key] not in allowed:
@@ -414,7 +413,7 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of the language model."""
     nested = config.get("text_config")
-    if not isinstance(nested, dict):
+    if nested is None:
         return dict(config)
     given = {**config, **nested}
     if isinstance(tied := config.get("tie_word_embeddings", True), bool):
@@ -479,11 +478,8 @@ def _has_window(family: Family, settings: Mapping[str, Any]) -> bool:
     window = settings.get("sliding_window") if settings.get("use_sliding_window") else None
     types = settings.get("layer_types")
     if types is None:
-        first = settings["max_window_layers"]
-        if isinstance(first, bool) or not isinstance(first, int):
-            raise DataError(f"config.json: max_window_layers is {first!r}, expected a number of layers")
-        return window is not None and first < integer(settings, "num_hidden_layers")
-    if not isinstance(types, list) or not set(types) <= {"full_attention", "sliding_attention"}:
+        return window is not None and settings["max_window_layers"] < integer(settings, "num_hidden_layers")
+    if not set(types) <= {"full_attention", "sliding_attention"}:
         raise DataError(f"config.json: layer_types is {str(types)[:80]}, expected full_attention or sliding_attention")
     if "sliding_attention" in types and window is None:
         raise DataError(
@@ -505,7 +501,7 @@ def _check_sliding(family: Family, settings: Mapping[str, Any]) -> None:
         return
     types = settings.get("layer_types")
     period = settings.get("sliding_window_pattern", settings.get("_sliding_window_pattern", family.sliding_period))
-    if isinstance(types, list):
+    if types is not None:
         expected = ["sliding_attention"] * len(types)
         expected[family.sliding_period - 1 :: family.sliding_period] = ["full_attention"] * (
             len(types) // family.sliding_period

@@ -8,9 +8,14 @@ family (`Family.reads`), the rest here. Source: the configuration classes of tra
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError
+from jmedlite.base.filenames import CONFIG, GENERATION_CONFIG
+from jmedlite.base.inputs import read_json
+from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import some
 
 # What every family computes, or compares: the tokenizer's reader has the ids, the checkpoint's the quantization.
@@ -64,9 +69,6 @@ QUIET: Mapping[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, 1.0),
 }
 
-# The kinds of values that no shape and no metadata key checks.
-BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "use_parallel_residual")
-NAMES = ("model_type", "hidden_act", "hidden_activation")
 # Settings whose null says something: that the thing is not there, although transformers' default has it.
 NULL_SAYS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
@@ -111,10 +113,110 @@ GENERATION_NO_MATTER = frozenset((
     "disable_compile", "continuous_batching_config", "prefill_chunk_size", "_from_model_config", "transformers_version",
     "generation_kwargs", "trust_remote_code", "chat_format", "max_window_size", "user_token_id", "assistant_token_id",
 ))  # fmt: skip
-GENERATION_NUMBERS = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "max_length", "max_new_tokens",
-    "min_length", "min_new_tokens", "no_repeat_ngram_size", "num_beams", "guidance_scale",
-)  # fmt: skip
+
+Ids = int | tuple[int, ...] | None  # of one token, or of several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole(Foreign):
+    """config.json's types, as far as it is read whatever the family."""
+
+    architectures: tuple[str, ...] | None = None
+    model_type: str | None = None
+    text_config: dict[str, Any] | None = None
+    quantization_config: str | bool | dict[str, Any] | None = None
+    _name_or_path: str | None = None
+    base_model_name_or_path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Foreign):
+    """The types of all that is read of a language model's settings; rope.py has those of its rotary ones."""
+
+    architectures: tuple[str, ...] | None = None
+    model_type: str | None = None
+    quantization_config: str | bool | dict[str, Any] | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
+    n_positions: int | None = None
+    max_sequence_length: int | None = None
+    original_max_position_embeddings: int | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    use_parallel_residual: bool | None = None
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
+    rms_norm_eps: float | None = None
+    layer_norm_eps: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    query_pre_attn_scalar: float | None = None
+    use_sliding_window: bool | None = None
+    sliding_window: int | None = None
+    sliding_window_pattern: int | None = None
+    _sliding_window_pattern: int | None = None
+    max_window_layers: int | None = None
+    layer_types: tuple[str, ...] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_theta: float | None = None
+    rope_local_base_freq: float | None = None
+    rotary_emb_base: float | None = None
+    rotary_pct: float | None = None
+    partial_rotary_factor: float | None = None
+    bos_token_id: Ids = None
+    eos_token_id: Ids = None
+    pad_token_id: Ids = None
+    unk_token_id: Ids = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Foreign):
+    """generation_config.json's types, as far as it is read."""
+
+    bos_token_id: Ids = None
+    eos_token_id: Ids = None
+    pad_token_id: Ids = None
+    temperature: float | None = None
+    top_k: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    max_length: float | None = None
+    max_new_tokens: float | None = None
+    min_length: float | None = None
+    min_new_tokens: float | None = None
+    no_repeat_ngram_size: float | None = None
+    num_beams: float | None = None
+    guidance_scale: float | None = None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, the types of what every family reads checked; `check_types` is for the rest of it."""
+    found = read_json(folder / CONFIG)
+    from_json(found, Whole, CONFIG)
+    return found
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """generation_config.json, its types checked; nothing where there is none."""
+    path = folder / GENERATION_CONFIG
+    found = read_json(path) if path.is_file() else {}
+    from_json(found, Generation, GENERATION_CONFIG)
+    return found
+
+
+def check_types(given: Mapping[str, Any], reads: Collection[str]) -> None:
+    """Raise DataError where a setting that this family `reads`, or all do, has a value of another type."""
+    from_json({key: given[key] for key in given if key in READS or key in reads}, Settings, CONFIG)
 
 
 def unknown(given: Mapping[str, Any], reads: Collection[str]) -> list[str]:
@@ -139,21 +241,8 @@ def unknown(given: Mapping[str, Any], reads: Collection[str]) -> list[str]:
     return found
 
 
-def check_kinds(given: Mapping[str, Any], reads: Collection[str]) -> None:
-    """Refuse a value of a wrong type by its key, where nothing later would."""
-    for keys, kind, what in ((BOOLEANS, bool, "true or false"), (NAMES, str, "a name")):
-        for key in keys:
-            value = given.get(key)
-            if key in (*READS, *reads) and value is not None and not isinstance(value, kind):
-                raise DataError(f"config.json: {key} is {str(value)[:80]!r}, expected {what}")
-
-
 def generation_warnings(label: str, given: Mapping[str, Any]) -> list[str]:
-    """What generation_config.json asks for that nobody here does; raises DataError for a value of a wrong type."""
-    for key in GENERATION_NUMBERS:
-        value = given.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise DataError(f"generation_config.json: {key} is {str(value)[:80]!r}, expected a number")
+    """What generation_config.json asks for that nobody here does."""
     said = {key: value for key, value in given.items() if value is not None}
     changing = [key for key, harmless in GENERATION_CHANGES.items() if key in said and said[key] not in harmless]
     odd = [key for key in said if key not in GENERATION_CHANGES and key not in GENERATION_NO_MATTER]

@@ -265,7 +265,7 @@ def add_ends(
     """
     tokens = vocabulary.tokens
     nested = config.get("text_config")
-    of_config = _end_ids(config, CONFIG) or _end_ids(nested if isinstance(nested, dict) else {}, CONFIG)
+    of_config = _end_ids(config, CONFIG) or _end_ids(nested or {}, CONFIG)
     of_generation = _end_ids(generation, GENERATION_CONFIG)
     file = GENERATION_CONFIG if of_generation else CONFIG
     wanted = of_generation or of_config

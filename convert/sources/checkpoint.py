@@ -16,6 +16,7 @@ from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE, is_plain
 from jmedlite.base.inputs import MAX_INDEX, check_stand_in, opened, parse_json, read_json
 from jmedlite.base.wording import shown
+from jmedlite.convert.families.settings import read_config
 
 from .mistaken import instead_of_model
 from .tensors import DTYPE_BYTES, StoredTensor
@@ -132,7 +133,7 @@ class Checkpoint:
         self.folder, self.warnings = folder, list[str]()
         if not (folder / CONFIG).is_file() and (instead := instead_of_model(folder)):
             raise InputMissing(f"{folder}: {instead}")
-        self.config = read_json(folder / CONFIG)
+        self.config = read_config(folder)
         self.tensors = self._find()
 
     @property

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.filenames import GENERATION_CONFIG
 from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, STRING, UINT32, Entries
-from jmedlite.base.inputs import read_json
 from jmedlite.base.wording import some
 from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
@@ -26,7 +24,7 @@ from jmedlite.convert.families.families import (
 )
 from jmedlite.convert.families.names import NOT_TEXT, canonical_names
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
-from jmedlite.convert.families.settings import generation_warnings
+from jmedlite.convert.families.settings import generation_warnings, read_generation
 from jmedlite.convert.metadata.keys import build_metadata
 from jmedlite.convert.metadata.specials import AdapterFiles, decide
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
@@ -183,14 +181,13 @@ class CheckpointModel:
         if name := hub_name(folder):
             return (name,)
         name = self._whole.get("_name_or_path")
-        return (name, folder.name) if isinstance(name, str) and name else ()
+        return (name, folder.name) if name else ()
 
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]
     ) -> tuple[Entries, list[str]]:
         """See base.SourceModel."""
-        file = self._folder / GENERATION_CONFIG
-        generation = read_json(file) if file.is_file() else {}
+        generation = read_generation(self._folder)
         vocabulary, specials, warnings = decide(
             read_tokenizer_files(self._folder),
             adapters,

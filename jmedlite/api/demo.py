@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import CannotCreate
-from jmedlite.base.outputs import fault
+from jmedlite.base.errors import CannotCreate, system_fault
 from jmedlite.base.progress import Progress
 from jmedlite.benchmarks.report.report import Report, report
 from jmedlite.benchmarks.run.folder import read_lines
@@ -48,7 +47,7 @@ class Demo:
         except (FileExistsError, NotADirectoryError):
             raise CannotCreate(f"{self.folder}: is a file, expected a folder") from None
         except OSError as e:
-            raise fault(e, self.folder, "writing") from None
+            raise system_fault(e, self.folder, "writing") from None
         if others:
             raise CannotCreate(f"{self.folder}: holds {sorted(others)[0]}, not a demo; choose another --out")
 

@@ -5,17 +5,16 @@ All of it is in one file of the user's state folder, which holds paths and no te
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jmedlite.base.errors import CannotCreate, DataError, InputMissing, JmedliteError
+from jmedlite.base.errors import CannotCreate, DataError, InputMissing, JmedliteError, as_expected, system_fault
 from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import read_json
-from jmedlite.base.outputs import fault, write_text
+from jmedlite.base.outputs import write_text
 from jmedlite.base.records import from_json, to_json
 
 FORMAT = 1
@@ -135,17 +134,19 @@ def made_models() -> MadeModels:
     return from_json(found, MadeModels, str(path))
 
 
-def remember_models(made: Iterable[MadeModel]) -> None:
-    """Keep models that were just made; a state folder that can't be written is no fault."""
+def remember_models(made: Iterable[MadeModel]) -> str:
+    """Keep models that were just made; why it can't be done, which is no fault, "" where it was."""
     new = tuple(made)
     paths = {m.path for m in new}
-    _change(lambda kept: replace(kept, models=(*(m for m in kept.models if m.path not in paths), *new)[-KEPT:]))
+    return _change(lambda kept: replace(kept, models=(*(m for m in kept.models if m.path not in paths), *new)[-KEPT:]))
 
 
-def remember_verdicts(said: Sequence[Verdict]) -> None:
-    """Keep what a report chose; a state folder that can't be written is no fault."""
+def remember_verdicts(said: Sequence[Verdict]) -> str:
+    """Keep what a report chose; as `remember_models`."""
     new = {v.sha256 for v in said}
-    _change(lambda kept: replace(kept, verdicts=(*(v for v in kept.verdicts if v.sha256 not in new), *said)[-KEPT:]))
+    return _change(
+        lambda kept: replace(kept, verdicts=(*(v for v in kept.verdicts if v.sha256 not in new), *said)[-KEPT:])
+    )
 
 
 def choose_model(path: Path | None) -> None:
@@ -153,9 +154,12 @@ def choose_model(path: Path | None) -> None:
     _write(replace(made_models(), chosen=None if path is None else str(path.resolve())))
 
 
-def _change(change: Callable[[MadeModels], MadeModels]) -> None:
-    with contextlib.suppress(OSError, JmedliteError):
+def _change(change: Callable[[MadeModels], MadeModels]) -> str:
+    try:
         _write(change(made_models()))
+    except (OSError, JmedliteError) as e:
+        return str(as_expected(e))
+    return ""
 
 
 def _write(models: MadeModels) -> None:
@@ -163,5 +167,5 @@ def _write(models: MadeModels) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise fault(e, folder, "making the folder") from None
+        raise system_fault(e, folder, "making the folder") from None
     write_text(folder / FILE, json.dumps(to_json(models), ensure_ascii=False, indent=1) + "\n")

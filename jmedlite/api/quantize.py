@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,9 @@ class QuantizeJob:
         memory: int | None = None,
         progress: Progress = silent,
         remember: bool = True,
+        notify: Callable[[str], object] = lambda text: None,
     ) -> list[Written]:
-        """Run the pass, write the manifests, `remember` the models for `ask`."""
+        """Run the pass, write the manifests, `remember` the models for `ask`; `notify` is told where that can't be."""
         if threads is not None:
             check_range("--threads", threads, 1, 256)
         plan = self.plan
@@ -74,12 +75,15 @@ class QuantizeJob:
             order = [
                 path for p in plan.levels for path in (*(f.path for f in p.files[1:]), p.manifest, p.files[0].path)
             ]
-            result.publish(order, then=lambda: _remember(written) if remember else None)
+            forgotten: list[str] = []
+            result.publish(order, then=lambda: forgotten.append(_remember(written) if remember else ""))
+        for why in filter(None, forgotten):
+            notify(f"(not remembered, so `ask` needs its name by -m: {why})")
         return written
 
 
-def _remember(written: Sequence[Written]) -> None:
-    remember_models(
+def _remember(written: Sequence[Written]) -> str:
+    return remember_models(
         MadeModel(
             path=str(w.path.resolve()),
             name=split_stem(w.path.name).removesuffix(f"-{w.level}"),

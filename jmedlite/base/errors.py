@@ -124,23 +124,51 @@ BY_NAME: dict[str, type[JmedliteError]] = {
 _OUR_FOLDERS = ("jmedlite", "convert", "benchmarks")
 
 
-def system_fault(error: OSError) -> JmedliteError | None:
-    """What is no fault of a file, but of the system's bounds: names, descriptors, memory; None for all else."""
-    where, reason = _where_and_why(error)
-    if error.errno == errno.ENAMETOOLONG:
-        return CannotCreate(f"{where}the name is too long for this system ({reason}); choose a shorter one")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return IoFault(f"{where}too many files are open ({reason}); raise the limit, as `ulimit -n 1024` does")
+# What a system refuses, by its number: the exit code's class, what to say after the path, and what to do.
+_REFUSED: tuple[tuple[tuple[int, ...], type[JmedliteError], str], ...] = (
+    (
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        NotPermitted,
+        "{doing}is not permitted ({reason}); choose another folder (--out)",
+    ),
+    ((errno.ENAMETOOLONG,), CannotCreate, "the name is too long for this system ({reason}); choose a shorter one"),
+    (
+        (errno.EFBIG,),
+        IoFault,
+        "is larger than this system, its disk or a limit (`ulimit -f`) allows; partial files were removed, write "
+        "smaller files with --split-max-size or raise the limit",
+    ),
+    (
+        (errno.EMFILE, errno.ENFILE),
+        IoFault,
+        "too many files are open ({reason}); raise the limit, as `ulimit -n 1024` does, and run again",
+    ),
+    (
+        (errno.ENOSPC, errno.EDQUOT),
+        IoFault,
+        "the disk is full; partial files were removed, free some space and run again",
+    ),
+    (
+        (errno.ENOMEM, errno.EAGAIN),
+        CannotCreate,
+        "the system has no more memory or processes to give ({reason}); close programs",
+    ),
+)
+
+
+def system_fault(error: OSError, path: Path | None = None, doing: str = "") -> JmedliteError:
+    """The sentence and exit code for what a system refused, while `doing` something ("writing") to `path`."""
+    name = error.filename if path is None and isinstance(error.filename, str) else path
+    where, reason = f"{name}: " if name else "", error.strerror or str(error) or type(error).__name__
     if "temporary directory" in reason:  # tempfile's own words
         return CannotCreate(f"there is no folder for temporary files ({reason}); set TMPDIR to one with room")
-    if error.errno in (errno.ENOMEM, errno.EAGAIN):
-        return CannotCreate(f"{where}the system has no more memory or processes to give ({reason}); close programs")
-    return None
+    for numbers, kind, words in _REFUSED:
+        if error.errno in numbers:
+            return kind(where + words.format(doing=f"{doing} " if doing else "", reason=reason))
+    return IoFault(f"{where}{doing} failed ({reason})" if doing else f"{where}the system refused ({reason})")
 
 
-def _where_and_why(error: OSError) -> tuple[str, str]:
-    file = error.filename
-    return f"{file}: " if isinstance(file, str) else "", error.strerror or str(error) or type(error).__name__
+_NO_ROOM = "failed to map segment"  # the linker's words where a library does not fit the memory
 
 
 def as_expected(error: BaseException) -> JmedliteError:
@@ -148,11 +176,8 @@ def as_expected(error: BaseException) -> JmedliteError:
     if isinstance(error, JmedliteError):
         return error
     if isinstance(error, OSError):
-        where, reason = _where_and_why(error)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return NotPermitted(f"{where}is not permitted ({reason})")
-        return system_fault(error) or IoFault(f"{where}the system refused ({reason})")
-    if isinstance(error, MemoryError):
+        return system_fault(error)
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_ROOM in str(error)):
         return CannotCreate("memory ran out; close other programs, or choose something smaller")
     if isinstance(error, RecursionError):
         return DataError(f"a file is nested too deeply to be read{_place(error)}")

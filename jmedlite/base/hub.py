@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +29,7 @@ _ADAPTER_FILES = (names.ADAPTER_CONFIG, *names.TOKENIZER_FILES, names.CARD)
 # (whole, index) file names, the second pair fetched only where the repository has neither of the first
 _WEIGHTS = ((names.SINGLE, names.INDEX), (names.BIN_SINGLE, names.BIN_INDEX))
 _ADAPTER_WEIGHTS = ((names.ADAPTER_WEIGHTS, None), (names.ADAPTER_BIN, None))
+DRIP = 1024  # bytes that any line carries in the time that huggingface_hub waits
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -137,7 +140,8 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], kind: 
     from huggingface_hub import constants
 
     before = _cached(repo, kind)
-    with _faults(repo, revision, kind):
+    silence = bounded_silence(huggingface_hub.get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    with _faults(repo, revision, kind), silence:
         # by the revision's name, so that the cache learns which commit it is and can answer offline
         folder = Path(
             huggingface_hub.snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
@@ -150,6 +154,53 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...], kind: 
             # what it reads and removes is no input yet, and no Watch's business
             Context().run(_check_files, folder, wanted, before)
     return folder
+
+
+@contextmanager
+def bounded_silence(client: Any, seconds: float) -> Iterator[None]:
+    """Around requests of huggingface_hub's `client`: none waits longer than `seconds` for an answer to go on.
+
+    Of its own it waits without end for most of them. An answer that drips, less than DRIP bytes in that time, is one
+    that does not go on; huggingface_hub asks again, a few times.
+    """
+    library = import_module(type(client).__module__.partition(".")[0])  # httpx, by whatever name
+    hooks = client.event_hooks
+
+    def limit(request: Any) -> None:
+        given = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {
+            what: min(given.get(what) or seconds, seconds) for what in ("connect", "read", "write", "pool")
+        }
+
+    def watch(response: Any) -> None:
+        response.stream = Watched(response.stream)
+
+    class Watched(library.SyncByteStream):  # type: ignore[misc, name-defined]
+        """The body of an answer, as it comes."""
+
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            began, n = time.monotonic(), 0
+            for piece in self.stream:
+                n += len(piece)
+                if (now := time.monotonic()) - began > seconds:
+                    if n < DRIP:
+                        raise library.ReadTimeout(f"it sent {n} bytes in {now - began:.0f} s")
+                    began, n = now, 0
+                yield piece
+
+        def close(self) -> None:
+            self.stream.close()
+
+    client.event_hooks = {
+        "request": [*hooks.get("request", []), limit], "response": [*hooks.get("response", []), watch],
+    }  # fmt: skip
+    try:
+        yield
+    finally:
+        client.event_hooks = hooks
 
 
 def _cached(repo: str, kind: str) -> set[tuple[int, ...]]:

@@ -108,7 +108,7 @@ def reading(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise InputMissing(f"{path}: is not a regular file, but a folder") from None
     except OSError as e:
-        raise system_fault(e) or IoFault(f"{path}: could not be read ({e.strerror or e})") from None
+        raise system_fault(e, path, "reading") from None
 
 
 _OTHER_KINDS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import tempfile
@@ -13,25 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO
 
-from .errors import Busy, CannotCreate, IoFault, JmedliteError, NotPermitted
+from .errors import Busy, CannotCreate, system_fault
 from .inputs import opened
 from .signals import kept_back
-
-
-def fault(error: OSError, path: Path, doing: str) -> JmedliteError:
-    """The sentence and exit code for an operating-system error while `doing` something to `path`."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return NotPermitted(f"{path}: {doing} is not permitted ({error.strerror}); choose another folder with --out")
-    if error.errno == errno.EFBIG:
-        return IoFault(
-            f"{path}: is larger than this system, its disk or a limit (`ulimit -f`) allows; partial files were "
-            "removed, write smaller files with --split-max-size or raise the limit"
-        )
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return IoFault(f"{path}: {doing} failed, too many files are open; raise the limit (`ulimit -n`) and run again")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return IoFault(f"{path}: the disk is full; partial files were removed, free some space and run again")
-    return IoFault(f"{path}: {doing} failed ({error.strerror or error})")
 
 
 @contextmanager
@@ -61,24 +44,31 @@ def _temporary() -> Iterator[None]:
 
 
 class Lock:
-    """The right to write the file at `path`, held as a context manager; Busy at once where another process has it."""
+    """The right to write the file or folder at `path`, held as a context manager.
 
-    def __init__(self, path: Path) -> None:
+    It is the system's lock of a file beside it, or of `file`, so it goes with the process; Busy at once where another
+    has it.
+    """
+
+    def __init__(self, path: Path, file: Path | None = None) -> None:
         from filelock import FileLock  # only for writers: takes as long to import as the rest of a child's start
 
-        self.path, self.file = path, path.with_name(f".{path.name}.lock")
+        self.path, self.file = path, file or path.with_name(f".{path.name}.lock")
         self._lock = FileLock(self.file, timeout=0)
 
     def __enter__(self) -> Lock:
         from filelock import Timeout
 
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise Busy(f"{self.path}: another run is writing this file; wait for it or choose another --out") from None
-        except OSError as e:
-            raise fault(e, self.path, "writing") from None
-        return self
+        while True:
+            try:
+                self._lock.acquire()
+            except Timeout:
+                if not self.file.exists():  # whoever had it let go meanwhile
+                    continue
+                raise Busy(f"{self.path}: another run is writing there; wait for it or choose another --out") from None
+            except OSError as e:
+                raise system_fault(e, self.path, "writing") from None
+            return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,7 +104,7 @@ class OutputFile:
                     self._file = self.partial.open("wb", buffering=0)
                 except OSError as e:
                     self._lock.__exit__(None, None, None)
-                    raise fault(e, self.path, "writing") from None
+                    raise system_fault(e, self.path, "writing") from None
         except BaseException:
             if self._file is not None:
                 self.__exit__(None, None, None)
@@ -131,7 +121,7 @@ class OutputFile:
             while view:
                 view = view[self._file.write(view) :]
         except OSError as e:
-            raise fault(e, self.path, "writing") from None
+            raise system_fault(e, self.path, "writing") from None
 
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns."""
@@ -139,7 +129,7 @@ class OutputFile:
         try:
             os.fsync(self._file.fileno())
         except OSError as e:
-            raise fault(e, self.path, "flushing to disk") from None
+            raise system_fault(e, self.path, "flushing to disk") from None
 
     def finish(self) -> None:
         """Flush for the last time: from now on the partial file is whole."""
@@ -153,7 +143,7 @@ class OutputFile:
         try:
             self.partial.replace(self.path)
         except OSError as e:
-            raise fault(e, self.path, "renaming") from None
+            raise system_fault(e, self.path, "renaming") from None
         self._named = True
 
     def publish(self) -> None:

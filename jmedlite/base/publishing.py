@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .errors import CannotCreate, DataError, Interrupted, JmedliteError
+from .errors import CannotCreate, DataError, Interrupted, JmedliteError, system_fault
 from .inputs import read_json
-from .outputs import Lock, OutputFile, fault, flush_folder, sha256_file
+from .outputs import Lock, OutputFile, flush_folder, sha256_file
 from .records import from_json, to_json
 from .signals import kept_back
 
@@ -129,7 +129,7 @@ def _write_journal(path: Path, journal: Journal) -> None:
         partial.replace(path)
     except OSError as e:
         partial.unlink(missing_ok=True)
-        raise fault(e, path, "writing") from None
+        raise system_fault(e, path, "writing") from None
     flush_folder(path.parent)
 
 
@@ -138,7 +138,7 @@ def _remove_journal(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as e:
-        raise fault(e, path, "removing") from None
+        raise system_fault(e, path, "removing") from None
     flush_folder(path.parent)
 
 
@@ -157,7 +157,7 @@ def _set_aside(path: Path) -> None:
         except (OSError, NotImplementedError):  # a file system without hard links
             path.replace(old)
     except OSError as e:
-        raise fault(e, path, "setting aside") from None
+        raise system_fault(e, path, "setting aside") from None
 
 
 def _undo(folder: Path, entries: Sequence[PendingFile], is_named: Callable[[PendingFile], bool]) -> None:
@@ -210,11 +210,29 @@ def _take_back(path: Path) -> None:
                 for entry in found.files[:-1]:
                     with contextlib.suppress(JmedliteError), Lock(path.parent / entry.name):
                         pass  # leaving removes the lock's file
+    _take_remains(path)
+
+
+def _take_remains(path: Path) -> None:
     left = [path.with_name(f".{path.name}{end}") for end in (".lock", ".partial", ".old", f"{SUFFIX}.partial")]
     if any(p.exists() for p in left):
         with Lock(path):
             for p in left[1:]:
                 p.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what runs that died left of other results in a folder: their locks, which nobody holds, and partial files.
+
+    Other programs lock files too, so only what a lock and a partial file say together, or a model's name, is ours.
+    """
+    with contextlib.suppress(OSError):
+        for lock in folder.glob(".*.lock"):
+            path = folder / lock.name.removeprefix(".").removesuffix(".lock")
+            ours = path.suffix == ".gguf" or path.with_name(f".{path.name}.partial").exists()
+            if ours and lock.stat().st_size == 0:
+                with contextlib.suppress(JmedliteError, OSError):
+                    take_back(path)
 
 
 def check_published(paths: Sequence[Path]) -> None:
@@ -232,11 +250,12 @@ def check_published(paths: Sequence[Path]) -> None:
 def check_target(path: Path, overwrite: bool) -> None:
     """Refuse a target that is a folder, exists without `overwrite`, or stands in a folder that can't be written.
 
-    What a run that died left of it is removed.
+    What runs that died left of it, and in its folder, is removed.
     """
     if path.is_dir():
         raise CannotCreate(f"{path}: is a folder, expected a file name")
     take_back(path)
+    sweep(path.parent)
     if path.exists() and not overwrite:
         raise CannotCreate(f"{path}: exists; give --overwrite to replace it, or another --out or --name")
     try:
@@ -244,7 +263,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     except (FileExistsError, NotADirectoryError):
         raise CannotCreate(f"{path.parent}: is a file, expected a folder") from None
     except OSError as e:
-        raise fault(e, path.parent, "making the folder") from None
+        raise system_fault(e, path.parent, "making the folder") from None
 
 
 def write_texts(texts: dict[Path, str]) -> None:

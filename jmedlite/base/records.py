@@ -71,7 +71,17 @@ def _reader(kind: Any) -> Callable[[Any, str], Any]:
         others = [a for a in arguments if a is not types.NoneType]
         plain, last = {a: _reader(a) for a in others[:-1]}, _reader(others[-1])
         none = len(others) < len(arguments)
-        return lambda value, where: None if none and value is None else plain.get(type(value), last)(value, where)
+        expected = " or ".join(map(_word, others)) if plain else ""
+        fits = _JSON_TYPE.get(get_origin(others[-1]))
+
+        def read(value: Any, where: str) -> Any:
+            if none and value is None:
+                return None
+            if expected and type(value) not in plain and fits and type(value) is not fits:
+                raise DataError(f"{where}: is {_short(value)}, expected {expected}")
+            return plain.get(type(value), last)(value, where)
+
+        return read
     if origin in (tuple, dict):
         return partial(_read_list if origin is tuple else _read_dict, _reader(arguments[0 if origin is tuple else 1]))
     return partial(_read_plain, kind)
@@ -117,6 +127,13 @@ def _read_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int and -MAX_INTEGER <= value < MAX_INTEGER:
         return float(value)
     raise DataError(f"{where}: is {_short(value)}, expected {_WORDS[kind]}")
+
+
+_JSON_TYPE: dict[Any, type] = {tuple: list, dict: dict}
+
+
+def _word(kind: Any) -> str:
+    return {tuple: "a list", dict: "an object"}.get(get_origin(kind)) or _WORDS.get(kind, "an object")
 
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

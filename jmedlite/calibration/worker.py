@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError, NativeError
+from jmedlite.base.errors import DataError, NativeError, system_fault
 from jmedlite.base.gguf import Header
 from jmedlite.base.imatrix import Squares, pack_imatrix
 from jmedlite.base.native import F64
-from jmedlite.base.outputs import fault
 from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
@@ -215,7 +214,7 @@ def calibrate(request: Request, emit: Emit, _: threading.Event) -> None:
                 pack_imatrix(found, datasets=request["datasets"], chunk_size=work.n_ctx, chunks=work.n_chunks)
             )
     except OSError as e:
-        raise fault(e, path, "writing") from None
+        raise system_fault(e, path, "writing") from None
     emit(
         "done",
         entries=len(found),

@@ -67,15 +67,15 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Entry point: every fault becomes one line and its exit code; JMEDLITE_DEBUG shows where it came from."""
-    for stream in (sys.stdout, sys.stderr):
-        # a pipe on Windows has the code page of the system, which may lack what a model writes
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    catch_ending()
-    no_core_dumps()  # Ctrl-\ writes one, and this process holds the question, too
-    import_leanly()
-    warn_of_variables(os.environ, app)
     try:
+        for stream in (sys.stdout, sys.stderr):
+            # a pipe on Windows has the code page of the system, which may lack what a model writes
+            if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+                stream.reconfigure(encoding="utf-8", errors="replace")
+        catch_ending()
+        no_core_dumps()  # Ctrl-\ writes one, and this process holds the question, too
+        import_leanly()
+        warn_of_variables(os.environ, app)
         app()
     except ClosedPipe as e:
         sys.exit(e.exit_code)

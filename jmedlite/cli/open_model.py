@@ -72,9 +72,12 @@ def check_language(language: str | None) -> None:
 def open_runner(model: str | None, loading: LoadOptions, sampling: Sampling) -> Runner:
     """The model that a command's options name, loaded; its plan, and what in a schema does nothing, are shown first."""
     from jmedlite.runtime.runner import Runner
+    from jmedlite.runtime.state_cache import nothing_kept
 
     for warning in sampling.warnings():
         console.warn(warning)
+    if loading.cache and (why := nothing_kept()):
+        console.note(f"(nothing is cached, every prompt is read anew: {why})")
     options = vars(loading)
     if loading.lora:
         from jmedlite.convert.adapters.lora import parse_spec

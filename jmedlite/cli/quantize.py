@@ -84,7 +84,7 @@ def quantize(
             console.document(facts)
         return
     with console.progress("quantizing") as progress:
-        written = job.run(threads=threads, memory=limit, progress=progress)
+        written = job.run(threads=threads, memory=limit, progress=progress, notify=console.note)
     if as_json:
         for level, done in zip(facts["levels"], written, strict=True):
             level["sha256"] = [f.sha256 for f in done.files]

@@ -65,13 +65,15 @@ def report(
         raise UsageError(f"--out {page}: expected a name that ends in .html; the other forms are written beside it")
     found = read_folders(folders, options)
     written = found.write(page, lang)
-    remember_verdicts(
+    forgotten = remember_verdicts(
         [
             Verdict(sha256=v["sha256"], report=str(page.resolve()), reason=v["reason"]["en"])
             for v in found.document["verdicts"]
             if v["sha256"]
         ]
     )
+    if forgotten:
+        console.note(f"(what it chose is not remembered: {forgotten})")
     if model_card is not None:
         check_target(model_card, overwrite=True)
         write_text(model_card, found.model_card())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from jmedlite.base.errors import DataError
+from jmedlite.base.errors import DataError, JmedliteError, as_expected
 
 from .protocol import Emit
 
@@ -47,5 +47,10 @@ def bounded(emit: Emit, what: str, seconds: float, work: Callable[[], T]) -> T:
             return work()
     except MemoryError:
         raise DataError(f"{what} needs too much memory") from None
+    except JmedliteError:
+        raise
+    except Exception as e:  # whatever it is, it must be said what was worked on
+        fault = as_expected(e)
+        raise type(fault)(f"{what}: {fault}") from e
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import ContextFull, DataError
+from jmedlite.base.errors import ContextFull, DataError, system_fault
 from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import parse_json, read_bytes
 from jmedlite.base.options import with_options
-from jmedlite.base.outputs import fault, write_private
+from jmedlite.base.outputs import write_private
 from jmedlite.base.records import Foreign, from_json
 
 from .answers import Answer, ThoughtPiece
@@ -117,7 +117,7 @@ class Conversation:
         try:
             write_private(path, json.dumps(facts, ensure_ascii=False, indent=1).encode("utf-8"))
         except OSError as e:
-            raise fault(e, path, "writing") from None
+            raise system_fault(e, path, "writing") from None
         self.runner.keep_state(self._state)
 
     def load(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import JmedliteError
+from jmedlite.base.errors import JmedliteError, system_fault
 from jmedlite.base.inputs import opened, read_bytes
 from jmedlite.base.outputs import write_private
 
@@ -37,6 +37,18 @@ def cache_folder() -> Path | None:
         return _usual_folder()
     except RuntimeError:
         return None
+
+
+def nothing_kept() -> str:
+    """Why nothing can be cached; "" where it can."""
+    folder = cache_folder()
+    if folder is None:
+        return "no home folder is known (HOME is not set); name a folder in the variable JMEDLITE_CACHE"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        return str(system_fault(e, folder, "making the folder"))
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder}: is not writable"
 
 
 def _usual_folder() -> Path:

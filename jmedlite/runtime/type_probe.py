@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
-from jmedlite.base.errors import NativeError
-from jmedlite.base.outputs import fault, temporary_folder
+from jmedlite.base.errors import NativeError, system_fault
+from jmedlite.base.outputs import temporary_folder
 
 from .process import Child
 
@@ -51,7 +51,7 @@ def _ask(header: bytes, data_bytes: int, ftypes: list[int], imatrix: list[str]) 
                 out.write(header)
                 out.truncate(len(header) + data_bytes)  # sparse: takes no room, but llama.cpp checks the length
         except OSError as e:
-            raise fault(e, path, "writing") from None
+            raise system_fault(e, path, "writing") from None
         request = {"path": str(path), "ftypes": ftypes, "imatrix": imatrix}
         with Child("jmedlite.runtime.type_probe_worker", ADVICE) as child:
             types: dict[str, dict[str, int]] = child.ask(request, "types")["types"]

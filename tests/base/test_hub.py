@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
+import huggingface_hub
 import pytest
 
 from jmedlite.base.errors import NotPermitted, Unavailable
-from jmedlite.base.hub import _faults, parse_id
+from jmedlite.base.hub import _faults, parse_id, resolve
 from tests.support import builders
 from tests.support.hub import hub_environment
 
@@ -59,6 +62,8 @@ class FakeHub:
         files = {str(f.relative_to(self.folder)): f for f in self.folder.rglob("*") if f.is_file()}
         if self.mode == "refused":
             return self.send(to, 403, b"{}", {"X-Error-Message": "Please enable gated repositories."}, body)
+        if self.mode in ("silent", "drip"):
+            return self.stall(to)
         if self.mode == "html":
             return self.send(to, 200, b"<html>please log in</html>", {"Content-Type": "text/html"}, body)
         if path.startswith("/api/models/" + REPO):
@@ -76,6 +81,18 @@ class FakeHub:
         if path.startswith(prefix) and path.removeprefix(prefix) in files:
             return self.send_file(to, files[path.removeprefix(prefix)], body)
         self.send(to, 404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, body)
+
+    def stall(self, to: BaseHTTPRequestHandler) -> None:
+        """Nothing, or a byte now and then, until the other side has enough."""
+        with contextlib.suppress(OSError):
+            if self.mode == "drip":
+                to.send_response(200)
+                to.send_header("Content-Length", "1000000")
+                to.end_headers()
+            for _ in range(1000):
+                threading.Event().wait(0.05)
+                to.wfile.write(b" " * (self.mode == "drip"))
+        to.close_connection = True
 
     @staticmethod
     def lfs(file: Path) -> dict[str, Any]:
@@ -185,6 +202,24 @@ def test_a_page_instead_of_the_hub(tmp_path: Path, hub: FakeHub) -> None:
     assert done.returncode == 69, done.stderr
     assert REPO in one_line(done)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("mode", ["silent", "drip"])
+def test_a_hub_that_stalls_is_left_alone(
+    tmp_path: Path, hub: FakeHub, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its own, huggingface_hub's client waits for ever."""
+    hub.mode = mode
+    client = huggingface_hub.get_session()
+    hooks = client.event_hooks
+    for name, value in (("HF_HUB_DOWNLOAD_TIMEOUT", 0.2), ("ENDPOINT", hub.url), ("HF_HUB_CACHE", str(tmp_path / "c"))):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="can't be reached"):
+        resolve(REPO)
+    assert time.monotonic() - started < 10
+    assert client.event_hooks == hooks
 
 
 def test_tampered_weights_are_not_kept(tmp_path: Path, hub: FakeHub) -> None:

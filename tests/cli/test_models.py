@@ -22,6 +22,7 @@ from jmedlite.api.made_models import (
 from jmedlite.base.errors import DataError
 from jmedlite.cli.app import app
 from jmedlite.cli.command import OTHERS, SHARED
+from jmedlite.runtime.state_cache import nothing_kept
 from tests.support import runs
 from tests.support.commands import check, run, run_text
 
@@ -89,6 +90,29 @@ def test_a_foreign_state_file_is_named(tmp_path: Path) -> None:
     check(run("ask", "q"), 65, "unknown field")
     (state_folder() / "models.json").write_text('{"format": 9}')
     check(run("ask", "q"), 65, "models.json: is not of format 1; move it away")
+
+
+def test_where_nothing_can_be_remembered_a_note_says_so(
+    tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JMEDLITE_STATE", str(tiny_gguf / "state"))  # where no folder can be made, for root neither
+    monkeypatch.setenv("JMEDLITE_CACHE", str(tiny_gguf / "cache"))
+    done = run_text("quantize", str(tiny_gguf), "-b", "8", "--allow-requantize", "-j", "1", "-o", str(tmp_path))
+    assert done.returncode == 0
+    assert "(not remembered, so `ask` needs its name by -m: " in done.stderr
+    done = run_text("report", str(runs.small(tmp_path / "run", n=9)))
+    assert "(what it chose is not remembered: " in done.stderr
+    done = run_text("ask", "-m", str(tiny_gguf), "--max-tokens", "1", "-j", "1", "hello")
+    assert done.returncode == 0
+    assert "(nothing is cached, every prompt is read anew: " in done.stderr
+    for name in ("JMEDLITE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert "JMEDLITE_CACHE" in nothing_kept()
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_a_report_offers_its_choice(tmp_path: Path, tiny_gguf: Path) -> None:

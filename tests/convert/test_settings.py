@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_windows_that_do_not_matter(
     ("family", "changes", "words"),
     [
         ("mistral", {"sliding_window": 0}, ["sliding_window", "0"]),
-        ("mistral", {"sliding_window": "16"}, ["sliding_window", "'16'"]),
+        ("mistral", {"sliding_window": "16"}, ["sliding_window", '"16"']),
         ("qwen2", {**ON, "use_sliding_window": "true"}, ["use_sliding_window", "true or false"]),
         ("qwen2", {**ON, "max_window_layers": "1"}, ["max_window_layers"]),
         ("qwen2", {**ON, "layer_types": "full_attention"}, ["layer_types"]),
@@ -171,10 +172,16 @@ def test_generation_config(tmp_path: Path, asked: dict[str, Any], names: list[st
     assert all(name in warnings[0] for name in names)
 
 
+def test_every_setting_that_is_read_has_a_type() -> None:
+    typed = {f.name for f in fields(settings.Settings)}
+    for family in FAMILIES:
+        assert {*settings.READS, *family.reads} - {""} <= typed, family.title
+
+
 def test_generation_config_of_a_wrong_type(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text('{"min_length": "7"}')
-    with pytest.raises(DataError, match=r"generation_config.json: min_length is '7', expected a number"):
+    with pytest.raises(DataError, match=r'generation_config.json: min_length: is "7", expected a number'):
         assemble(tmp_path / "m")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import jmedlite
 from jmedlite.api.made_models import MadeModel, made_models, remember_models
@@ -21,10 +24,12 @@ from jmedlite.benchmarks.report.read import read_run
 from jmedlite.benchmarks.scoring import score
 from jmedlite.benchmarks.tasks.items import Item
 from jmedlite.benchmarks.tasks.load import load_task
+from jmedlite.calibration.overlap import read_task
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.sources.checkpoint import read_safetensors_header
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.tensors import Files
+from jmedlite.runtime.conversation import Conversation
 from tests.support import builders, runs, tasks
 
 # What stands where something else was expected: well-formed JSON, all of it.
@@ -67,43 +72,53 @@ def bend(document: Any, choose: Choose) -> Any:
     return document
 
 
+def _lines(document: Any) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in document).encode()
+
+
+def _of_lines(raw: bytes) -> Any:
+    return [json.loads(line) for line in raw.splitlines()]
+
+
 @dataclass(frozen=True)
 class Reader:
-    """`read` reads what stands in place of `right`, and raises JmedliteError where it is none."""
+    """`feed` reads the bytes that `encode` makes of what stands in place of `right`: JmedliteError where it is none."""
 
     right: Any
-    read: Callable[[Any], object]
+    feed: Callable[[bytes], object]
+    encode: Callable[[Any], bytes] = lambda document: json.dumps(document).encode()
+    decode: Callable[[bytes], Any] = json.loads
 
     def outcome(self, document: Any) -> str:
         """ "right" or the name of the fault; everything else that is raised is a finding."""
         try:
-            self.read(document)
+            raw = self.encode(document)
+        except UsageError:
+            return "no such file"
+        return self.outcome_of(raw)
+
+    def outcome_of(self, raw: bytes) -> str:
+        """The same of bytes."""
+        try:
+            self.feed(raw)
         except JmedliteError as e:
             assert "\n" not in str(e), str(e)
             return type(e).__name__
         return "right"
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _of_file(path: Path, read: Callable[[], object], **form: Any) -> Reader:
+    """A reader of one file among others."""
+    right = path.read_bytes()
 
-
-def _write(path: Path, document: Any) -> None:
-    path.write_text(json.dumps(document), encoding="utf-8")
-
-
-def _of_file(path: Path, read: Callable[[], object]) -> Reader:
-    """A reader of one JSON file among others."""
-    right = _json(path)
-
-    def replaced(document: Any) -> object:
-        _write(path, document)
+    def feed(raw: bytes) -> object:
+        path.write_bytes(raw)
         try:
             return read()
         finally:
-            _write(path, right)
+            path.write_bytes(right)
 
-    return Reader(right, replaced)
+    return Reader(form.get("decode", json.loads)(right), feed, **form)
 
 
 def readers(folder: Path) -> dict[str, Reader]:
@@ -131,9 +146,12 @@ def readers(folder: Path) -> dict[str, Reader]:
     runs.small(folder / "run", levels=("BF16", "Q8_0"), n=3, methods=("letter", "generate"))
     remember_models([MadeModel(name="m", level="Q8_0", path=str(made), sha256="0" * 64, bits_per_weight=8.5)])
 
-    def task(document: Any) -> object:
-        (folder / "bent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in document), encoding="utf-8")
-        return load_task(f"own={folder / 'bent.jsonl'}")
+    (folder / "m" / "README.md").write_bytes(_card(CARD))
+    excluded = folder / "excluded.jsonl"
+    long = "Which of the following organs makes the insulin that a healthy person needs every single day of a life?"
+    excluded.write_bytes(_lines([{**row, "question": f"{long} {i}"} for i, row in enumerate(rows)]))
+    chat = folder / "chat.json"
+    chat.write_text(json.dumps(CHAT))
 
     def report() -> object:
         return summarise([read_run(folder / "run")], Options())
@@ -151,38 +169,90 @@ def readers(folder: Path) -> dict[str, Reader]:
         "index": _of_file(folder / "shards" / "model.safetensors.index.json", lambda: model("shards")),
         "run.json": _of_file(folder / "run" / "run.json", report),
         "models.json": _of_file(folder / "state" / "models.json", lambda: made_models().default()),
-        "task rows": Reader(rows, task),
+        "model card": _of_file(folder / "m" / "README.md", model, encode=_card, decode=_front),
+        "saved chat": _of_file(chat, lambda: Conversation(NoRunner()).load(chat)),  # type: ignore[arg-type]
+        "task rows": _of_file(
+            folder / "task.jsonl", lambda: load_task(f"own={folder / 'task.jsonl'}"), encode=_lines, decode=_of_lines
+        ),
+        "overlap rows": _of_file(
+            excluded,
+            lambda: read_task(excluded),
+            encode=_lines,
+            decode=_of_lines,
+        ),
         "answers": Reader(ANSWER, _answer),
         "models of a server": Reader(MODELS, _models),
     }  # fmt: skip
     for name in ("items", "questions", "measures", "noise"):
-        found[f"{name}.jsonl"] = _of_lines(folder / "run" / f"{name}.jsonl", report)
+        found[f"{name}.jsonl"] = _of_file(folder / "run" / f"{name}.jsonl", report, encode=_lines, decode=_of_lines)
     path = folder / "m" / "model.safetensors"
     blob = path.read_bytes()
     (length,) = struct.unpack_from("<Q", blob)
 
-    def header(document: Any) -> object:
+    def header(document: Any) -> bytes:
         head = json.dumps(document).encode()
-        bent = folder / "bent.safetensors"
-        bent.write_bytes(struct.pack("<Q", len(head)) + head + blob[8 + length :])
-        return read_safetensors_header(bent)
+        return struct.pack("<Q", len(head)) + head + blob[8 + length :]
 
-    found["safetensors header"] = Reader(json.loads(blob[8 : 8 + length]), header)
+    found["safetensors header"] = _of_file(
+        path,
+        lambda: read_safetensors_header(path),
+        encode=header,
+        decode=lambda raw: json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]),
+    )
+    if find_spec("pyarrow"):
+        (folder / "task.parquet").write_bytes(_parquet(rows))
+        found["parquet rows"] = _of_file(
+            folder / "task.parquet",
+            lambda: load_task(f"own={folder / 'task.parquet'}"),
+            encode=_parquet,
+            decode=lambda raw: _pyarrow().read_table(io.BytesIO(raw)).to_pylist(),
+        )
     return found
 
 
-def _of_lines(path: Path, read: Callable[[], object]) -> Reader:
-    right = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+# ---------------------------------------------------------------------------------------------------- other forms
 
-    def replaced(document: Any) -> object:
-        kept = shutil.copy(path, path.with_suffix(".kept"))
-        path.write_text("".join(json.dumps(line) + "\n" for line in document), encoding="utf-8")
-        try:
-            return read()
-        finally:
-            Path(kept).replace(path)
+CARD = {
+    "license": "apache-2.0", "base_model": ["o/b"], "language": ["ja", "en"], "tags": ["medical"], "model_name": "M",
+    "datasets": [{"name": "d", "repo_url": "https://huggingface.co/o/d"}],
+}  # fmt: skip
+CHAT = {
+    "format": 1, "model": "m", "system": None, "language": "ja", "state": "0" * 32,
+    "turns": [["user", "q"], ["assistant", "a"]],
+}  # fmt: skip
 
-    return Reader(right, replaced)
+
+def _card(document: Any) -> bytes:
+    return f"---\n{yaml.safe_dump(document)}---\n# M\n".encode("utf-8", "surrogatepass")
+
+
+def _front(raw: bytes) -> Any:
+    return yaml.safe_load(raw.split(b"---\n")[1])
+
+
+def _pyarrow() -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet
+
+
+def _parquet(rows: Any) -> bytes:
+    """UsageError where rows have no form in parquet: then there is nothing to read."""
+    import pyarrow
+
+    out = io.BytesIO()
+    try:
+        _pyarrow().write_table(pyarrow.Table.from_pylist(rows), out)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError, AttributeError, UnicodeError) as e:
+        raise UsageError(f"no such parquet file: {' '.join(str(e).split())}") from None
+    return out.getvalue()
+
+
+class NoRunner:
+    """Where a conversation is told what was saved; no model stands behind it."""
+
+    def resume_state(self, name: str) -> bool:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------------- a server
@@ -205,8 +275,8 @@ MODELS = {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096, "meta"
 ITEM = Item(id="1", question="q", choices=("x", "y"), answers=(0,), lang="en")
 
 
-def _answer(document: Any) -> object:
-    raw, where = json.dumps(document).encode(), "http://x/v1/completions"
+def _answer(raw: bytes) -> object:
+    where = "http://x/v1/completions"
     parsed = http._parsed(raw)
     http._words_of(parsed)
     if not isinstance(parsed, dict):
@@ -225,9 +295,9 @@ def _answer(document: Any) -> object:
     return json.dumps([str(f) for f in found], ensure_ascii=False).encode("utf-8"), tokens
 
 
-def _models(document: Any) -> object:
+def _models(raw: bytes) -> object:
     from jmedlite.base.records import from_json
 
-    parsed = http._parsed(json.dumps(document).encode())
+    parsed = http._parsed(raw)
     listed = parsed.get("data") if isinstance(parsed, dict) else None
     return from_json(listed or [], tuple[responses.ModelEntry, ...], "http://x/v1/models: data")

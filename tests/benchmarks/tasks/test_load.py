@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from jmedlite.benchmarks.tasks.formats import MEDICAL_SUBJECTS
 from jmedlite.benchmarks.tasks.items import Dataset, Item
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.registry import TASKS, list_tasks
+from jmedlite.benchmarks.tasks.rows import zip_members
 from tests.support.hub import hub_environment
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -492,6 +494,18 @@ def test_mmlu_as_its_authors_publish_it(tmp_path: Path) -> None:
     (tmp_path / "test" / "anatomy_test.csv").unlink()
     with pytest.raises(InputMissing, match="anatomy"):
         load_task(f"mmlu-medical={tmp_path}")
+
+
+@pytest.mark.parametrize("method", ["ZIP_STORED", "ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA"])
+def test_a_zip_whose_data_are_damaged(tmp_path: Path, method: str) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", getattr(zipfile, method)) as archive:
+        archive.writestr("q.csv", random.Random(0).randbytes(300).hex())
+    whole = path.read_bytes()
+    for at in range(40, 300, 13):
+        path.write_bytes(whole[:at] + bytes(6) + whole[at + 6 :])
+        with pytest.raises(DataError, match="not a zip archive that can be read"):
+            zip_members(path, ["q.csv"])
 
 
 def jmmlu_zip(path: Path) -> Path:
