@@ -76,6 +76,7 @@ def test_bootstrap_against_every_resample() -> None:
 def test_loss_bound_inverts_the_score_test(losses: float, gains: float, n: int) -> None:
     """At the bound, the constrained likelihood (maximised by scipy) gives a score statistic of just −1.645."""
     bound = statistics.loss_bound(losses, gains, n)
+    assert bound > statistics.loss_bound(losses, gains, n, correction=0)
 
     def negative(share: float) -> float:
         parts = ((losses, share + bound), (gains, share), (n - losses - gains, 1 - 2 * share - bound))
@@ -83,22 +84,25 @@ def test_loss_bound_inverts_the_score_test(losses: float, gains: float, n: int) 
 
     low, high = max(0, -bound) + 1e-12, (1 - bound) / 2 - 1e-12
     share = scipy.optimize.minimize_scalar(negative, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
-    z = (losses - gains - n * bound) / math.sqrt(n * (2 * share + bound * (1 - bound)))
+    z = (losses - gains + 0.5 - n * bound) / math.sqrt(n * (2 * share + bound * (1 - bound)))
     assert z == pytest.approx(-scipy.stats.norm.ppf(0.95), abs=1e-4)
 
 
 def test_loss_bound_without_any_disagreement() -> None:
     z2 = scipy.stats.norm.ppf(0.95) ** 2
     for n in (5, 100, 1455):
-        assert statistics.loss_bound(0, 0, n) == pytest.approx(z2 / (n + z2), abs=EXACT)
+        assert statistics.loss_bound(0, 0, n, correction=0) == pytest.approx(z2 / (n + z2), abs=EXACT)
+        # half a question more: the root of (n δ − ½)² = z² n δ (1 − δ)
+        half = np.roots([n * n + z2 * n, -n * (1 + z2), 0.25]).max()
+        assert statistics.loss_bound(0, 0, n) == pytest.approx(half, abs=EXACT)
     assert statistics.loss_bound(0, 0, 0) == statistics.loss_bound(7, 0, 7) == 1
     assert statistics.loss_bound(0, 40, 100) < 0  # a level that is better
 
 
 def test_loss_bound_of_another_implementation() -> None:
     """R's PropCIs::scoreci.mp, as somebody published it: 48 and 41 discordant of 549, 90 %: −1.57 to 4.14 points."""
-    assert statistics.loss_bound(48, 41, 549) == pytest.approx(0.0414, abs=5e-5)
-    assert -statistics.loss_bound(41, 48, 549) == pytest.approx(-0.0157, abs=5e-5)
+    assert statistics.loss_bound(48, 41, 549, correction=0) == pytest.approx(0.0414, abs=5e-5)
+    assert -statistics.loss_bound(41, 48, 549, correction=0) == pytest.approx(-0.0157, abs=5e-5)
 
 
 def test_loss_bound_covers() -> None:
