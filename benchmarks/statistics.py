@@ -95,6 +95,8 @@ def heterogeneity(
     (2010).
     """
     names = sorted({group for stratum in strata for group, _ in stratum})
+    if len(names) < 2:
+        return 0.0, 1.0
     place = {name: i for i, name in enumerate(names)}
     sizes = np.zeros(len(names))
     observed = np.zeros(len(names))
@@ -110,8 +112,9 @@ def heterogeneity(
             loose[tuple(sorted(stratum))] += 1
         else:
             fixed += own
-    if len(names) < 2 or not loose:
-        return _between(observed, sizes), 1.0
+    statistic = float(_between(observed, sizes))
+    if not loose:
+        return statistic, 1.0
     rng = np.random.default_rng(seed)
     sums = np.tile(fixed, (samples, 1))
     for stratum, times in loose.items():
@@ -127,9 +130,8 @@ def heterogeneity(
                 left[:, :, k] -= drawn
                 wanted = wanted - drawn
                 sums[:, place[group]] += values[k] * drawn.sum(axis=1)
-    statistic = _between(observed, sizes)
     as_large = int((_between(sums, sizes) >= statistic * (1 - 1e-9)).sum())
-    return float(statistic), (1 + as_large) / (1 + samples)
+    return statistic, (1 + as_large) / (1 + samples)
 
 
 def _between(sums: Floats, sizes: Floats) -> Any:

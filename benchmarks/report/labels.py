@@ -62,8 +62,8 @@ _TEXT: dict[str, tuple[str, str]] = {
         "{label}（基準そのもの、{resources}）：条件を満たすレベルに、これより正答率の高いものはありません。",
     ),
     "v_reference_smallest": (
-        "{label}, the reference itself ({resources}): no smaller level is shown to stay less than {margin} points below "
-        "it.",
+        "{label}, the reference itself ({resources}): no smaller level is shown to stay less than {margin} points "
+        "below it.",
         "{label}（基準そのもの、{resources}）：これより小さいレベルのうち、低下が{margin}ポイント未満と示されたものは"
         "ありません。",
     ),

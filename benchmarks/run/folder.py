@@ -121,8 +121,10 @@ class RunFolder:
             raise DataError(f"{run}: is damaged (no JSON); choose another --out") from None
         if not isinstance(there, dict) or (there.get("format"), there.get("version")) != (FORMAT, VERSION):
             raise DataError(f"{run}: is no run of format {VERSION}; choose another --out")
+        now = json.loads(json.dumps(self.document))
         _declare(there)
-        changed = [c for c in document_differences(there, json.loads(json.dumps(self.document))) if c[0] not in FREE]
+        _declare(now)
+        changed = [c for c in document_differences(there, now) if c[0] not in FREE]
         if changed:
             named = "; ".join(f"{'.'.join(map(str, at))} was {old}, is {new}" for at, old, new in changed[:SHOWN])
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""

@@ -172,8 +172,9 @@ def test_the_smallest_level_without_meaningful_loss(tmp_path: Path) -> None:
         "all 3 levels together); file 4.70 GB; 5.24 GB of memory in use at most, fits 8 GB of RAM"
     )
     assert v["reason"]["ja"].startswith(
-        "Q4_K_M：試験問題868問での正答率は、量子化前の同じモデルの解答と比べて2ポイント以上は低下しないことが示されました。臨床現場での"
-        "安全性を示すものではありません。差は−0.9ポイント（全3レベルを合わせた95％信頼区間−1.8～−0.2）。ファイル 4.70 GB、"
+        "Q4_K_M：試験問題868問での正答率は、量子化前の同じモデルの解答と比べて2ポイント以上は低下しないことが示されました。"
+        "臨床現場での安全性を示すものではありません。差は−0.9ポイント（全3レベルを合わせた95％信頼区間−1.8～−0.2）。"
+        "ファイル 4.70 GB、"
     )
     shown = {c["model"]: c["no_meaningful_loss"] for c in v["candidates"]}
     assert shown == {"qwen-BF16": None, "qwen-Q8_0": True, "qwen-Q4_K_M": True, "qwen-Q2_K": False}

@@ -71,7 +71,7 @@ def with_a_conflict(folder: Path) -> Path:
     """A partial run whose narrowest level loses all that it loses in one group, and whose widest is the fastest."""
     models = [run_builder.model(level) for level in ("BF16", "Q8_0", "Q4_K_M")]
     questions = [run_builder.question(i, group="b" if i < 40 else "a") for i in range(600)]
-    items = [run_builder.answer(q, m["name"], not (rank == 2 and i < 7))
+    items = [run_builder.answer(q, m["name"], not (rank == 2 and i < 9))
              for rank, m in enumerate(models) for i, q in enumerate(questions)]  # fmt: skip
     measures = [run_builder.measure(m["name"], question_seconds=[1.0 + rank]) for rank, m in enumerate(models)]
     return run_builder.write(folder, models, questions, items[:-1], measures=measures)
