@@ -1,6 +1,6 @@
 """Simulation: how often a report recommends a level that loses more than the margin. The table of docs/statistics.md.
 
-    python tools/simulate_verdict.py                  # 10,000 reports of each kind: ten minutes
+    python tools/simulate_verdict.py                  # 10,000 reports of each kind: five minutes
     python tools/simulate_verdict.py --runs 500
 
 Each report has six levels, from the widest to the narrowest, and questions in a few groups. What a level does to a
@@ -104,12 +104,13 @@ def group_of(n: int) -> NDArray[Any]:
 
 def compare(differences: NDArray[Any]) -> Comparison:
     """What `claim` needs of a comparison."""
-    lost, gained = int((differences < 0).sum()), int((differences > 0).sum())
+    below, above = differences[differences < 0], differences[differences > 0]
+    losses, gains, n = float(-below.sum()), float(above.sum()), len(differences)
+    asked_once = len(below) == losses and len(above) == gains
     return cast(Comparison, {
-        "n": len(differences), "losses": float(-differences[differences < 0].sum()),
-        "gains": float(differences[differences > 0].sum()), "questions_lost": lost, "questions_gained": gained,
-        "effective_pairs": statistics.effective_pairs(differences), "difference": float(differences.mean()),
-        "p": statistics.mcnemar(lost, gained),
+        "n": n, "losses": losses, "gains": gains, "questions_lost": len(below), "questions_gained": len(above),
+        "effective_pairs": float(n) if asked_once else statistics.effective_pairs(differences),
+        "difference": (gains - losses) / n, "p": statistics.mcnemar(len(below), len(above)),
     })  # fmt: skip
 
 
@@ -118,12 +119,14 @@ def recommended(primary: NDArray[Any], other: NDArray[Any]) -> tuple[list[bool],
     n = primary.shape[1]
     comparisons = [compare(d) for d in primary]
     claim([(c, False) for c in comparisons], K, MARGIN)
+    alone = [c["no_meaningful_loss"] for c in comparisons]
+    if not any(alone):
+        return alone, alone
     groups = group_of(n)
     parts = [compare(d[groups == g]) for d in primary for g in range(len(GROUPS))]
     of_groups = statistics.holm([c["p"] or 0.0 for c in parts])
     others = [compare(d) for d in other]
     of_others = statistics.holm([c["p"] or 0.0 for c in others])
-    alone = [c["no_meaningful_loss"] for c in comparisons]
     final = []
     for level, shown in enumerate(alone):
         own = range(level * len(GROUPS), (level + 1) * len(GROUPS))
