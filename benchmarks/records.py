@@ -123,6 +123,7 @@ class SettingsRecord:
     think: bool | None = None
     think_budget: int | None = None
     template_vars: dict[str, Any] | None = None
+    primary: str | None = None  # the view that the verdict goes by; runs before it was declared have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,7 @@ class QuestionRecord:
     human_accuracy: float | None  # percent
     context: str
     excluded: str | None
+    groups: dict[str, str] | None = None  # by side
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,7 @@ from .quantize import plan_quantization
 BITS = (16, 8, 6, 5, 4, 3, 2)
 # the adapter taught these facts
 QUESTIONS = ("三角筋を支配する神経は何ですか。", "Which nerve innervates the deltoid?")
-PARTS = ("base", "adapter")  # the groups of the demo's questions begin with what taught their facts
-RAM_BYTES = 8 * 10**9  # of the laptop that the report's verdict is for
+PARTS = ("base", "adapter")  # what taught the facts that a question of the demo asks for
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Demo:
 
     def report(self, lang: str) -> tuple[Report, list[Path]]:
         """The report on the run, written in every form."""
-        found = report([self.folder / "run"], reference="demo-BF16", ram_bytes=RAM_BYTES)
+        found = report([self.folder / "run"], reference="demo-BF16")
         return found, found.write(self.page, lang)
 
     def ask(self) -> Iterator[tuple[str, Iterator[str]]]:
@@ -92,7 +91,7 @@ class Demo:
 
     def accuracies(self) -> list[dict[str, Any]]:
         """Per model and part, right answers in percent with the 95 % Wilson interval, of `n`."""
-        part = {q["id"]: q["group"].split(":")[0] for q in read_lines(self.folder / "run" / "questions.jsonl")}
+        part = {q["id"]: q["groups"]["facts"] for q in read_lines(self.folder / "run" / "questions.jsonl")}
         counts: dict[str, dict[str, list[bool]]] = {}
         for line in read_lines(self.folder / "run" / "items.jsonl"):
             parts = counts.setdefault(line["model"], {name: [] for name in PARTS})
