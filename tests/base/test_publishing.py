@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError, Interrupted, IoFault, JmedliteError
-from jmedlite.base.outputs import OutputFile
+from jmedlite.base.outputs import Lock, OutputFile
 from jmedlite.base.publishing import Publication, check_published, check_target
 from jmedlite.base.signals import Terminated, catch_ending, kept_back
 
@@ -199,6 +199,32 @@ def test_a_signal_waits_and_what_follows_is_undone(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, old)
     assert seen == [signal.SIGINT]
     assert there(tmp_path) == {}
+    assert hidden(tmp_path) == []
+
+
+def test_the_next_run_sweeps_what_dead_ones_left_under_other_names(tmp_path: Path) -> None:
+    """Locks that nobody holds, and what was not finished; nothing of the living, nothing of other programs."""
+    dead = (".n-Q4.gguf.lock", ".r.html.lock", ".r.html.partial")
+    theirs = {".other.lock": "", ".m.json.lock": "", ".held.gguf.lock": "", ".full.gguf.lock": "1234"}
+    for name, content in {**dict.fromkeys(dead, ""), **theirs}.items():
+        (tmp_path / name).write_text(content)
+    with FileLock(tmp_path / ".held.gguf.lock", timeout=0):
+        check_target(tmp_path / "k.gguf", overwrite=False)
+        assert hidden(tmp_path) == sorted(theirs)
+
+
+def test_a_lock_that_was_let_go_in_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sweeps holds a lock for a moment, and takes its file away: that is no other run that writes."""
+    acquire, tries = FileLock.acquire, iter((True, False))
+
+    def swept(self: FileLock, *arguments: Any, **options: Any) -> Any:
+        if next(tries):
+            raise Timeout(str(self.lock_file))
+        return acquire(self, *arguments, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", swept)
+    with Lock(tmp_path / "m.gguf"):
+        assert hidden(tmp_path) == [".m.gguf.lock"]
     assert hidden(tmp_path) == []
 
 
