@@ -14,8 +14,9 @@ from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError, Interrupted, IoFault, JmedliteError
 from jmedlite.base.outputs import Lock, OutputFile
-from jmedlite.base.publishing import Publication, check_published, check_target
+from jmedlite.base.publishing import Publication, check_published, check_target, write_texts
 from jmedlite.base.signals import Terminated, catch_ending, kept_back
+from tests.support.limits import largest_file
 
 NAMES = ("m-00002-of-00002.gguf", "m.json", "m-00001-of-00002.gguf")
 CALLS = ("fsync", "replace", "link", "unlink")  # of os: all that a publication asks of the system after writing
@@ -269,6 +270,22 @@ def test_a_signal_while_a_file_is_begun(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt), OutputFile(tmp_path / "b.gguf"):
         raise AssertionError("not reached")
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["fresh", "overwriting"])
+def test_disk_full_at_every_tenth(tmp_path: Path, old: bool) -> None:
+    """Of texts that are published together, as a report's four forms are."""
+    texts = {tmp_path / f"r.{i}": "x" * (1000 * i) for i in range(1, 5)}
+    for path in texts if old else ():
+        path.write_text("old")
+    before = there(tmp_path)
+    for tenth in range(10):
+        with largest_file(400 * tenth), pytest.raises(IoFault, match="ulimit -f"):
+            write_texts(texts)
+        assert there(tmp_path) == before
+        assert hidden(tmp_path) == []
+    write_texts(texts)
+    assert there(tmp_path) == {path.name: text for path, text in texts.items()}
 
 
 def test_no_room_for_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
