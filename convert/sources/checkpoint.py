@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE, is_plain
 from jmedlite.base.inputs import MAX_INDEX, check_stand_in, opened, parse_json, read_json
+from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
 from jmedlite.convert.families.settings import read_config
 
@@ -109,7 +111,14 @@ def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], base: int, siz
         raise DataError(f"{path.name}: has {size - at:,} bytes after its last tensor, expected none")
 
 
-def _shard_path(folder: Path, name: Any, index: str) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class _Index(Foreign):
+    """Which file each tensor is in."""
+
+    weight_map: dict[str, str]
+
+
+def _shard_path(folder: Path, name: str, index: str) -> Path:
     """A shard named by an index, which must stand in the folder itself; `inputs.check_links` has judged links."""
     if not is_plain(name):
         raise DataError(f"{index}: names the shard {shown(name)}, expected a plain file name inside the folder")
@@ -166,13 +175,10 @@ class Checkpoint:
         raise InputMissing(f"{self.folder}: has neither {SINGLE} nor {INDEX}, nor {BIN_SINGLE} nor {BIN_INDEX}{hint}")
 
     def _from_index(self, index: str) -> dict[str, StoredTensor]:
-        weight_map = read_json(self.folder / index, MAX_INDEX, _agreeing).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        weight_map = from_json(read_json(self.folder / index, MAX_INDEX, _agreeing), _Index, index).weight_map
+        if not weight_map:
             raise DataError(f"{index}: has no weight_map")
-        shards: dict[str, Path] = {}
-        for name in weight_map.values():
-            if not isinstance(name, str) or name not in shards:  # a list would not even hash
-                shards[name] = _shard_path(self.folder, name, index)
+        shards = {name: _shard_path(self.folder, name, index) for name in dict.fromkeys(weight_map.values())}
         found: dict[str, StoredTensor] = {}
         for name, path in shards.items():
             for tensor in read_weights(path).values():

@@ -21,6 +21,7 @@ from jmedlite.base.errors import LONGEST, DataError, as_expected
 from jmedlite.base.native import decodes, encodes, quantize_rows, widen
 from jmedlite.cli import console
 from jmedlite.runtime import protocol
+from jmedlite.runtime.bounded import bounded
 from tests.support import builders
 from tests.support.commands import check, run
 
@@ -81,6 +82,13 @@ def test_the_command_line_shows_no_traceback_unless_asked(
     assert "no setting has this name" not in told
 
 
+def test_ctrl_c_before_the_command_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jmedlite.cli.app.import_leanly", _raise(KeyboardInterrupt()))
+    done = run("models")
+    assert done.returncode == 130
+    assert done.stderr == b"\n"
+
+
 def test_a_child_tells_what_it_did_not_expect_as_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[dict[str, Any]] = []
     for debug in ("", "1"):
@@ -94,6 +102,14 @@ def test_a_child_tells_what_it_did_not_expect_as_an_event(monkeypatch: pytest.Mo
     assert "Traceback" in events[1]["trace"]
     assert all(json.dumps(e) for e in events)
     assert threading.current_thread() is threading.main_thread()
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), KeyError("x"), OSError(errno.EMFILE, "Too many open files")])
+def test_bounded_work_says_what_was_worked_on(error: Exception) -> None:
+    with pytest.raises(type(as_expected(error)), match=r"^the template: .*"):
+        bounded(lambda event, **fields: None, "the template", 5, _raise(error))
+    with pytest.raises(DataError, match=r"^as it is$"):
+        bounded(lambda event, **fields: None, "the template", 5, _raise(DataError("as it is")))
 
 
 def test_names_too_long_for_the_system(tmp_path: Path, tiny_gguf: Path) -> None:

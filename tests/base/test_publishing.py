@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from jmedlite.base.errors import Busy, CannotCreate, DataError, Interrupted, IoFault, JmedliteError
-from jmedlite.base.outputs import OutputFile
-from jmedlite.base.publishing import Publication, check_published, check_target
+from jmedlite.base.outputs import Lock, OutputFile
+from jmedlite.base.publishing import Publication, check_published, check_target, write_texts
 from jmedlite.base.signals import Terminated, catch_ending, kept_back
+from tests.support.limits import largest_file
 
 NAMES = ("m-00002-of-00002.gguf", "m.json", "m-00001-of-00002.gguf")
 CALLS = ("fsync", "replace", "link", "unlink")  # of os: all that a publication asks of the system after writing
@@ -202,6 +203,32 @@ def test_a_signal_waits_and_what_follows_is_undone(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
+def test_the_next_run_sweeps_what_dead_ones_left_under_other_names(tmp_path: Path) -> None:
+    """Locks that nobody holds, and what was not finished; nothing of the living, nothing of other programs."""
+    dead = (".n-Q4.gguf.lock", ".r.html.lock", ".r.html.partial")
+    theirs = {".other.lock": "", ".m.json.lock": "", ".held.gguf.lock": "", ".full.gguf.lock": "1234"}
+    for name, content in {**dict.fromkeys(dead, ""), **theirs}.items():
+        (tmp_path / name).write_text(content)
+    with FileLock(tmp_path / ".held.gguf.lock", timeout=0):
+        check_target(tmp_path / "k.gguf", overwrite=False)
+        assert hidden(tmp_path) == sorted(theirs)
+
+
+def test_a_lock_that_was_let_go_in_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sweeps holds a lock for a moment, and takes its file away: that is no other run that writes."""
+    acquire, tries = FileLock.acquire, iter((True, False))
+
+    def swept(self: FileLock, *arguments: Any, **options: Any) -> Any:
+        if next(tries):
+            raise Timeout(str(self.lock_file))
+        return acquire(self, *arguments, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", swept)
+    with Lock(tmp_path / "m.gguf"):
+        assert hidden(tmp_path) == [".m.gguf.lock"]
+    assert hidden(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_ends_is_an_exception_once(name: str) -> None:
     number = getattr(signal, name, None)
@@ -243,6 +270,22 @@ def test_a_signal_while_a_file_is_begun(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt), OutputFile(tmp_path / "b.gguf"):
         raise AssertionError("not reached")
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["fresh", "overwriting"])
+def test_disk_full_at_every_tenth(tmp_path: Path, old: bool) -> None:
+    """Of texts that are published together, as a report's four forms are."""
+    texts = {tmp_path / f"r.{i}": "x" * (1000 * i) for i in range(1, 5)}
+    for path in texts if old else ():
+        path.write_text("old")
+    before = there(tmp_path)
+    for tenth in range(10):
+        with largest_file(400 * tenth), pytest.raises(IoFault, match="ulimit -f"):
+            write_texts(texts)
+        assert there(tmp_path) == before
+        assert hidden(tmp_path) == []
+    write_texts(texts)
+    assert there(tmp_path) == {path.name: text for path, text in texts.items()}
 
 
 def test_no_room_for_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

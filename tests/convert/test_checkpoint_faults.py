@@ -170,10 +170,10 @@ def edit_index(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
         ("", ["''", "plain file name"]),
         ("sub/model.safetensors", ["sub/model.safetensors", "plain file name"]),
         ("..\\stolen.safetensors", ["stolen.safetensors", "plain file name"]),
-        (None, ["None", "plain file name"]),
-        (3, ["3", "plain file name"]),
-        (["model-00001-of-00002.safetensors"], ["plain file name"]),
-        ({}, ["plain file name"]),
+        (None, ["is null, expected text"]),
+        (3, ["is 3, expected text"]),
+        (["model-00001-of-00002.safetensors"], ["expected text"]),
+        ({}, ["is {}, expected text"]),
     ],
 )
 def test_index_names_a_bad_shard(tmp_path: Path, shard: Any, words: list[str]) -> None:
@@ -209,7 +209,7 @@ def test_links_inside_the_folder_and_of_the_hub_cache_are_followed(tmp_path: Pat
         (b"\xff", ["not valid JSON"]),
         (b"[]", ["list", "expected an object"]),
         (b"{}", ["no weight_map"]),
-        (b'{"weight_map": []}', ["no weight_map"]),
+        (b'{"weight_map": []}', ["weight_map: is [], expected an object"]),
         (b'{"weight_map": {}}', ["no weight_map"]),
     ],
 )

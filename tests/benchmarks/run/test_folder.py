@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from jmedlite.base.errors import Busy, CannotCreate, DataError
+from jmedlite.base.errors import Busy, CannotCreate, DataError, IoFault
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.records import AnswerRecord, MeasureRecord, QuestionRecord
 from jmedlite.benchmarks.run.folder import ITEMS, MEASURES, RUN, RunFolder, document_differences
 from tests.support import runs
+from tests.support.limits import largest_file
 
 DOCUMENT: dict[str, Any] = {
     "created": "2026-01-01",
@@ -54,6 +55,28 @@ def test_resume_counts_what_is_whole(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == [to_json(answer(n)) for n in range(3)]
     assert run.items(1) == [answer(1), answer(2)]
     assert run.items(0, 1) == [answer(0)]
+
+
+def whole_run(folder: Path) -> dict[str, bytes]:
+    """A run from wherever it is to its end."""
+    with opened(folder) as run:
+        for n in range(run.n_items, len(KEYS)):
+            run.add_items([answer(n)])
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_disk_full_at_every_tenth(tmp_path: Path) -> None:
+    """What was there stays, and the same run then ends with the same bytes."""
+    golden = whole_run(tmp_path / "golden")
+    size = max(map(len, golden.values()))
+    for tenth in range(10):
+        folder = tmp_path / str(tenth)
+        with largest_file(size * tenth // 10), pytest.raises(IoFault, match="ulimit -f"):
+            whole_run(folder)
+        left = {f.name: f.read_bytes() for f in folder.iterdir()}
+        assert all(golden[name].startswith(content) for name, content in left.items())
+        assert left.keys() in ({RUN, "questions.jsonl"}, {RUN, "questions.jsonl", ITEMS}, set())
+        assert whole_run(folder) == golden
 
 
 def test_a_torn_measure_is_cut_off(tmp_path: Path) -> None:
