@@ -87,7 +87,7 @@ def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: L
     if item is None:
         assert left is not None
         item = Item(left.id, "", (), (), dataset.lang)
-    facts = {**vars(item), "groups": dict(item.groups) or None}
+    facts = {**vars(item), "groups": dict(item.groups) or None, "marks": item.marks or (left.marks if left else None)}
     return QuestionRecord(task=dataset.name, **facts, excluded=excluded)
 
 

@@ -248,4 +248,5 @@ def describe_task(dataset: Dataset) -> TaskRecord:
         n_items=len(dataset.items) + len(dataset.left),
         n_asked=len(dataset.items),
         excluded=excluded,
+        date=dataset.date,
     )
