@@ -15,11 +15,13 @@ from jmedlite.benchmarks.records import DistanceRecord, TaskRecord
 from jmedlite.runtime.chat_template import NOTICE
 
 from . import sections
+from .ages import age_of, contaminated
 from .baselines import baselines, orders_of
 from .cautions import cautions, guesses
 from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
 from .costs import measures, pareto_fronts, thought_tokens_mean
 from .flips import flipped_items
+from .points import exam_points, sentences
 from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
 from .read import Run
 from .verdict import verdict
@@ -62,7 +64,7 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
                     "vram_bytes": options.vram_bytes, "max_latency": options.max_latency, "alpha": statistics.ALPHA,
                     "power": statistics.POWER, "bootstrap_samples": statistics.SAMPLES},
         "verdicts": [verdict(f, models, view_documents, options) for f in _judged(families, options)],
-        "warnings": [*guesses(families, view_documents), *cautions(laid)],
+        "warnings": [*guesses(families, view_documents), *cautions(laid), *contaminated(laid)],
         "runs": [_run(run) for run in runs],
         "tasks": _tasks(runs),
         "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
@@ -152,6 +154,7 @@ def _task(run: int, task: TaskRecord) -> sections.Task:
         "source": task.source,
         "revision": task.revision,
         "license": task.license,
+        "date": task.date,
         "files": [{"name": f.name, "sha256": f.sha256} for f in task.files],
     }
 
@@ -170,7 +173,7 @@ def _ask(run: Run, index: int) -> sections.Ask:
 
 
 def _model(laid: Pool, entrant: Entrant) -> sections.Model:
-    distance, model = laid.distance(entrant), entrant.model
+    distance, model, age = laid.distance(entrant), entrant.model, age_of(entrant.model)
     return {
         "key": entrant.key,
         "label": entrant.label,
@@ -191,6 +194,8 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
         "imatrix": model.imatrix,
         "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
         "endpoint": model.endpoint,
+        "date": age.date if age else None,
+        "date_source": age.source if age else None,
         "measures": measures(laid.measures(entrant)),
         "thought_tokens_mean": thought_tokens_mean(laid.sheets.get("generate", {}).get(entrant.key, {}).values()),
         "distance": _distance(distance) if distance else None,
@@ -222,6 +227,7 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
+    exams = exam_points(laid, view)
     flipped = flipped_items(laid, view, references) if view.key == view.method else []
     results = [_result(laid, view, e, references.get(e.family), options) for e in laid.entrants]
     for family in laid.families:
@@ -238,6 +244,8 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
         "results": results,
         "across": _across(laid, view, references),
         "languages": _languages(laid, view),
+        "exams": exams,
+        "exam_sentences": sentences(laid, exams, references),
         "n_flipped": len(flipped),
         "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in sections.KINDS},
         "flipped": flipped,

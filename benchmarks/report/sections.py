@@ -19,6 +19,9 @@ Cost = Literal["peak_rss_bytes", "n_bytes", "question_seconds"]
 Baseline = Literal["chance", "most_frequent", "first_choice", "empty_output", "all_choices", "human", "n_human"]
 Side = Literal["task", "lang", "group"]
 Decision = Literal["recommended", "reference", "none_shown", "none_fits", "one_level", "not_compared", "empty"]
+AgeSource = Literal["metadata", "architecture"]
+Section = Literal["required", "general"]
+SECTIONS: Final[tuple[Section, ...]] = ("required", "general")
 Kind = Literal["right_to_wrong", "wrong_to_right", "wrong_to_wrong"]
 KINDS: Final[tuple[Kind, ...]] = ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")  # the worst first
 
@@ -74,6 +77,7 @@ class Task(TypedDict):
     source: str
     revision: str | None
     license: str | None
+    date: str | None
     files: list[File]
 
 
@@ -179,6 +183,8 @@ class Model(TypedDict):
     imatrix: str | None
     adapters: list[Adapter]
     endpoint: str | None
+    date: str | None
+    date_source: AgeSource | None
     measures: Measures | None
     thought_tokens_mean: float | None
     distance: Distance | None
@@ -386,6 +392,54 @@ class Flipped(TypedDict):
     changed: list[Changed]
 
 
+class SectionPoints(TypedDict):
+    """A section of an exam: `points` earned of the `asked` ones, which are the `share` of all there are (`of`)."""
+
+    section: Section
+    points: int
+    asked: int
+    of: int
+    share: float | None
+
+
+class Sitting(TypedDict):
+    """A model in an exam. `harmful`: contraindicated choices taken, null where none are known.
+
+    `least` and `most`: whether it passes with all questions that were not asked wrong, and right. `chance` and
+    `interval`: with these as often right as the others; `another`: with all questions drawn anew. Null where the exam
+    is not whole. `newer`: whether the questions came out before the model.
+    """
+
+    model: str
+    sections: list[SectionPoints]
+    harmful: int | None
+    least: bool | None
+    most: bool | None
+    chance: float | None
+    interval: Interval | None
+    another: float | None
+    another_interval: Interval | None
+    newer: bool | None
+
+
+class ExamPoints(TypedDict):
+    """A licensing exam: its number, first day, and its lines. `reference` names the exam whose line stands here.
+
+    `whole`: all of its points are in the data. `harmful` is how many contraindicated choices may be taken, null where
+    it is not known which they are.
+    """
+
+    task: str
+    exam: str
+    held: str
+    whole: bool
+    reference: str | None
+    lines: dict[Section, int]
+    points: dict[Section, int]
+    harmful: int | None
+    sittings: list[Sitting]
+
+
 class View(TypedDict):
     """One way of counting answers. Baselines are fractions, but for `n_human`, a number of items."""
 
@@ -397,6 +451,8 @@ class View(TypedDict):
     results: list[Result]
     across: list[Across]
     languages: list[Languages]
+    exams: list[ExamPoints]
+    exam_sentences: list[Bilingual]
     n_flipped: int
     flipped_by_kind: dict[Kind, int]
     flipped: list[Flipped]

@@ -3,8 +3,8 @@
 A right answer earns 1 point; in the required blocks B and E the questions 26 to 50 (clinical ones) earn 3. One passes
 with the points of both lines, and with at most `harmful` questions in which a contraindicated choice was taken. The
 line of the required questions is 80 % of their points, that of the others differs by year. What was taken out of the
-scoring earns nothing, so a section's total may be below 200 or 300. The lines are those that the ministry announced with
-the results; sources in docs/tasks.md.
+scoring earns nothing, so a section's total may be below 200 or 300. The lines are those that the ministry announced
+with the results; sources in docs/tasks.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .items import Marks
 
-REQUIRED, GENERAL = SECTIONS = ("required", "general")
+REQUIRED, GENERAL = "required", "general"
 REQUIRED_BLOCKS = "BE"
 
 

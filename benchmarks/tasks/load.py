@@ -188,7 +188,7 @@ def _local(task: Task, path: Path) -> list[_File]:
         if files := _find(path, names):
             return files
     expected = " or ".join(dict.fromkeys(names[0] for names in (task.test, *_other_names(task))))
-    more = f", and so for {', '.join(MEDICAL_SUBJECTS)}" if task.parse is task.parse_with is None else ""
+    more = f", and so for {', '.join(MEDICAL_SUBJECTS)}" if not task.own_rows else ""
     raise InputMissing(f"{path}: has no {expected}{more}; expected a copy of {task.source}")
 
 
@@ -207,7 +207,7 @@ def _details(task: Task, path: Path) -> _File | None:
 
 def _local_examples(task: Task, path: Path) -> list[_File]:
     folder = path if path.is_dir() else path.parent
-    by_subject = task.parse is task.parse_with is None
+    by_subject = not task.own_rows
     names = [task.examples, tuple(f"{s}_dev.csv" for s in MEDICAL_SUBJECTS)] if by_subject else [task.examples]
     return next((files for n in names if n and (files := _find(folder, n))), [])
 

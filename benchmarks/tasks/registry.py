@@ -38,6 +38,11 @@ class Task:
     local: tuple[str, ...] = ()
 
     @property
+    def own_rows(self) -> bool:
+        """Whether it has a function for its rows; MMLU's differ from file to file."""
+        return self.parse is not None or self.parse_with is not None
+
+    @property
     def source(self) -> str:
         """Where it is published, for people."""
         if self.clone:

@@ -62,6 +62,11 @@ def full(folder: Path, base: str) -> Path:
                   for i, name in enumerate(names)],
     )  # fmt: skip
     head = (folder / "run.json").read_text(encoding="utf-8")
+    questions = folder / "questions.jsonl"
+    marked = questions.read_text(encoding="utf-8").replace(
+        '"excluded": null', '"excluded": null, "marks": {"exam": "112", "section": "general", "points": 1}'
+    )
+    questions.write_text(marked, encoding="utf-8")
     adapted = head.replace('"adapters": []', '"adapters": [{"name": "a", "weight": 1.0}]')
     (folder / "run.json").write_text(adapted, encoding="utf-8")
     return folder

@@ -199,7 +199,8 @@ def test_yakugakuqa(tmp_path: Path) -> None:
                 "answer": answer, "comment": "", **more}  # fmt: skip
 
     either = ["1", "2（いずれか一つを選択で正解とする）"]
-    path = jsonl(tmp_path / "data.jsonl", row("097001", ["4"]), row("097002", ["1", "5"]), row("097003", ["解なし（不適切）"]),
+    path = jsonl(tmp_path / "data.jsonl", row("097001", ["4"]), row("097002", ["1", "5"]),
+                 row("097003", ["解なし（不適切）"]),
                  row("097004", either), row("097005", ["1"], text_only=False))  # fmt: skip
     with pytest.raises(InputMissing, match=r"has no metadata.jsonl"):
         load_task(f"yakugakuqa={tmp_path}")
