@@ -125,6 +125,7 @@ class SettingsRecord:
     think: bool | None = None
     think_budget: int | None = None
     template_vars: dict[str, Any] | None = None
+    preset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from .cautions import cautions, guesses
 from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
 from .costs import measures, pareto_fronts, thought_tokens_mean
 from .flips import flipped_items
+from .papers import papers
 from .points import exam_points, sentences
 from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
 from .read import Run
@@ -72,6 +73,7 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
         "models": models,
         "pareto": pareto_fronts(models, view_documents, joined=laid.asked_alike()),
         "views": view_documents,
+        "papers": papers(laid, view_documents),
     }  # fmt: skip
 
 

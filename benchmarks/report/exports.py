@@ -55,7 +55,7 @@ def to_markdown(document: Document, lang: str) -> str:
     parts += [f"{_cell(reason)}\n" for reason in reasons(document, lang)]
     parts += [f"> {_cell(w[lang])}\n" for w in document["warnings"]]
     parts += [f"## {t['h_levels']}\n", _levels(document, t)]
-    parts += exams_as_markdown(document, t, lang)
+    parts += [*exams_as_markdown(document, t, lang), *papers_as_markdown(document, t)]
     for view in document["views"]:
         parts += [f"## {t['h_paired']}: {t['view_' + view['key']]}\n", _comparisons(view, t)]
         base = view["baselines"]
@@ -96,6 +96,24 @@ def exams_as_markdown(document: Document, t: dict[str, str], lang: str) -> list[
                 t["exam_again"], t["ci"]]  # fmt: skip
         parts.append(_table(head, rows))
     return [*parts, f"{t['exams_model']}\n"]
+
+
+def papers_as_markdown(document: Document, t: dict[str, str]) -> list[str]:
+    """A run that was asked as a paper did, beside what was published; nothing for other runs."""
+    parts = []
+    for table in document["papers"]:
+        rows = []
+        for row in table["rows"]:
+            note = f" ({row['note']})" if row["note"] else ""
+            name = row["model"] or f"{row['published']}, {t['papers_published']}{note}"
+            cells = [
+                f"{percent(c['share'])} ({_interval(c['interval'], percent)})" if c else MISSING for c in row["cells"]
+            ]
+            rows.append([name, *cells])
+        note = t["papers_note"].format(paper=table["paper"], source=table["source"])
+        parts += [f"## {t['h_papers']}\n", f"{note}\n", _table([t["model"], *table["tasks"]], rows)]
+        parts += [f"{t['papers_none']}\n"] * all(row["model"] for row in table["rows"])
+    return parts
 
 
 def _levels(document: Document, t: dict[str, str]) -> str:

@@ -503,6 +503,33 @@ class Pareto(TypedDict):
     latency: TradeOff
 
 
+class PaperCell(TypedDict):
+    """A Gestalt accuracy; of a published one, `n` is about how many questions its authors' program asks."""
+
+    share: float | None
+    n: int
+    interval: Interval | None
+
+
+class PaperRow(TypedDict):
+    """One of the run's models (`model`), or a published one (`published`), by the table's tasks."""
+
+    model: str | None
+    published: str | None
+    note: str
+    cells: list[PaperCell | None]
+
+
+class Papers(TypedDict):
+    """A run as a paper asked (`--preset`), beside what its authors published."""
+
+    preset: str
+    paper: str
+    source: str
+    tasks: list[str]
+    rows: list[PaperRow]
+
+
 class Document(TypedDict):
     """All of report.json."""
 
@@ -520,3 +547,4 @@ class Document(TypedDict):
     models: list[Model]
     pareto: Pareto
     views: list[View]
+    papers: list[Papers]

@@ -29,6 +29,21 @@ TEXT: dict[str, tuple[str, str]] = {
 }
 
 PAGE: dict[str, tuple[str, str]] = {
+    "h_papers": ("Beside the published numbers", "論文の数値との比較"),
+    "papers_note": (
+        "Asked and scored as {paper}: zero-shot, greedy, 256 tokens; Gestalt accuracy of the first line of each "
+        "response, in percent, with 95 % intervals. Published numbers are those of {source}; their intervals are "
+        "Wilson's, for the number of questions that its program asks. They were measured on GPUs, in part with "
+        "other quantization.",
+        "{paper}と同じ方法（例示なし、貪欲法、256トークン）で出題し、各応答の最初の行をGestalt正答率（％）で採点しました。"
+        "区間は95％信頼区間です。公表値は{source}によるもので、区間は出題数から計算したウィルソン区間です。公表値はGPU上で、"
+        "一部は別の量子化で測定されています。",
+    ),
+    "papers_none": (
+        "No published numbers of this paper are known to this version.",
+        "この版には、この論文の公表値は収録されていません。",
+    ),
+    "papers_published": ("published", "公表値"),
     "h_exams": ("Points and passing", "得点と合否"),
     "exams_note": (
         "Official points: 1 for a right answer, 3 for the clinical questions of the required blocks B and E; questions "

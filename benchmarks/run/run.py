@@ -224,7 +224,8 @@ class _Asking:
 
     def _result(self, number: int, answer: RawAnswer) -> AnswerRecord:
         item, _, order = self.ask_.questions[number]
-        return self._record(number, score(self.ask_.method, item, order, answer))
+        papers = self.ask_.template.text if self.ask_.as_papers else None
+        return self._record(number, score(self.ask_.method, item, order, answer, papers))
 
     def measure_noise(self) -> None:
         """Ask some questions once more, each alone, and keep how far their scores move (docs/runs.md)."""
