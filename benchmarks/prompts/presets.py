@@ -2,9 +2,9 @@
 
 `jmedllm` is Sukeda's "Development and bilingual evaluation of Japanese medical large language model…" (arXiv
 2409.11783), `jmedlora` the JMedLoRA paper (arXiv 2310.10083). Both are asked as japanese-lm-med-harness asks, the
-authors' published program, at commit ef9544a: its prompts `medpalm_five_choice_cot` and `…_ja`, no examples, greedy, 256
-tokens, whatever the number of choices. The prompts are quoted from it (I. Sukeda, CC BY-SA 4.0). What differs from the
-papers: docs/bench.md.
+authors' published program, at commit ef9544a: its prompts `medpalm_five_choice_cot` and `…_ja`, no examples, greedy,
+256 tokens, whatever the number of choices. The prompts are quoted from it (I. Sukeda, CC BY-SA 4.0). What differs from
+the papers: docs/bench.md.
 """
 
 from __future__ import annotations
