@@ -126,6 +126,7 @@ class SettingsRecord:
     think_budget: int | None = None
     template_vars: dict[str, Any] | None = None
     preset: str | None = None
+    primary: str | None = None  # the view that the verdict goes by; runs before it was declared have none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jmedlite.benchmarks.records import AnswerRecord
+from jmedlite.benchmarks.views import View
 
 from .compare import flip_of, softmax
-from .pool import Pool, View
+from .pool import Pool
 from .sections import KINDS, Changed, Flipped, Given
 
 

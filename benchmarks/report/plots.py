@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .sections import Document, Model
+from .numbers import BYTES, SECONDS, fitting_unit
+from .sections import Cost, Document, Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,12 +37,10 @@ def draw(document: Document, text: Mapping[str, str]) -> dict[str, str | None]:
     """`memory`, `latency` and `difference` as SVG elements; None where there is nothing to draw."""
     if not document["views"]:
         return dict.fromkeys(("memory", "latency", "difference"))
-    cost = document["pareto"]["memory"]["cost"]
-    axis = text["axis_rss"] if cost == "peak_rss_bytes" else text["axis_file"]
     with _style():
         return {
-            "memory": _trade_off(document, "memory", axis, 1e-9, text),
-            "latency": _trade_off(document, "latency", text["axis_seconds"], 1.0, text),
+            "memory": _trade_off(document, "memory", text),
+            "latency": _trade_off(document, "latency", text),
             "difference": _forest(document, text),
         }
 
@@ -81,13 +80,16 @@ def drawable(name: str, number: int) -> str:
 # ------------------------------------------------------------------------------------------------------ trade-offs
 
 
-def _trade_off(
-    document: Document, axis: Literal["memory", "latency"], label: str, scale: float, text: Mapping[str, str]
-) -> str | None:
-    """Accuracy with its interval against a cost; the Pareto front; every point named."""
+_AXES: dict[Cost, str] = {"peak_rss_bytes": "axis_rss", "n_bytes": "axis_file", "question_seconds": "axis_seconds"}
+
+
+def _trade_off(document: Document, axis: Literal["memory", "latency"], text: Mapping[str, str]) -> str | None:
+    """Accuracy with its interval against a cost, which begins at zero; the Pareto front; every point named."""
     from matplotlib.figure import Figure
 
     found = document["pareto"][axis]
+    scale, unit = fitting_unit(max(found["costs"].values(), default=0.0), SECONDS if axis == "latency" else BYTES)
+    scale, label = 1 / scale, text[_AXES[found["cost"]]].format(unit=unit)
     scores = {r["model"]: (100 * r["share"], [100 * v for v in r["interval"]])
               for r in document["views"][0]["results"] if r["share"] is not None and r["interval"]}  # fmt: skip
     points = [(m, found["costs"][m["key"]] * scale, *scores[m["key"]]) for m in document["models"]
@@ -107,7 +109,7 @@ def _trade_off(
         reach = [[max(0, y - low)], [max(0, high - y)]]
         axes.errorbar(x, y, yerr=reach, **_mark(families.index(m["family"])))
     axes.margins(x=0.09)
-    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+    axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     axes.set_ylim(max(0, low - 0.06 * (high - low)), min(104, high + 0.14 * (high - low)))
     if len(families) > 1:

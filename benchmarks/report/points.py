@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from jmedlite.benchmarks.passing import Gate, Kind, chance
 from jmedlite.benchmarks.records import QuestionRecord
 from jmedlite.benchmarks.tasks.exams import EXAMS, Exam
+from jmedlite.benchmarks.views import View
 
 from .ages import age_of
 from .labels import LANGUAGES, say
-from .pool import Entrant, Pool, View
+from .pool import Entrant, Pool
 from .sections import SECTIONS, Bilingual, ExamPoints, SectionPoints, Sitting
 
 SURE = 0.95  # probability from which a level is said to pass, or to fail

@@ -25,6 +25,7 @@ from jmedlite.benchmarks.scoring import low_mass
 from jmedlite.benchmarks.tasks.items import Dataset, Left
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
+from jmedlite.benchmarks.views import primary_view
 from jmedlite.runtime.hardware import describe_machine
 
 from .bench_options import BenchOptions
@@ -91,6 +92,7 @@ class Planned:
             options.chat,
             options.max_tokens,
             margin,
+            primary_view(options.primary, options.methods),
             options.think,
             options.think_budget,
             options.variables,

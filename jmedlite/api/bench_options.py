@@ -14,6 +14,7 @@ from jmedlite.base.inputs import MAX_CTX
 from jmedlite.base.options import check, option, same_as
 from jmedlite.benchmarks.prompts.presets import MAX_TOKENS, PRESETS
 from jmedlite.benchmarks.prompts.templates import METHODS
+from jmedlite.benchmarks.views import primary_view
 from jmedlite.runtime.load_options import LoadOptions, check_flash_attn
 from jmedlite.runtime.sampling import Sampling, read_variables
 
@@ -32,6 +33,12 @@ class BenchOptions:
     )
     preset: str | None = option(
         None, choices=tuple(PRESETS), help="Ask and score as a paper did; its tasks where none are named."
+    )
+    primary: str | None = option(
+        None,
+        metavar="METHOD[:SCORE]",
+        help="What the verdict will go by, declared before the run: letter, text:per-token, text:sum, generate:gestalt "
+        "or generate:exact. Default: the first method of these that is asked.",
     )
     out: Path | None = option(None, flags=("--out", "-o"), metavar="DIR", help="The run folder; resumed if there.")
     languages: tuple[str, ...] = option(
@@ -82,6 +89,7 @@ class BenchOptions:
         if self.preset:
             self._take_preset()
         self._check_thinking()
+        primary_view(self.primary, self.methods)
         if self.stop_when_decided and self.permutations > 1:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         if self.endpoint and (self.cluster or self.text):
@@ -147,4 +155,5 @@ class BenchOptions:
             "template_vars": self.variables or None,
             "preset": self.preset,
             "stop_when_decided": self.margin if self.stop_when_decided else None,
+            "primary": primary_view(self.primary, self.methods).name,
         }
