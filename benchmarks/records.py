@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jmedlite.base.records import along
-from jmedlite.benchmarks.tasks.items import NOT_ASKED
+from jmedlite.benchmarks.tasks.items import NOT_ASKED, Marks
 
 FORMAT, VERSION = "jmedlite.run", 1
 # an answer's status; FAILED is a question that a server never answered
@@ -49,6 +49,7 @@ class ModelRecord:
     made_from: str | None
     imatrix: str | None
     adapters: tuple[AdapterRecord, ...]
+    date: str | None = None  # from when its own metadata say it is
     endpoint: str | None = None
     server: str | None = field(default=None, metadata=along("endpoint"))
     n_ctx: int | None = field(default=None, metadata=along("endpoint"))
@@ -77,6 +78,7 @@ class TaskRecord:
     n_items: int
     n_asked: int
     excluded: dict[str, int]
+    date: str | None = None  # when the last of its questions came out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class SettingsRecord:
     think: bool | None = None
     think_budget: int | None = None
     template_vars: dict[str, Any] | None = None
+    preset: str | None = None
     primary: str | None = None  # the view that the verdict goes by; runs before it was declared have none
 
 
@@ -161,6 +164,7 @@ class QuestionRecord:
     context: str
     excluded: str | None
     groups: dict[str, str] | None = None  # by side
+    marks: Marks | None = None  # in an exam that is passed by points
 
 
 @dataclass(frozen=True, kw_only=True)

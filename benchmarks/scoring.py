@@ -35,15 +35,18 @@ def pick(scores: Sequence[float], order: Sequence[int], n: int) -> tuple[list[in
     return ranked[:n], None if margin is None else round(margin, DIGITS)
 
 
-def score(method: str, item: Item, order: Sequence[int], answer: dict[str, Any]) -> Outcome:
-    """What comes of a worker's `answer` to an item whose choices stood in `order` (docs/runs.md, items.jsonl)."""
+def score(method: str, item: Item, order: Sequence[int], answer: dict[str, Any], papers: str | None = None) -> Outcome:
+    """What comes of a worker's `answer` to an item whose choices stood in `order` (docs/runs.md, items.jsonl).
+
+    `papers` is the text of a preset's prompt: what was generated is then scored as the papers' program does.
+    """
     n_prompt = answer["n_prompt"]
     if answer.get("failed"):
         return no_outcome(FAILED)
     if "scores" not in answer and "response" not in answer:
         return no_outcome(TOO_LONG, n_prompt)
     if method == "generate":
-        return _generated(item, order, answer)
+        return _generated(item, order, answer, papers)
     scores = _own_numbering(answer["scores"], order)
     found = Outcome(
         status=SCORED,
@@ -90,7 +93,39 @@ def similarity(choice: str, response: str) -> float:
     return (ratio(choice, response) + ratio(response, choice)) / 2
 
 
-def _generated(item: Item, order: Sequence[int], answer: dict[str, Any]) -> Outcome:
+MARKERS = ("### 応答：\n", "### Answer:", "### Response:")
+
+
+def papers_line(prompt: str, response: str) -> str:
+    """The one line of a response that japanese-lm-med-harness scores.
+
+    It looks at prompt and response together. The first of the three markers that is anywhere in them begins the answer,
+    which ends where that marker comes again; of that the first line counts, of a text without markers the prompt's.
+    """
+    whole = prompt + response
+    for marker in MARKERS:
+        if marker in whole:
+            whole = whole.split(marker)[1]
+            break
+    return whole.strip().split("\n")[0].strip()
+
+
+def papers_picks(choices: Sequence[str], right: str, line: str, order: Sequence[int]) -> Picked:
+    """The choices that japanese-lm-med-harness takes from a line, and whether it counts them as right.
+
+    The right answers are one text joined with commas, which is cut at every comma again: a right answer with a comma
+    inside counts as several, and can't be met. As many choices are taken, the most similar first, of equal ones the one
+    shown first; more than there are is an error there, and wrong. They are compared as sorted texts.
+    """
+    parts = right.split(",")
+    if len(parts) > len(choices):
+        return Picked(picks=(), correct=False, margin=None)
+    picks, margin = pick([similarity(c, line) for c in choices], order, len(parts))
+    correct = sorted(choices[i] for i in picks) == sorted(parts)
+    return Picked(picks=tuple(picks), correct=correct, margin=margin)
+
+
+def _generated(item: Item, order: Sequence[int], answer: dict[str, Any], papers: str | None) -> Outcome:
     """The papers' three scores: exact match, Gestalt score, and Gestalt accuracy as `correct`.
 
     The papers join several right answers with commas and remove "." from the response before anything is compared.
@@ -112,16 +147,22 @@ def _generated(item: Item, order: Sequence[int], answer: dict[str, Any]) -> Outc
         none = Picked(picks=(), correct=False, margin=None)
         return Outcome(status=UNPARSED, scores=(0.0,) * len(item.choices), **vars(none), **told,
                        exact=False, gestalt=0.0, parsed=False)  # fmt: skip
-    clean = said.answer.replace(".", "").strip()
+    counted = said.answer if papers is None else papers_line(papers, said.answer)
+    clean = counted.replace(".", "").strip()
     right = ",".join(item.choices[i] for i in sorted(item.answers))
     scores = tuple(round(similarity(c, clean), DIGITS) for c in item.choices)
+    if papers is None:
+        picked, exact = _picked(item, scores, order), _bare(counted) == _bare(right)
+    else:
+        picked = papers_picks(item.choices, right, clean, order)
+        exact = clean == right.replace(".", "").strip()
     named = max(scores) >= NAMED or any(c.replace(".", "") in clean for c in item.choices)
     return Outcome(
         status=SCORED if named else UNPARSED,
         scores=scores,
-        **vars(_picked(item, scores, order)),
+        **vars(picked),
         **told,
-        exact=_bare(said.answer) == _bare(right),
+        exact=exact,
         gestalt=round(ratio(clean, right.replace(".", "").strip()), DIGITS),
         parsed=named,
     )

@@ -21,6 +21,7 @@ class Ask:
     template: Template
     shots: tuple[Item, ...]
     questions: tuple[tuple[Item, int, tuple[int, ...]], ...]  # item, permutation, order of its choices
+    as_papers: bool = False  # scored as the papers' program does
 
     def prompts(self) -> list[dict[str, Any]]:
         """The prompts as the worker takes them."""
@@ -67,7 +68,13 @@ class Ask:
 
 
 def make_ask(
-    dataset: Dataset, method: str, template: Template, shots: Sequence[Item], permutations: int, seed: int
+    dataset: Dataset,
+    method: str,
+    template: Template,
+    shots: Sequence[Item],
+    permutations: int,
+    seed: int,
+    as_papers: bool = False,
 ) -> Ask:
     """All questions of one task and method: every item in every order of its choices, permutation by permutation.
 
@@ -77,7 +84,7 @@ def make_ask(
     n = permutations if shown else 1
     found = [orders(len(item.choices), n, seed, item.id) for item in dataset.items]
     questions = [(item, p, mine[p]) for p in range(n) for item, mine in zip(dataset.items, found, strict=True)]
-    return Ask(dataset, method, template, tuple(shots), tuple(questions))
+    return Ask(dataset, method, template, tuple(shots), tuple(questions), as_papers)
 
 
 def as_text(parts: Sequence[tuple[str, bool]]) -> str:

@@ -17,7 +17,7 @@ from .sections import Bilingual, Family, View
 
 # what changes scores, of a run's settings
 _SETTINGS = ("seed", "shots", "permutations", "n_ctx", "kv_type", "flash_attn", "chat", "pack", "max_tokens",
-             "think", "think_budget", "template_vars")  # fmt: skip
+             "think", "think_budget", "template_vars", "preset")  # fmt: skip
 _LOADED = ("kv_type", "flash_attn", "pack")  # of them, those that a server decides: null, and nothing to be said of
 _OFTEN = 0.05  # share of responses that name no choice, from which it is said
 

@@ -16,6 +16,7 @@ from jmedlite.benchmarks.views import View
 from jmedlite.runtime.chat_template import NOTICE
 
 from . import sections
+from .ages import age_of, contaminated
 from .baselines import baselines, orders_of
 from .cautions import cautions, guesses
 from .claims import claim
@@ -24,6 +25,8 @@ from .costs import measures, pareto_fronts, thought_tokens_mean
 from .flips import flipped_items
 from .groups import judge_groups, sides_of
 from .labels import say
+from .papers import papers
+from .points import exam_points, sentences
 from .pool import Entrant, Item, Pool, Sheet, Unit, pool
 from .read import Run
 from .verdict import verdict
@@ -72,7 +75,7 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
                     _partial(laid, f))
             for f in judged
         ],
-        "warnings": [*guesses(families, view_documents), *cautions(laid)],
+        "warnings": [*guesses(families, view_documents), *cautions(laid), *contaminated(laid)],
         "runs": [_run(run) for run in runs],
         "tasks": _tasks(runs),
         "asks": [_ask(run, i) for run in runs for i in range(len(run.asks))],
@@ -80,6 +83,7 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
         "models": models,
         "pareto": pareto_fronts(models, view_documents, joined=laid.asked_alike()),
         "views": view_documents,
+        "papers": papers(laid, view_documents),
     }  # fmt: skip
 
 
@@ -176,6 +180,7 @@ def _task(run: int, task: TaskRecord) -> sections.Task:
         "source": task.source,
         "revision": task.revision,
         "license": task.license,
+        "date": task.date,
         "files": [{"name": f.name, "sha256": f.sha256} for f in task.files],
     }
 
@@ -194,7 +199,7 @@ def _ask(run: Run, index: int) -> sections.Ask:
 
 
 def _model(laid: Pool, entrant: Entrant) -> sections.Model:
-    distance, model = laid.distance(entrant), entrant.model
+    distance, model, age = laid.distance(entrant), entrant.model, age_of(entrant.model)
     return {
         "key": entrant.key,
         "label": entrant.label,
@@ -215,6 +220,8 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
         "imatrix": model.imatrix,
         "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
         "endpoint": model.endpoint,
+        "date": age.date if age else None,
+        "date_source": age.source if age else None,
         "measures": measures(laid.measures(entrant)),
         "thought_tokens_mean": thought_tokens_mean(laid.sheets.get("generate", {}).get(entrant.key, {}).values()),
         "distance": _distance(distance) if distance else None,
@@ -248,6 +255,7 @@ def _view(
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
+    exams = exam_points(laid, view)
     flipped = flipped_items(laid, view, references) if view.key == view.method else []
     n_claims = sum(bool(sheets[e.key]) and references.get(e.family) not in (None, e.key) for e in laid.entrants)
     results = [_result(laid, view, e, references.get(e.family), options, n_claims) for e in laid.entrants]
@@ -271,6 +279,8 @@ def _view(
         "results": results,
         "across": _across(laid, view, references),
         "languages": _languages(laid, view),
+        "exams": exams,
+        "exam_sentences": sentences(laid, exams, references),
         "n_flipped": len(flipped),
         "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in sections.KINDS},
         "flipped": flipped,

@@ -56,6 +56,7 @@ def to_markdown(document: Document, lang: str) -> str:
     parts += [f"{_cell(t['rules'])}\n"]
     parts += [f"> {_cell(w[lang])}\n" for w in document["warnings"]]
     parts += [f"## {t['h_levels']}\n", _levels(document, t)]
+    parts += [*exams_as_markdown(document, t, lang), *papers_as_markdown(document, t)]
     for view in document["views"]:
         parts += [f"## {t['h_paired']}: {t['view_' + view['key']]}\n", _comparisons(view, t)]
         base = view["baselines"]
@@ -63,6 +64,57 @@ def to_markdown(document: Document, lang: str) -> str:
         parts += [f"## {t['h_baselines']}: {t['view_' + view['key']]}\n", _table(["", t["accuracy"]], known)]
     parts += [f"**{document['notice'][lang]}**\n"]
     return "\n".join(parts)
+
+
+def exams_as_markdown(document: Document, t: dict[str, str], lang: str) -> list[str]:
+    """Points and passing, by the first view; nothing where no exam was asked."""
+    view = document["views"][0] if document["views"] else None
+    if not view or not view["exams"]:
+        return []
+    parts = [
+        f"## {t['h_exams']}\n",
+        *(f"- {_cell(s[lang])}" for s in view["exam_sentences"]),
+        "",
+        f"{t['exams_note']}\n",
+    ]
+    for exam in view["exams"]:
+        title = t["exam_title"].format(number=exam["exam"], year=exam["held"][:4])
+        parts.append(f"### {_cell(title)} ({_cell(exam['task'])})\n")
+        parts += [f"{t['exam_reference'].format(reference=exam['reference'])}\n"] * bool(exam["reference"])
+        lines = [
+            f"{t['section_' + s]} ({t['exam_line'].format(points=exam['lines'][s], of=exam['points'][s])})"
+            for s in exam["lines"]
+        ]
+        word = {True: t["exam_passes"], False: t["exam_fails"], None: MISSING}
+        rows = [
+            [s["model"], *(f"{p['points']} / {p['asked']}" for p in s["sections"]),
+             MISSING if s["harmful"] is None else s["harmful"], word[s["least"]], percent(s["chance"]),
+             _interval(s["interval"], percent), word[s["most"]], percent(s["another"]),
+             _interval(s["another_interval"], percent)]
+            for s in exam["sittings"]
+        ]  # fmt: skip
+        head = [t["model"], *lines, t["exam_harm"], t["exam_least"], t["exam_chance"], t["ci"], t["exam_most"],
+                t["exam_again"], t["ci"]]  # fmt: skip
+        parts.append(_table(head, rows))
+    return [*parts, f"{t['exams_model']}\n"]
+
+
+def papers_as_markdown(document: Document, t: dict[str, str]) -> list[str]:
+    """A run that was asked as a paper did, beside what was published; nothing for other runs."""
+    parts = []
+    for table in document["papers"]:
+        rows = []
+        for row in table["rows"]:
+            note = f" ({row['note']})" if row["note"] else ""
+            name = row["model"] or f"{row['published']}, {t['papers_published']}{note}"
+            cells = [
+                f"{percent(c['share'])} ({_interval(c['interval'], percent)})" if c else MISSING for c in row["cells"]
+            ]
+            rows.append([name, *cells])
+        note = t["papers_note"].format(paper=table["paper"], source=table["source"])
+        parts += [f"## {t['h_papers']}\n", f"{note}\n", _table([t["model"], *table["tasks"]], rows)]
+        parts += [f"{t['papers_none']}\n"] * all(row["model"] for row in table["rows"])
+    return parts
 
 
 def _levels(document: Document, t: dict[str, str]) -> str:

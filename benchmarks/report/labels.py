@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jmedlite.base.errors import UsageError
 
+from . import words_exams
 from .sections import Bilingual
 
 LANGUAGES = ("en", "ja")
@@ -219,7 +220,7 @@ def say(key: str, **fields: object) -> Bilingual:
     """The sentence in every language. A field that is itself bilingual is given in the sentence's language."""
     return {
         lang: text.format(**{k: v[lang] if isinstance(v, dict) else v for k, v in fields.items()})
-        for lang, text in zip(LANGUAGES, _TEXT[key], strict=True)
+        for lang, text in zip(LANGUAGES, (_TEXT | words_exams.TEXT)[key], strict=True)
     }
 
 
@@ -521,4 +522,4 @@ def page_text(lang: str) -> dict[str, str]:
     """The page's own words in one language; raises UsageError for another than en and ja."""
     if lang not in LANGUAGES:
         raise UsageError(f"--lang {lang}: expected {' or '.join(LANGUAGES)}")
-    return {key: texts[LANGUAGES.index(lang)] for key, texts in _PAGE.items()}
+    return {key: texts[LANGUAGES.index(lang)] for key, texts in (_PAGE | words_exams.PAGE).items()}

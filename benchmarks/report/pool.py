@@ -166,7 +166,8 @@ def _items(run: Run, facts: dict[Item, Facts]) -> dict[tuple[str, str, str], Ite
 def _fingerprint(run: Run, ask: AskRecord, q: QuestionRecord) -> str:
     """Of all that makes two askings of a question the same; permutations are the same where seed and number are."""
     orders = (run.permutations, run.settings.get("seed")) if run.permutations > 1 else 1
-    parts = (q.question, q.context, q.choices, q.answers, ask.method, ask.template.sha256, ask.shots, orders)
+    scored = (run.settings["preset"],) if run.settings.get("preset") else ()  # its rule of scoring is another
+    parts = (*scored, q.question, q.context, q.choices, q.answers, ask.method, ask.template.sha256, ask.shots, orders)
     return hashlib.sha256(repr((*parts, bool(run.settings.get("chat")))).encode()).hexdigest()[:16]
 
 

@@ -21,6 +21,9 @@ Decision = Literal[
     "recommended", "reference", "none_shown", "none_fits", "not_measured", "one_level", "not_compared", "empty"
 ]  # fmt: skip
 Outcome = Literal["loss", "none", "untold"]
+AgeSource = Literal["metadata", "architecture"]
+Section = Literal["required", "general"]
+SECTIONS: Final[tuple[Section, ...]] = ("required", "general")
 Kind = Literal["right_to_wrong", "wrong_to_right", "wrong_to_wrong"]
 KINDS: Final[tuple[Kind, ...]] = ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")  # the worst first
 
@@ -76,6 +79,7 @@ class Task(TypedDict):
     source: str
     revision: str | None
     license: str | None
+    date: str | None
     files: list[File]
 
 
@@ -181,6 +185,8 @@ class Model(TypedDict):
     imatrix: str | None
     adapters: list[Adapter]
     endpoint: str | None
+    date: str | None
+    date_source: AgeSource | None
     measures: Measures | None
     thought_tokens_mean: float | None
     distance: Distance | None
@@ -400,6 +406,54 @@ class Flipped(TypedDict):
     changed: list[Changed]
 
 
+class SectionPoints(TypedDict):
+    """A section of an exam: `points` earned of the `asked` ones, which are the `share` of all there are (`of`)."""
+
+    section: Section
+    points: int
+    asked: int
+    of: int
+    share: float | None
+
+
+class Sitting(TypedDict):
+    """A model in an exam. `harmful`: contraindicated choices taken, null where none are known.
+
+    `least` and `most`: whether it passes with all questions that were not asked wrong, and right. `chance` and
+    `interval`: with these as often right as the others; `another`: with all questions drawn anew. Null where the exam
+    is not whole. `newer`: whether the questions came out before the model.
+    """
+
+    model: str
+    sections: list[SectionPoints]
+    harmful: int | None
+    least: bool | None
+    most: bool | None
+    chance: float | None
+    interval: Interval | None
+    another: float | None
+    another_interval: Interval | None
+    newer: bool | None
+
+
+class ExamPoints(TypedDict):
+    """A licensing exam: its number, first day, and its lines. `reference` names the exam whose line stands here.
+
+    `whole`: all of its points are in the data. `harmful` is how many contraindicated choices may be taken, null where
+    it is not known which they are.
+    """
+
+    task: str
+    exam: str
+    held: str
+    whole: bool
+    reference: str | None
+    lines: dict[Section, int]
+    points: dict[Section, int]
+    harmful: int | None
+    sittings: list[Sitting]
+
+
 class View(TypedDict):
     """One way of counting answers. Baselines are fractions, but for `n_human`, a number of items."""
 
@@ -411,6 +465,8 @@ class View(TypedDict):
     results: list[Result]
     across: list[Across]
     languages: list[Languages]
+    exams: list[ExamPoints]
+    exam_sentences: list[Bilingual]
     n_flipped: int
     flipped_by_kind: dict[Kind, int]
     flipped: list[Flipped]
@@ -549,6 +605,33 @@ class Pareto(TypedDict):
     latency: TradeOff
 
 
+class PaperCell(TypedDict):
+    """A Gestalt accuracy; of a published one, `n` is about how many questions its authors' program asks."""
+
+    share: float | None
+    n: int
+    interval: Interval | None
+
+
+class PaperRow(TypedDict):
+    """One of the run's models (`model`), or a published one (`published`), by the table's tasks."""
+
+    model: str | None
+    published: str | None
+    note: str
+    cells: list[PaperCell | None]
+
+
+class Papers(TypedDict):
+    """A run as a paper asked (`--preset`), beside what its authors published."""
+
+    preset: str
+    paper: str
+    source: str
+    tasks: list[str]
+    rows: list[PaperRow]
+
+
 class Document(TypedDict):
     """All of report.json."""
 
@@ -567,3 +650,4 @@ class Document(TypedDict):
     models: list[Model]
     pareto: Pareto
     views: list[View]
+    papers: list[Papers]

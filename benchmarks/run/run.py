@@ -89,7 +89,7 @@ def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: L
     if item is None:
         assert left is not None
         item = Item(left.id, "", (), (), dataset.lang)
-    facts = {**vars(item), "groups": dict(item.groups) or None}
+    facts = {**vars(item), "groups": dict(item.groups) or None, "marks": item.marks or (left.marks if left else None)}
     return QuestionRecord(task=dataset.name, **facts, excluded=excluded)
 
 
@@ -232,7 +232,8 @@ class _Asking:
 
     def _result(self, number: int, answer: RawAnswer) -> AnswerRecord:
         item, _, order = self.ask_.questions[number]
-        return self._record(number, score(self.ask_.method, item, order, answer))
+        papers = self.ask_.template.text if self.ask_.as_papers else None
+        return self._record(number, score(self.ask_.method, item, order, answer, papers))
 
     def measure_noise(self) -> None:
         """Ask some questions once more, each alone, and keep how far their scores move (docs/runs.md)."""

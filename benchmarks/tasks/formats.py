@@ -9,9 +9,9 @@ from typing import Any
 
 from jmedlite.base.errors import DataError
 
-from .checking import BadRow, check_choices, index, letter, name, need, text, texts
+from .checking import NO_CHOICES, BadRow, check_choices, index, letter, name, need, text, texts
 from .items import LETTERS, Item, Left
-from .rows import Row
+from .rows import Row, json_lines
 
 Parse = Callable[[Row], Item | Left]
 
@@ -111,6 +111,83 @@ def jmedbench(row: Row) -> Item:
         group=group if isinstance(group, str) else None,
         context=text(metadata["context"], "metadata.context") if metadata.get("context") else "",
     )
+
+
+def jjsimqa(row: Row) -> Item:
+    """JJSIMQA as aistairc/medLLM_QA_benchmark has it: `problem_text`, five `choices`, `answer` (letters).
+
+    One of its answers is cut into single characters, `["b", ",", "e"]`.
+    """
+    choices = texts(need(row, "choices"), "choices")
+    check_choices(choices)
+    if row.fields.get("text_only") is not True:
+        raise BadRow("text_only is not true, expected questions without images only")
+    return Item(
+        id=name(need(row, "problem_id"), "problem_id"),
+        question=text(need(row, "problem_text"), "problem_text"),
+        choices=choices,
+        answers=_several(need(row, "answer"), len(choices), letter),
+        lang="ja",
+    )
+
+
+def _several(value: Any, n: int, read: Callable[[Any, int], int]) -> tuple[int, ...]:
+    """The places of several right answers, in the order of the choices."""
+    if not isinstance(value, list) or not value:
+        raise BadRow("answer is not a list of choices")
+    found = tuple(sorted(read(v, n) for v in value if v != ","))
+    if len(set(found)) != len(found):
+        raise BadRow("answer names a choice twice")
+    return found
+
+
+def yakugakuqa(raw: bytes, label: str) -> Parse:
+    """YakugakuQA: `answer` counts the choices from 1; the categories are in metadata.jsonl, which is `raw`.
+
+    "解なし" is no right answer; a remark such as "（いずれか一つを選択で正解とする）" counts either of several.
+    """
+    categories: dict[str, str] = {}
+    for row in json_lines(raw, label):
+        key, category = row.fields.get("problem_id"), row.fields.get("category")
+        if row.fault or not isinstance(key, str) or not isinstance(category, str):
+            raise DataError(f"{row.place}: {row.fault or 'has no problem_id or no category'}; download it again")
+        categories[key] = category
+
+    def parse(row: Row) -> Item | Left:
+        key = name(need(row, "problem_id"), "problem_id")
+        text_only = need(row, "text_only")
+        if not isinstance(text_only, bool):
+            raise BadRow("text_only is not true or false")
+        if not text_only:
+            return Left(key, "needs an image")
+        if need(row, "choices") == []:
+            return Left(key, NO_CHOICES)
+        choices = texts(need(row, "choices"), "choices")
+        check_choices(choices)
+        right = need(row, "answer")
+        remarks = "".join(a for a in right if isinstance(a, str)) if isinstance(right, list) else ""
+        if remarks.startswith("解なし"):
+            return Left(key, "has no right answer")
+        if "いずれか" in remarks:
+            return Left(key, "counts either of two answers as right")
+        return Item(
+            id=key,
+            question=text(need(row, "problem_text"), "problem_text"),
+            choices=choices,
+            answers=_several(right, len(choices), _from_one),
+            lang="ja",
+            group=categories.get(key),
+        )
+
+    return parse
+
+
+def _from_one(value: Any, n: int) -> int:
+    """The place of a choice that is counted from 1, as a text or a number."""
+    plain = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    if isinstance(plain, bool) or not isinstance(plain, int) or not 1 <= plain <= n:
+        raise BadRow(f"answer {value!r} is none of the choices (1 to {n})")
+    return plain - 1
 
 
 def mmlu(lang: str, label: str) -> Parse:

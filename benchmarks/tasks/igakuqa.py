@@ -1,7 +1,8 @@
 """IgakuQA: the Japanese medical licensing exams from a clone of github.com/jungokasai/IgakuQA.
 
 `data/<year>/<exam>-<A…F>.jsonl` has the questions, `…_translate.jsonl` their English, `…_metadata.jsonl` category,
-contraindicated choices (`kinki`) and the share of examinees who were right. All are joined by `problem_id`.
+contraindicated choices (`kinki`) and the share of examinees who were right. All are joined by `problem_id`, which names
+exam, block and number ("112A1"). `points` are the official ones, "0" for what was taken out of the scoring.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from jmedlite.base.inputs import reading
 from jmedlite.base.outputs import sha256_file
 
 from .checking import NO_CHOICES, BadRow, check_choices, collect, letter, name, need, number, skipped, text, texts
-from .items import LETTERS, Dataset, Item, Left
+from .exams import EXAMS, section_of
+from .items import LETTERS, Dataset, Item, Left, Marks
 from .rows import Row, read_rows
 
 CLONE = "git clone https://github.com/jungokasai/IgakuQA, then --task igakuqa=IgakuQA"
 _EXAM = re.compile(r"\d+-[A-F]\.jsonl")
+_ID = re.compile(r"(\d{3})([A-F])\d+")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def _dataset(exams: Sequence[_Exam], lang: str, skip_bad: bool) -> Dataset:
         items=tuple(items),
         left=tuple(left),
         source="https://github.com/jungokasai/IgakuQA",
+        date=max((EXAMS[n].date for n in {exam.path.stem[:3] for exam in exams} & EXAMS.keys()), default=None),
         files=tuple(files),
     )
 
@@ -123,8 +127,18 @@ def _parse(row: Row, lang: str, details: dict[str, dict[str, Any]], english: dic
             item = _item(row, key, lang, details, english)
         except BadRow:
             item = None
-        return Left(key, "needs an image", item if isinstance(item, Item) else None)
-    return _item(row, key, lang, details, english)
+        found: Item | Left = Left(key, "needs an image", item if isinstance(item, Item) else None)
+    else:
+        found = _item(row, key, lang, details, english)
+    return found if isinstance(found, Item) else replace(found, marks=_marks(row, key))
+
+
+def _marks(row: Row, key: str) -> Marks | None:
+    """The points of a question, None where the row has none or is of no exam that is known."""
+    points, place = number(str(row.fields.get("points"))), _ID.fullmatch(key)
+    if points is None or points < 0 or not points.is_integer() or not place:
+        return None
+    return Marks(place[1], section_of(place[2]), int(points))
 
 
 def _item(
@@ -151,7 +165,9 @@ def _item(
     found = tuple(sorted(letter(a, len(choices)) for a in answers))
     if len(set(found)) != len(found):
         raise BadRow("answer names a choice twice")
-    return _with_details(Item(key, text(question, "question"), choices, found, lang), details.get(key, {}))
+    earned = _marks(row, key)
+    item = Item(key, text(question, "question"), choices, found, lang, marks=earned)
+    return _with_details(replace(item, groups={"section": earned.section} if earned else {}), details.get(key, {}))
 
 
 def _with_details(item: Item, fields: dict[str, Any]) -> Item:
@@ -168,8 +184,3 @@ def _with_details(item: Item, fields: dict[str, Any]) -> Item:
         contraindicated=tuple(i for i in range(len(item.choices)) if LETTERS[i] in kinki),
         human_accuracy=share if share is not None and 0 <= share <= 100 else None,
     )
-
-
-def no_path() -> InputMissing:
-    """What to say where no path was given: IgakuQA is not on the Hub."""
-    return InputMissing(f"igakuqa is not downloaded: its questions are on GitHub; {CLONE}")

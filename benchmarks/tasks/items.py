@@ -12,6 +12,15 @@ NOT_ASKED = "not asked"  # a result's status: the run had seen enough (--stop-wh
 
 
 @dataclass(frozen=True)
+class Marks:
+    """What a right answer earns: in which exam ("114"), in which of its sections, how many points (0: not counted)."""
+
+    exam: str
+    section: str
+    points: int
+
+
+@dataclass(frozen=True)
 class Item:
     """One question. `answers` and `contraindicated` are indices into `choices`; `human_accuracy` is in percent.
 
@@ -29,15 +38,20 @@ class Item:
     human_accuracy: float | None = None
     context: str = ""  # a text that the question is about, such as PubMedQA's abstract
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    marks: Marks | None = None
 
 
 @dataclass(frozen=True)
 class Left:
-    """An item of the source that is not asked. `item` is None where the row could not be read as one."""
+    """An item of the source that is not asked. `item` is None where the row could not be read as one.
+
+    `marks` are what it would have earned, so that an exam's points are all there.
+    """
 
     id: str
     reason: str
     item: Item | None = None
+    marks: Marks | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ class Dataset:
 
     `name` is the task's name with its language ("igakuqa-ja"); `files` are `{"name", "sha256"}`. Every row of the
     source is in `items` or in `left`. `examples` come from a split that is never scored, for few-shot prompts;
-    where a task has none, they are drawn from `items`.
+    where a task has none, they are drawn from `items`. `date` is when the last of the questions came out ("2022-02-05",
+    "2022-03").
     """
 
     name: str
@@ -59,4 +74,5 @@ class Dataset:
     source: str = ""
     revision: str | None = None
     license: str | None = None
+    date: str | None = None
     files: tuple[dict[str, Any], ...] = field(default=())

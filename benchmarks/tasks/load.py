@@ -20,7 +20,7 @@ from .checking import BadRow, collect, only_five, own
 from .formats import MEDICAL_SUBJECTS, MMLU_COLUMNS
 from .items import Dataset, Item, Left
 from .registry import TASKS, Task
-from .rows import SUFFIXES, Row, csv_rows, need_pyarrow, read_rows, zip_members
+from .rows import SUFFIXES, Row, csv_rows, need_pyarrow, read_file, read_rows, zip_members
 
 EXAMPLE_POOL = 1000  # rows read of a split that is only there for few-shot examples
 
@@ -55,9 +55,9 @@ def load_task(
         raise UsageError(f"--task {spec} with a revision: only what comes from the Hub has revisions")
     if name == "igakuqa":
         if path is None:
-            raise igakuqa.no_path()
+            raise not_downloaded(TASKS[name])
         found = igakuqa.load_igakuqa(path, languages, skip_bad)
-    elif task is not None and task.repo:
+    elif task is not None and (task.repo or task.clone):
         found = [_published(task, path, skip_bad, with_examples, revision or task.revision)]
     else:
         found = _own(name, path or _demo(), skip_bad)
@@ -90,18 +90,24 @@ def _demo() -> Path:
 
 
 def _published(task: Task, path: Path | None, skip_bad: bool, with_examples: bool, revision: str) -> Dataset:
+    details = None
     if path is None:
-        wanted = (*task.test, *(task.examples if with_examples else ()))
+        if task.clone:
+            raise not_downloaded(task)
+        named = (task.details,) if task.details else ()
+        wanted = (*task.test, *named, *(task.examples if with_examples else ()))
         if any(name.endswith(".parquet") for name in wanted):
             need_pyarrow()  # before anything is downloaded
         fetched = fetch_data(task.repo, revision, wanted)
         test = [_File(fetched.path / name, name) for name in task.test]
         train = [_File(fetched.path / name, name) for name in task.examples] if with_examples else []
+        details = _File(fetched.path / task.details, task.details) if task.details else None
         commit = fetched.revision
     else:
         test, commit = _local(task, path), None
+        details = _details(task, path)
         train = _local_examples(task, path) if with_examples else []
-    items, left = _read(task, test, skip_bad)
+    items, left = _read(task, test, details, skip_bad)
     return Dataset(
         name=f"{task.name}-{task.lang}",
         task=task.name,
@@ -113,14 +119,28 @@ def _published(task: Task, path: Path | None, skip_bad: bool, with_examples: boo
         source=task.source,
         revision=commit,
         license=task.license,
-        files=_hashed((*test, *train)),
+        date=task.date,
+        files=_hashed((*test, *([details] if details else []), *train)),
     )
 
 
-def _read(task: Task, files: Iterable[_File], skip_bad: bool) -> tuple[list[Item], list[Left]]:
+def not_downloaded(task: Task) -> InputMissing:
+    """What to say where no path was given and the questions are on GitHub."""
+    folder = task.clone.rpartition("/")[2]
+    at = f" (commit {task.revision[:12]})" if task.revision else ""
+    return InputMissing(
+        f"{task.name} is not downloaded: its questions are on GitHub; git clone {task.source}{at}, then --task "
+        f"{task.name}={folder}"
+    )
+
+
+def _read(task: Task, files: Iterable[_File], details: _File | None, skip_bad: bool) -> tuple[list[Item], list[Left]]:
     """Ids are unique over all of the files."""
-    if task.parse is not None:
-        found = collect((row for f in files for row in read_rows(f.path, f.label)), task.parse, skip_bad)
+    parse = task.parse
+    if task.parse_with is not None and details is not None:
+        parse = task.parse_with(read_file(details.path, details.label), details.label)
+    if parse is not None:
+        found = collect((row for f in files for row in read_rows(f.path, f.label)), parse, skip_bad)
         if task.parse is formats.medmcqa:
             formats.check_counting(found[0], task.name)
         return found
@@ -168,13 +188,27 @@ def _local(task: Task, path: Path) -> list[_File]:
         if files := _find(path, names):
             return files
     expected = " or ".join(dict.fromkeys(names[0] for names in (task.test, *_other_names(task))))
-    more = f", and so for {', '.join(MEDICAL_SUBJECTS)}" if task.parse is None else ""
+    more = f", and so for {', '.join(MEDICAL_SUBJECTS)}" if not task.own_rows else ""
     raise InputMissing(f"{path}: has no {expected}{more}; expected a copy of {task.source}")
+
+
+def _details(task: Task, path: Path) -> _File | None:
+    """The file that says more of the rows: below the folder that was given, or beside the file or its folder."""
+    if not task.details:
+        return None
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    for folder in folders:
+        if (folder / task.details).is_file():
+            return _File(folder / task.details, task.details)
+        if files := _find(folder, [task.details]) if path.is_dir() else []:
+            return files[0]
+    raise InputMissing(f"{path}: has no {task.details} beside it; expected a copy of {task.source}")
 
 
 def _local_examples(task: Task, path: Path) -> list[_File]:
     folder = path if path.is_dir() else path.parent
-    names = [task.examples, tuple(f"{s}_dev.csv" for s in MEDICAL_SUBJECTS)] if task.parse is None else [task.examples]
+    by_subject = not task.own_rows
+    names = [task.examples, tuple(f"{s}_dev.csv" for s in MEDICAL_SUBJECTS)] if by_subject else [task.examples]
     return next((files for n in names if n and (files := _find(folder, n))), [])
 
 

@@ -42,11 +42,11 @@ def read_rows(path: Path, label: str, columns: Sequence[str] = ()) -> Iterator[R
     """
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            rows = _json_lines(_read(path, label), label)
+            rows = json_lines(read_file(path, label), label)
         case ".json":
-            rows = _json(_read(path, label), label)
+            rows = _json(read_file(path, label), label)
         case ".csv":
-            rows = csv_rows(_read(path, label), label, columns)
+            rows = csv_rows(read_file(path, label), label, columns)
         case ".parquet":
             rows = _parquet(path, label)
         case _:
@@ -55,7 +55,8 @@ def read_rows(path: Path, label: str, columns: Sequence[str] = ()) -> Iterator[R
     return rows
 
 
-def _read(path: Path, label: str) -> bytes:
+def read_file(path: Path, label: str) -> bytes:
+    """All of a file; raises DataError for one that is empty or larger than a task."""
     with opened(path) as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
@@ -65,7 +66,8 @@ def _read(path: Path, label: str) -> bytes:
     return raw
 
 
-def _json_lines(raw: bytes, label: str) -> Iterator[Row]:
+def json_lines(raw: bytes, label: str) -> Iterator[Row]:
+    """The rows of JSON lines, blank ones passed over."""
     for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
             yield _object(line, f"{label}, line {number}", number)
@@ -113,7 +115,7 @@ def _json(raw: bytes, label: str) -> Iterator[Row]:
     except json.JSONDecodeError as e:
         if e.msg != "Extra data":
             raise DataError(f"{label}, line {e.lineno}: is not JSON ({e.msg} at column {e.colno})") from None
-        yield from _json_lines(raw, label)
+        yield from json_lines(raw, label)
         return
     except (ValueError, RecursionError) as e:
         raise DataError(f"{label}: is not JSON ({str(e).splitlines()[0]})") from None

@@ -14,6 +14,7 @@ from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import Watch, watching
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import from_json, to_json
+from jmedlite.benchmarks.prompts.presets import PRESETS, PROMPTS, as_asked
 from jmedlite.benchmarks.prompts.requests import Ask, make_ask
 from jmedlite.benchmarks.prompts.templates import Template, own_template, read_template
 from jmedlite.benchmarks.records import AskRecord, FileRecord, ModelRecord, RunRecord, SettingsRecord, TaskRecord
@@ -138,6 +139,12 @@ def plan_bench(
     models: Sequence[str | Path], tasks: Sequence[str], options: BenchOptions, progress: Progress, notice: Notice
 ) -> Planned:
     """Find and check all that a run needs, before anything is evaluated."""
+    if options.preset:
+        tasks = tasks or PRESETS[options.preset].tasks
+        notice(
+            f"--preset {options.preset}: --method generate, {options.max_tokens} tokens, no examples, the papers' "
+            "prompts and scoring (docs/bench.md)"
+        )
     if not tasks:
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
     with watching() as inputs:
@@ -176,13 +183,14 @@ def make_asks(
     datasets: list[Dataset] = []
     asks: list[Ask] = []
     for spec in tasks:
-        for dataset in load_task(
+        for loaded in load_task(
             spec,
-            options.languages,
+            options.languages or (PRESETS[options.preset].languages if options.preset else ()),
             skip_bad=options.skip_bad,
             five_choice=options.five_choice,
             with_examples=options.shots > 0,
         ):
+            dataset = as_asked(loaded) if options.preset else loaded
             if any(d.name == dataset.name for d in datasets):
                 raise UsageError(
                     f"two tasks are called {dataset.name}; give one of them a name, as in --task NAME=PATH"
@@ -193,8 +201,9 @@ def make_asks(
                 kept = replace(kept, items=shuffled(kept.items, options.seed))
             datasets.append(kept)
             for method in dict.fromkeys(options.methods):
-                chosen = template or own_template(method, dataset.lang)
-                asks.append(make_ask(kept, method, chosen, shots, options.permutations, options.seed))
+                chosen = template or (PROMPTS[dataset.lang] if options.preset else own_template(method, dataset.lang))
+                asked_as = bool(options.preset)
+                asks.append(make_ask(kept, method, chosen, shots, options.permutations, options.seed, asked_as))
     return datasets, asks
 
 
@@ -250,4 +259,5 @@ def describe_task(dataset: Dataset) -> TaskRecord:
         n_items=len(dataset.items) + len(dataset.left),
         n_asked=len(dataset.items),
         excluded=excluded,
+        date=dataset.date,
     )

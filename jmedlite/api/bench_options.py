@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jmedlite.base.errors import UsageError
 from jmedlite.base.inputs import MAX_CTX
 from jmedlite.base.options import check, option, same_as
+from jmedlite.benchmarks.prompts.presets import MAX_TOKENS, PRESETS
 from jmedlite.benchmarks.prompts.templates import METHODS
 from jmedlite.benchmarks.views import primary_view
 from jmedlite.runtime.load_options import LoadOptions, check_flash_attn
@@ -29,6 +30,9 @@ class BenchOptions:
 
     methods: tuple[str, ...] = option(
         ("letter",), name="method", choices=METHODS, help="letter, text or generate; repeatable. Default: letter."
+    )
+    preset: str | None = option(
+        None, choices=tuple(PRESETS), help="Ask and score as a paper did; its tasks where none are named."
     )
     primary: str | None = option(
         None,
@@ -82,6 +86,8 @@ class BenchOptions:
         check(self)
         check_flash_attn(self.kv_type, self.flash_attn)
         object.__setattr__(self, "template_vars", read_variables(self.template_vars))
+        if self.preset:
+            self._take_preset()
         self._check_thinking()
         primary_view(self.primary, self.methods)
         if self.stop_when_decided and self.permutations > 1:
@@ -90,6 +96,20 @@ class BenchOptions:
             raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
         if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(BenchOptions, n)]):
             raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
+
+    def _take_preset(self) -> None:
+        """The preset's own settings; raises UsageError where another was given."""
+        wanted = {"methods": ("generate",), "max_tokens": MAX_TOKENS}
+        kept = ("methods", "max_tokens", "shots", "permutations", "template", "chat", "five_choice")
+        for name in kept:
+            given, default = getattr(self, name), getattr(BenchOptions, name)
+            if given not in (default, wanted.get(name, default)):
+                flag = {"methods": "method"}.get(name, name.replace("_", "-"))
+                raise UsageError(
+                    f"--preset {self.preset}: asks as its paper did and sets --{flag} itself; leave it away"
+                )
+        for name, value in wanted.items():
+            object.__setattr__(self, name, value)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -133,6 +153,7 @@ class BenchOptions:
             "think": self.think,
             "think_budget": self.think_budget,
             "template_vars": self.variables or None,
+            "preset": self.preset,
             "stop_when_decided": self.margin if self.stop_when_decided else None,
             "primary": primary_view(self.primary, self.methods).name,
         }

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import DataError, InputMissing, UsageError
+import yaml
+
+from jmedlite.base.errors import DataError, InputMissing, JmedliteError, UsageError
+from jmedlite.base.filenames import CARD
 from jmedlite.base.gguf import level_name, read_header, split_stem
+from jmedlite.base.inputs import MAX_CARD, read_bytes
 from jmedlite.base.manifest import Manifest, read_manifest
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress
@@ -83,9 +89,37 @@ def describe_model(path: Path, progress: Progress) -> dict[str, Any]:
         license=license_,
         made_from=meta.get("jmedlite.made.base"),
         imatrix=_imatrix(manifest, meta),
+        date=model_date(meta, path.parent / CARD),
         adapters=tuple(AdapterRecord(name=a.name, weight=a.weight) for a in manifest.adapters) if manifest else (),
     )
     return to_json(record)
+
+
+MAX_FRONT = 1 << 16  # characters of a card in which its front matter must end: YAML is read slowly
+_DATES = ("date", "release_date", "released", "release.date", "created", "created_at")
+_ISO = re.compile(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?")
+
+
+def model_date(meta: Mapping[str, Any], card: Path) -> str | None:
+    """The date ("2024-06-06", "2024-06" or "2024") that a GGUF's `general.*` or the model card beside it tells."""
+    of_card = _front_matter(card)
+    for found in (*(meta.get(f"general.{name}") for name in _DATES), *(of_card.get(name) for name in _DATES)):
+        if isinstance(found, str | int | datetime.date) and (iso := _ISO.match(str(found))):
+            return iso[0]
+    return None
+
+
+def _front_matter(card: Path) -> Mapping[str, Any]:
+    """What a model card says of itself; nothing where there is none or it can't be read: it is a page for people."""
+    try:
+        if not card.is_file():
+            return {}
+        text = read_bytes(card, MAX_CARD).decode("utf-8-sig")[:MAX_FRONT]
+        head = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", text, re.DOTALL)
+        found = yaml.safe_load(head[1]) if head else {}
+    except (JmedliteError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _imatrix(manifest: Manifest | None, meta: Mapping[str, Any]) -> str | None:

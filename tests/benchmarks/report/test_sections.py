@@ -56,12 +56,17 @@ def full(folder: Path, base: str) -> Path:
     }  # fmt: skip
     names = [f"{base}-{level}" for level in ("BF16", "Q8_0", "Q4_K_M")]
     run_builder.small(
-        folder, n=20, base=base, methods=("letter", "text", "generate"),
+        folder, n=20, base=base, settings={"preset": "jmedllm"}, methods=("letter", "text", "generate"),
         measures=[run_builder.measure(name, r, vram_bytes={"CUDA0": 5}) for r in range(2) for name in names],
         distance=[{"model": name, "reference": names[0] if i else None, **distance, **(apart if i else {})}
                   for i, name in enumerate(names)],
     )  # fmt: skip
     head = (folder / "run.json").read_text(encoding="utf-8")
+    questions = folder / "questions.jsonl"
+    marked = questions.read_text(encoding="utf-8").replace(
+        '"excluded": null', '"excluded": null, "marks": {"exam": "112", "section": "general", "points": 1}'
+    )
+    questions.write_text(marked, encoding="utf-8")
     adapted = head.replace('"adapters": []', '"adapters": [{"name": "a", "weight": 1.0}]')
     (folder / "run.json").write_text(adapted, encoding="utf-8")
     return folder
