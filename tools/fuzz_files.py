@@ -138,7 +138,7 @@ def attempt(kind: str, bent: Path, seeds: dict[str, Path], out: Path, limit: flo
             for name, arguments in commands(kind, bent, seeds, out).items():
                 tell.write(json.dumps({"begins": name}) + "\n")
                 tell.flush()
-                signal.alarm(6 * math.ceil(limit))  # of the clock: it hangs, the process ends, and that is the finding
+                signal.alarm(30 * math.ceil(limit))  # of the clock: it hangs, the process ends, and that is the finding
                 started = processor_seconds()
                 code, told = run(arguments)
                 found = fault_of(code, told, processor_seconds() - started, limit)

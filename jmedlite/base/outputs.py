@@ -73,12 +73,13 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):
-            self.file.unlink()  # while held: a waiting run then finds a new file
-        self._lock.release()
-        if os.name == "nt":  # where an open file can't be removed
+        with kept_back():  # a signal in between would leave the file
             with contextlib.suppress(OSError):
-                self.file.unlink()
+                self.file.unlink()  # while held: a waiting run then finds a new file
+            self._lock.release()
+            if os.name == "nt":  # where an open file can't be removed
+                with contextlib.suppress(OSError):
+                    self.file.unlink()
 
 
 class OutputFile:

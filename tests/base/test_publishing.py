@@ -229,6 +229,13 @@ def test_a_lock_that_was_let_go_in_the_same_moment(tmp_path: Path, monkeypatch: 
     assert hidden(tmp_path) == []
 
 
+def test_a_signal_while_a_lock_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AtCall(monkeypatch, 1, False, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), Lock(tmp_path / "run", tmp_path / ".lock"):
+        pass
+    assert hidden(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_ends_is_an_exception_once(name: str) -> None:
     number = getattr(signal, name, None)
