@@ -129,17 +129,14 @@ _TEXT: dict[str, tuple[str, str]] = {
     "pair": ("{side}: {group}", "{side}：{group}"),
     "space": (" ", ""),
     # why a score is the default of its method
-    "default_letter": (
-        "its only score",
-        "この問い方の唯一の採点法",
-    ),
+    "default_letter": ("it has no other score", "この問い方の採点法はこれだけです"),
     "default_text": (
-        "per token: a sum has more terms the longer a choice is, and so takes short choices whatever the question",
-        "トークンあたり（合計では長い選択肢ほど項が増え、問題によらず短い選択肢が選ばれやすいため）",
+        "a sum has more terms the longer a choice is, and so takes short choices whatever the question",
+        "合計では選択肢が長いほど項が増え、問題によらず短い選択肢が選ばれやすくなります",
     ),
     "default_generate": (
-        "Gestalt accuracy, as in the papers; an exact match tells wording as much as knowledge",
-        "論文と同じGestalt正答率（完全一致は知識だけでなく言い回しにも左右されるため）",
+        "the papers' accuracy; an exact match tells wording as much as knowledge",
+        "論文の正答率です。完全一致は知識だけでなく言い回しにも左右されます",
     ),
     # warnings
     "w_primaries": (
@@ -274,18 +271,21 @@ _PAGE: dict[str, tuple[str, str]] = {
         "低下が許容差未満と示された最も小さいレベルと、次点の差を示します。",
     ),
     "claims_note": (
-        "Primary analysis, {declared}: {primary}{reason}. A level is recommended only where its loss in it is shown to "
+        "Primary analysis: {primary} ({declared}). A level is recommended only where its loss in it is shown to "
         "be below {margin} points, and no other analysis and no group of questions shows a loss beyond that "
         "(Holm-adjusted). All {n} levels are one family of claims: tested from the widest to the narrowest, each at "
         "its share of 5 % and that of the wider ones shown before it (fallback procedure), so that the chance of "
         "recommending any level that loses more is at most 5 % over the whole report.",
-        "主解析（{declared}）：{primary}{reason}。主解析で低下が{margin}ポイント未満と示され、かつ他の解析やどの問題群でも"
+        "主解析：{primary}（{declared}）。主解析で低下が{margin}ポイント未満と示され、かつ他の解析やどの問題群でも"
         "それを超える低下が示されない（ホルム補正）レベルだけを「示された」とします。全{n}レベルをひとまとまりの主張として、"
         "幅の広いものから順に、5％の取り分と、先に示されたレベルの分とで検定します（フォールバック法）。これを超えて低下する"
         "レベルを一つでも推奨する確率は、報告全体で5％以下です。",
     ),
     "declared": ("declared before the run", "実行前に宣言"),
-    "by_default": ("not declared by this run, so the default", "この実行では宣言がないため既定値"),
+    "by_default": (
+        "not declared by this run, so the default of its method: {reason}",
+        "この実行では宣言がないため既定のもの：{reason}",
+    ),
     "side_lang": ("language", "言語"),
     "side_task": ("task", "課題"),
     "side_group": ("category", "分野"),

@@ -108,8 +108,7 @@ def _trade_off(document: Document, axis: Literal["memory", "latency"], text: Map
     for m, x, y, (low, high) in points:
         reach = [[max(0, y - low)], [max(0, high - y)]]
         axes.errorbar(x, y, yerr=reach, **_mark(families.index(m["family"])))
-    axes.margins(x=0.09)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.09 * max(x for _, x, _, _ in points) or 1)
     low, high = axes.get_ylim()
     axes.set_ylim(max(0, low - 0.06 * (high - low)), min(104, high + 0.14 * (high - low)))
     if len(families) > 1:

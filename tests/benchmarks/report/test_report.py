@@ -524,6 +524,7 @@ def test_names_in_plots_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path
     folder = level_run(tmp_path / "run", dict.fromkeys(run_builder.SIZES, 3), n=200)
     plots.draw(report([folder]).document, labels.page_text("ja"))
     for figure in figures[:2]:
+        assert figure.axes[0].get_xlim()[0] == 0
         renderer = figure._get_renderer()  # type: ignore[attr-defined]
         boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
         assert len(boxes) == 7
