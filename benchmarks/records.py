@@ -255,10 +255,14 @@ class NoiseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceRecord:
-    """A line of distance.jsonl: perplexity on a text, and, but for the reference itself, the distance to it in nats."""
+    """A line of distance.jsonl: perplexity on a text, and, but for the reference itself, the distance to it in nats.
+
+    `text` is what kind of text it is called; runs before several could be read have none. Intervals are of 95 %.
+    """
 
     model: str
     reference: str | None
+    text: str | None = None
     text_sha256: str
     n_ctx: int
     n_chunks: int
@@ -269,8 +273,10 @@ class DistanceRecord:
     log_ratio_error: float | None = None
     kl_mean: float | None = None
     kl_error: float | None = None
+    kl_interval: tuple[float, ...] | None = None
     kl_median: float | None = None
     kl_quantiles: dict[str, float] | None = None
+    kl_quantile_intervals: dict[str, tuple[float, ...]] | None = None
     kl_max: float | None = None
     top_agreement: float | None = None
     top_agreement_error: float | None = None
