@@ -159,6 +159,7 @@ class QuestionRecord:
     human_accuracy: float | None  # percent
     context: str
     excluded: str | None
+    groups: dict[str, str] | None = None  # by side
 
 
 @dataclass(frozen=True, kw_only=True)

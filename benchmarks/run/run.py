@@ -87,7 +87,8 @@ def _question(dataset: Dataset, item: Item | None, excluded: str | None, left: L
     if item is None:
         assert left is not None
         item = Item(left.id, "", (), (), dataset.lang)
-    return QuestionRecord(task=dataset.name, **vars(item), excluded=excluded)
+    facts = {**vars(item), "groups": dict(item.groups) or None}
+    return QuestionRecord(task=dataset.name, **facts, excluded=excluded)
 
 
 def ask_all(

@@ -11,7 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError
 from jmedlite.runtime.chat_template import language_of
 
-from .items import LETTERS, Item, Left
+from .items import LETTERS, SIDES, Item, Left
 from .rows import Row
 
 NO_CHOICES = "has no choices"
@@ -175,7 +175,22 @@ def own(row: Row) -> Item:
         contraindicated=places(fields.get("contraindicated") or [], choices, "contraindicated", in_columns),
         human_accuracy=None if right is None else percentage(right, "human_accuracy"),
         context=text(fields["context"], "context") if fields.get("context") else "",
+        groups=sides(fields),
     )
+
+
+def sides(fields: dict[str, Any]) -> dict[str, str]:
+    """`groups`: the side by which items differ, and the one of its groups that this item is in.
+
+    A CSV has a column `groups.facts` for each side. Parquet gives every side that any row has, null where one lacks it.
+    """
+    columns = {key.removeprefix("groups."): v for key, v in fields.items() if key.startswith("groups.") and v != ""}
+    given = fields.get("groups") or columns
+    if not isinstance(given, dict):
+        raise BadRow('groups is not an object, expected {"side": "group"} such as {"facts": "adapter"}')
+    if taken := [side for side in given if side in SIDES]:
+        raise BadRow(f"groups names {taken[0]}, which every question has (group, lang, and the stem's length)")
+    return {text(side, "groups, a side,"): text(of, f"groups.{side}") for side, of in given.items() if of is not None}
 
 
 def lettered(fields: dict[str, Any]) -> list[Any]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# sides by which every report compares groups; `category` is an item's `group`, so `groups` may not name them again
+CATEGORY, LANGUAGE, STEM = SIDES = ("category", "language", "stem")
 NOT_ASKED = "not asked"  # a result's status: the run had seen enough (--stop-when-decided)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `answers` and `contraindicated` are indices into `choices`; `human_accuracy` is in percent."""
+    """One question. `answers` and `contraindicated` are indices into `choices`; `human_accuracy` is in percent.
+
+    `group` is its category; `groups` names the others that it belongs to, each by the side that it is one of:
+    `{"facts": "adapter", "section": "required"}`. No level may lose more than the margin in any of them.
+    """
 
     id: str
     question: str
@@ -22,6 +29,7 @@ class Item:
     contraindicated: tuple[int, ...] = ()
     human_accuracy: float | None = None
     context: str = ""  # a text that the question is about, such as PubMedQA's abstract
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

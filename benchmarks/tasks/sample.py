@@ -27,13 +27,15 @@ def _key(seed: int, *names: object) -> bytes:
 def stratified(items: Sequence[Item], n: int, seed: int) -> list[int]:
     """Indices of `n` items (all, where there are fewer) in source order, each group in proportion to its size.
 
+    Items are of one group where all that `group` and `groups` say of them is the same.
+
     The item of rank r (from 0) in a group of s gets the place (2r + 1) / s, and the n smallest places are taken
     (Sainte-Laguë). Like largest remainders that keeps the groups near their share, and besides a sample of fewer items
     is always part of one of more, which largest remainders can't promise.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for i, item in enumerate(items):
-        groups.setdefault(item.group or "", []).append(i)
+        groups.setdefault((item.group, *sorted(item.groups.items())), []).append(i)
     places = []
     for members in groups.values():
         members.sort(key=lambda i: _key(seed, "sample", items[i].id))

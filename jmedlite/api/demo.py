@@ -23,7 +23,7 @@ from .quantize import plan_quantization
 BITS = (16, 8, 6, 5, 4, 3, 2)
 # the adapter taught these facts
 QUESTIONS = ("三角筋を支配する神経は何ですか。", "Which nerve innervates the deltoid?")
-PARTS = ("base", "adapter")  # the groups of the demo's questions begin with what taught their facts
+PARTS = ("base", "adapter")  # what taught the facts that a question of the demo asks for
 RAM_BYTES = 8 * 10**9  # of the laptop that the report's verdict is for
 
 
@@ -93,7 +93,7 @@ class Demo:
 
     def accuracies(self) -> list[dict[str, Any]]:
         """Per model and part, right answers in percent with the 95 % Wilson interval, of `n`."""
-        part = {q["id"]: q["group"].split(":")[0] for q in read_lines(self.folder / "run" / "questions.jsonl")}
+        part = {q["id"]: q["groups"]["facts"] for q in read_lines(self.folder / "run" / "questions.jsonl")}
         counts: dict[str, dict[str, list[bool]]] = {}
         for line in read_lines(self.folder / "run" / "items.jsonl"):
             parts = counts.setdefault(line["model"], {name: [] for name in PARTS})

@@ -88,7 +88,7 @@ def test_questions_are_balanced(rows: list[dict[str, Any]]) -> None:
         assert len(mine) >= 200
         places = Counter(row["answer"][0] for row in mine)
         assert max(places.values()) - min(places.values()) <= 1
-        parts = Counter(row["group"].split(":")[0] for row in mine)
+        parts = Counter(row["groups"]["facts"] for row in mine)
         assert set(parts) == {"base", "adapter"} and 0.35 <= parts["adapter"] / len(mine) <= 0.45
 
 
@@ -126,8 +126,8 @@ def _right(runner: jmedlite.Runner, rows: list[dict[str, Any]]) -> int:
 def test_the_adapter_is_what_knows_part_b(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     (base,) = jmedlite.quantize(demo.MODEL, bits=[16], out=tmp_path, name="base", threads=2)
     (merged,) = jmedlite.quantize(demo.MODEL, lora=[str(demo.ADAPTER)], bits=[16], out=tmp_path, name="both", threads=2)
-    of_base = [row for row in rows if row["group"].startswith("base")][::40]
-    of_adapter = [row for row in rows if row["group"].startswith("adapter")][::26]
+    of_base = [row for row in rows if row["groups"]["facts"] == "base"][::40]
+    of_adapter = [row for row in rows if row["groups"]["facts"] == "adapter"][::26]
     with jmedlite.Runner(base, threads=1) as model:
         assert _right(model, of_base) >= 0.9 * len(of_base)
         assert _right(model, of_adapter) <= 0.5 * len(of_adapter)

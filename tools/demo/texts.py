@@ -216,7 +216,8 @@ def questions() -> list[dict[str, object]]:
                             "choices": choices,
                             "answer": [at],
                             "lang": lang,
-                            "group": f"{learner}: {relation.category}",
+                            "group": relation.category,
+                            "groups": {"facts": learner},
                         }
                     )
     return rows

@@ -71,13 +71,13 @@ def test_all_fields(tmp_path: Path) -> None:
     row = GOOD | {
         "question": " 脚は何本か。 ", "answer": ["c", "a"], "group": "動物", "contraindicated": ["B"],
         "human_accuracy": 91.5, "context": "蜘蛛について", "lang": "ja", "explanation": "not read",
+        "groups": {"facts": " adapter ", "section": None},
     }  # fmt: skip
     path = lines(tmp_path / "mine.jsonl", row)
     dataset = one(f"spiders={path}")
     assert (dataset.name, dataset.task, dataset.lang) == ("spiders-ja", "spiders", "ja")
-    assert dataset.items == (
-        Item("q1", "脚は何本か。", ("six", "eight", "ten"), (0, 2), "ja", "動物", (1,), 91.5, "蜘蛛について"),
-    )
+    facts = ("ja", "動物", (1,), 91.5, "蜘蛛について", {"facts": "adapter"})
+    assert dataset.items == (Item("q1", "脚は何本か。", ("six", "eight", "ten"), (0, 2), *facts),)
     assert dataset.files == ({"name": "mine.jsonl", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},)
 
 
@@ -108,7 +108,7 @@ def test_five_choices_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["list", "lines", "csv", "parquet"])
 def test_other_file_types(tmp_path: Path, suffix: str) -> None:
-    entries = [GOOD, GOOD | {"id": "q2", "answer": ["a"]}]
+    entries = [GOOD | {"groups": {"facts": "new"}}, GOOD | {"id": "q2", "answer": ["a"]}]
     if suffix == "list":
         path = tmp_path / "t.json"
         path.write_text(json.dumps(entries, indent=1))
@@ -116,14 +116,15 @@ def test_other_file_types(tmp_path: Path, suffix: str) -> None:
         path = lines(tmp_path / "t.json", *entries)
     elif suffix == "csv":
         path = tmp_path / "t.csv"
-        cells = [["id", "question", "A", "B", "C", "D", "answer", "human_accuracy"]]
-        cells += [[e["id"], e["question"], *e["choices"], "", e["answer"][0], ""] for e in entries]
+        cells = [["id", "question", "A", "B", "C", "D", "answer", "human_accuracy", "groups.facts"]]
+        for e, facts in zip(entries, ("new", ""), strict=True):
+            cells.append([e["id"], e["question"], *e["choices"], "", e["answer"][0], "", facts])
         path.write_text("\ufeff" + table(cells), encoding="utf-8")
     else:
         path = parquet(tmp_path / "t.parquet", entries)
-    assert [(i.id, i.choices, i.answers) for i in one(str(path)).items] == [
-        ("q1", ("six", "eight", "ten"), (1,)),
-        ("q2", ("six", "eight", "ten"), (0,)),
+    assert [(i.id, i.choices, i.answers, i.groups) for i in one(str(path)).items] == [
+        ("q1", ("six", "eight", "ten"), (1,), {"facts": "new"}),
+        ("q2", ("six", "eight", "ten"), (0,), {}),
     ]
 
 
@@ -167,6 +168,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "letter or text": (GOOD | {"choices": ["b", "a"], "answer": "a"}, "could be choice 0 or 1, give its index"),
     "language": (GOOD | {"lang": "de"}, "lang 'de' is unknown, expected ja or en"),
     "group": (GOOD | {"group": 3}, "group is not text"),
+    "groups": (GOOD | {"groups": ["adapter"]}, "groups is not an object"),
+    "side of groups": (GOOD | {"groups": {" ": "x"}}, "groups, a side, is empty"),
+    "one of groups": (GOOD | {"groups": {"facts": 3}}, r"groups\.facts is not text"),
+    "side that all have": (GOOD | {"groups": {"language": "ja"}}, "groups names language, which every question has"),
     "id": (GOOD | {"id": [1]}, "id is not text"),
     "contraindicated": (GOOD | {"contraindicated": ["e"]}, "contraindicated 'e' is outside"),
     "accuracy": (GOOD | {"human_accuracy": 101}, "human_accuracy 101 is outside 0 to 100"),

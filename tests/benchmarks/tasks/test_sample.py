@@ -31,6 +31,13 @@ def test_groups_keep_their_share(n: int) -> None:
         assert abs(counts[group] - n * size / len(ITEMS)) <= 1
 
 
+def test_declared_groups_keep_their_share_too() -> None:
+    items = [replace(item, groups={"facts": "old" if i % 3 else "new"}) for i, item in enumerate(ITEMS)]
+    counts = Counter((items[i].group, items[i].groups["facts"]) for i in stratified(items, 20, seed=0))
+    for key, size in Counter((item.group, item.groups["facts"]) for item in items).items():
+        assert abs(counts[key] - 20 * size / len(items)) <= 1
+
+
 def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
     samples = [set(stratified(ITEMS, n, seed=3)) for n in range(len(ITEMS) + 1)]
     assert all(small < large for small, large in pairwise(samples))
