@@ -32,8 +32,22 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatrixRecord:
+    """An importance matrix as a file's header tells of it: files, of which nothing but the names, and counts."""
+
+    file: str | None
+    dataset: str | None
+    n_tensors: int | None
+    n_chunks: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """One model of a run. Behind an endpoint, whatever only a file could tell is None."""
+    """One model of a run. Behind an endpoint, whatever only a file could tell is None.
+
+    `label` is the level as the file's name has it, `quantized_by` who says to have made it, `made_here` whether it was
+    jmedlite. `types` has the weights of each type, `tensor_types` the tensors of each type by what they are ("attn_v").
+    """
 
     name: str
     file: str | None
@@ -52,6 +66,13 @@ class ModelRecord:
     endpoint: str | None = None
     server: str | None = field(default=None, metadata=along("endpoint"))
     n_ctx: int | None = field(default=None, metadata=along("endpoint"))
+    # of a file; runs before these were kept have none
+    label: str | None = None
+    made_here: bool | None = None
+    quantized_by: str | None = None
+    matrix: MatrixRecord | None = None
+    types: dict[str, int] | None = None
+    tensor_types: dict[str, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
