@@ -11,7 +11,7 @@ import numpy as np
 from jmedlite import __version__
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks import statistics
-from jmedlite.benchmarks.records import DistanceRecord, TaskRecord
+from jmedlite.benchmarks.records import TaskRecord
 from jmedlite.runtime.chat_template import NOTICE
 
 from . import sections
@@ -19,12 +19,13 @@ from .baselines import baselines, orders_of
 from .cautions import cautions, guesses
 from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
 from .costs import measures, pareto_fronts, thought_tokens_mean
-from .flips import flipped_items
+from .distances import by_size, distances
+from .flips import MOST_UNCHANGED, items
 from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
 from .read import Run
 from .verdict import verdict
 
-FORMAT, VERSION = "jmedlite.report", 1
+FORMAT, VERSION = "jmedlite.report", 2  # 2: `distances` for `distance`
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
         "families": families,
         "models": models,
         "pareto": pareto_fronts(models, view_documents, joined=laid.asked_alike()),
+        "by_size": by_size(models),
         "views": view_documents,
     }  # fmt: skip
 
@@ -170,7 +172,7 @@ def _ask(run: Run, index: int) -> sections.Ask:
 
 
 def _model(laid: Pool, entrant: Entrant) -> sections.Model:
-    distance, model = laid.distance(entrant), entrant.model
+    model, matrix = entrant.model, entrant.model.matrix
     return {
         "key": entrant.key,
         "label": entrant.label,
@@ -189,30 +191,18 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
         "license": model.license,
         "made_from": model.made_from,
         "imatrix": model.imatrix,
+        "matrix": matrix and {"file": matrix.file, "dataset": matrix.dataset, "n_tensors": matrix.n_tensors,
+                              "n_chunks": matrix.n_chunks},
+        "made_here": model.made_here,
+        "quantized_by": model.quantized_by,
+        "types": model.types,
+        "tensor_types": model.tensor_types,
         "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
         "endpoint": model.endpoint,
         "measures": measures(laid.measures(entrant)),
         "thought_tokens_mean": thought_tokens_mean(laid.sheets.get("generate", {}).get(entrant.key, {}).values()),
-        "distance": _distance(distance) if distance else None,
-    }
-
-
-def _distance(line: DistanceRecord) -> sections.Distance:
-    return {
-        "reference": line.reference,
-        "text_sha256": line.text_sha256,
-        "n_ctx": line.n_ctx,
-        "n_tokens": line.n_tokens,
-        "perplexity": line.perplexity,
-        "perplexity_error": line.perplexity_error,
-        "kl_mean": line.kl_mean,
-        "kl_error": line.kl_error,
-        "kl_median": line.kl_median,
-        "kl_quantiles": line.kl_quantiles,
-        "kl_max": line.kl_max,
-        "top_agreement": line.top_agreement,
-        "top_agreement_error": line.top_agreement_error,
-    }
+        "distances": distances(laid, entrant),
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- views
@@ -222,7 +212,7 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
-    flipped = flipped_items(laid, view, references) if view.key == view.method else []
+    flipped, unchanged = items(laid, view, references) if view.key == view.method else ([], [])
     results = [_result(laid, view, e, references.get(e.family), options) for e in laid.entrants]
     for family in laid.families:
         _adjust([r["comparison"] for r in results if r["family"] == family and r["comparison"]])
@@ -241,6 +231,8 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
         "n_flipped": len(flipped),
         "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in sections.KINDS},
         "flipped": flipped,
+        "n_unchanged": len(unchanged),
+        "unchanged": unchanged[:MOST_UNCHANGED],
     }
 
 

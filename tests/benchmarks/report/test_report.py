@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import math
@@ -22,6 +24,7 @@ import yaml
 
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks.report import labels, plots
+from jmedlite.benchmarks.report import page as report_page
 from jmedlite.benchmarks.report.report import Report, recommendation, report
 from tests.support import runs as run_builder
 from tests.support.commands import run_text
@@ -31,9 +34,11 @@ JS = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three levels, two languages, three ways of asking."""
+    """Three levels, two languages, three ways of asking, two kinds of text."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    return run_builder.small(folder, n=40, methods=("letter", "text", "generate"))
+    names = [f"qwen-{level}" for level in ("BF16", "Q8_0", "Q4_K_M")]
+    distance = [line for text in ("exam-ja", "notes") for line in run_builder.distances(names, text)]
+    return run_builder.small(folder, n=40, methods=("letter", "text", "generate"), distance=distance)
 
 
 @pytest.fixture(scope="module")
@@ -375,14 +380,14 @@ class Page(HTMLParser):
         super().__init__()
         self.numbers: list[tuple[float, str]] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.text = self.script = ""
         self._value: str | None = None
         self._open: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "input"):
             self._open.append(tag)
         if tag == "data":
             self._value = dict(attrs)["value"]
@@ -395,6 +400,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._value is not None:
             self.numbers.append((float(self._value), data))
+        elif "script" in self._open:
+            self.script += data
         elif "style" not in self._open:
             self.text += data
 
@@ -432,11 +439,23 @@ def test_every_number_on_the_page_is_in_the_json(found: Report, lang: str) -> No
         assert text in ("95",) or any(says(text, v) for v in known), text
 
 
-def test_nothing_is_loaded_and_nothing_runs(found: Report) -> None:
+def policy(page: Page) -> dict[str, str]:
+    """What the page lets the browser do."""
+    (told,) = (a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+    return dict(part.strip().split(" ", 1) for part in str(told).split(";"))
+
+
+def test_nothing_is_loaded_and_one_known_script_runs(found: Report) -> None:
+    ours = (Path(report_page.__file__).parent / "report.js").read_text(encoding="utf-8").strip()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function|fetch|XMLHttp|import", ours)
     for lang in ("en", "ja"):
         html = found.html(lang)
         page = Page(html)
-        assert not {"script", "iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
+        assert not {"iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
+        assert [a for tag, a in page.tags if tag == "script"] == [{}] and page.script == ours
+        digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
+        assert policy(page) == {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:",
+                                "script-src": f"'sha256-{digest}'"}  # fmt: skip
         for tag, attributes in page.tags:
             for name, value in attributes.items():
                 assert not name.startswith("on"), (tag, name)
@@ -470,7 +489,7 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
              for i, q in enumerate(questions)]  # fmt: skip
     made = report([run_builder.write(tmp_path / "run", models, questions, items)])
     page = Page(made.html("en"))
-    assert "script" not in {tag for tag, _ in page.tags} and JS in page.text
+    assert JS not in page.script and [tag for tag, _ in page.tags].count("script") == 1 and JS in page.text
     markdown = made.markdown("en") + made.model_card().split("---", 2)[2]
     assert "<script" not in markdown.replace(r"\<script", "") and "[x](" not in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
@@ -512,12 +531,16 @@ def test_names_in_plots_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path
     figures: list[Figure] = []
     save = plots._svg
     monkeypatch.setattr(plots, "_svg", lambda figure, *rest: (figures.append(figure), save(figure, *rest))[1])
-    folder = level_run(tmp_path / "run", dict.fromkeys(run_builder.SIZES, 3), n=200)
-    plots.draw(report([folder]).document, labels.page_text("ja"))
-    for figure in figures[:2]:
+    names = [f"qwen-{level}" for level in run_builder.SIZES]
+    near = {"kl_mean": 0.02, "kl_interval": [0.018, 0.021]}
+    distance = [line for text in ("exam", "notes") for line in run_builder.distances(names, text, **near)]
+    folder = level_run(tmp_path / "run", dict.fromkeys(run_builder.SIZES, 3), n=200, distance=distance)
+    for lang in labels.LANGUAGES:
+        plots.draw(report([folder]).document, labels.page_text(lang))
+    for figure, expected in zip(figures, [7, 7, 0, 6] * 2, strict=True):
         renderer = figure._get_renderer()  # type: ignore[attr-defined]
         boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
-        assert len(boxes) == 7
+        assert len(boxes) == expected
         for i, box in enumerate(boxes):
             assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
             assert not any(box.overlaps(other) for other in boxes[:i])
