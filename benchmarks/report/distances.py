@@ -23,6 +23,7 @@ def distances(laid: Pool, entrant: Entrant) -> list[Distance]:
 
 
 def _distance(line: DistanceRecord, reference_sha256: str | None) -> Distance:
+    intervals = line.kl_quantile_intervals
     return {
         "text": line.text,
         "text_sha256": line.text_sha256,
@@ -38,8 +39,9 @@ def _distance(line: DistanceRecord, reference_sha256: str | None) -> Distance:
         "kl_interval": _interval(line.kl_interval),
         "kl_median": line.kl_median,
         "kl_quantiles": line.kl_quantiles,
-        "kl_quantile_intervals": line.kl_quantile_intervals
-        and {q: list(interval) for q, interval in line.kl_quantile_intervals.items()},
+        "kl_quantile_intervals": None
+        if intervals is None
+        else {q: list(interval) for q, interval in intervals.items()},
         "kl_max": line.kl_max,
         "top_agreement": line.top_agreement,
         "top_agreement_error": line.top_agreement_error,

@@ -11,7 +11,7 @@ import numpy as np
 from jmedlite import __version__
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks import statistics
-from jmedlite.benchmarks.records import TaskRecord
+from jmedlite.benchmarks.records import MatrixRecord, TaskRecord
 from jmedlite.runtime.chat_template import NOTICE
 
 from . import sections
@@ -171,8 +171,12 @@ def _ask(run: Run, index: int) -> sections.Ask:
     }
 
 
+def _matrix(m: MatrixRecord) -> sections.Matrix:
+    return {"file": m.file, "dataset": m.dataset, "n_tensors": m.n_tensors, "n_chunks": m.n_chunks}
+
+
 def _model(laid: Pool, entrant: Entrant) -> sections.Model:
-    model, matrix = entrant.model, entrant.model.matrix
+    model = entrant.model
     return {
         "key": entrant.key,
         "label": entrant.label,
@@ -191,8 +195,7 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
         "license": model.license,
         "made_from": model.made_from,
         "imatrix": model.imatrix,
-        "matrix": matrix and {"file": matrix.file, "dataset": matrix.dataset, "n_tensors": matrix.n_tensors,
-                              "n_chunks": matrix.n_chunks},
+        "matrix": _matrix(model.matrix) if model.matrix else None,
         "made_here": model.made_here,
         "quantized_by": model.quantized_by,
         "types": model.types,

@@ -59,7 +59,7 @@ def draw(document: Document, text: Mapping[str, str]) -> dict[str, str | None]:
     """`memory`, `latency`, `difference` and `size` as SVG elements; None where there is nothing to draw."""
     with _style(_PAGE):
         drawn = _Plots(document, text, _PAGE).all()
-        return {name: figure and _svg(figure, name, text[_TITLES[name]]) for name, figure in drawn.items()}
+        return {name: _svg(figure, name, text[_TITLES[name]]) if figure else None for name, figure in drawn.items()}
 
 
 def figure_files(document: Document, text: Mapping[str, str]) -> dict[str, bytes]:
@@ -72,7 +72,9 @@ def figure_files(document: Document, text: Mapping[str, str]) -> dict[str, bytes
     found: dict[str, bytes] = {}
     with _style(_PRINT):
         for name, figure in _Plots(document, text, _PRINT).all().items():
-            for form, settings in nothing.items() if figure else ():
+            if figure is None:
+                continue
+            for form, settings in nothing.items():
                 out = io.BytesIO()
                 figure.savefig(out, format=form, **settings)
                 found[f"{name}.{form}"] = out.getvalue()
