@@ -240,6 +240,29 @@ _PAGE: dict[str, tuple[str, str]] = {
     "quantized_by": ("Quantized by", "量子化した人"),
     "types": ("Weights by type", "形式別の重みの数"),
     "tensor_types": ("Types of the tensors", "テンソルの形式"),
+    "text_kind": ("Text", "文章"),
+    "tex_head": (
+        "needs \\usepackage{graphicx,booktabs,textcomp} and \\usepackage[T1]{fontenc}; figures are also here as SVG, PNG",
+        "graphicxとbooktabs、日本語が使えるLaTeX（LuaLaTeXとluatexjaなど）が必要。図はSVGとPNGもある",
+    ),
+    "cap_title": ("{title}: {models}.", "{title}：{models}。"),
+    "cap_trade_off": (
+        "Accuracy with 95 % intervals (Wilson), n = {n} questions; medians of memory and time.",
+        "正答率と95％信頼区間（ウィルソン）、n＝{n}問。メモリと時間は中央値。",
+    ),
+    "cap_difference": (
+        "Differences from the reference on the same questions, n = {n}, with 95 % intervals (paired bootstrap over "
+        "questions); the bound of the loss is one-sided, 95 %; margin {margin} points.",
+        "同じ問題での基準との差（n＝{n}問）と95％信頼区間（問題を単位とする対応のあるブートストラップ）。低下の上限は片側95％、"
+        "許容差は{margin}ポイント。",
+    ),
+    "cap_distance": (
+        "KL divergence from the reference's next-token distributions, with 95 % intervals (bootstrap over the chunks of "
+        "the text).",
+        "次のトークンの分布の、基準からのKLダイバージェンスと95％信頼区間（文章のチャンクを単位とするブートストラップ）。",
+    ),
+    "cap_machine": ("Measured on {machine}.", "測定環境：{machine}。"),
+    "cap_cores": ("{n} cores", "{n}コア"),
     "plot_size": ("Divergence against file size", "基準との隔たりとファイルサイズ"),
     "axis_kl": ("Mean KL divergence (nats)", "平均KLダイバージェンス（nat）"),
     "agreement": ("Same top token, %", "最有力トークンの一致（％）"),
@@ -268,6 +291,7 @@ _PAGE: dict[str, tuple[str, str]] = {
     "axis_rss": ("Peak memory in use ({unit})", "最大メモリ使用量（{unit}）"),
     "axis_file": ("File size ({unit})", "ファイルサイズ（{unit}）"),
     "axis_seconds": ("Time per question, median ({unit})", "1問あたりの時間、中央値（{unit}）"),
+    "axis_cut": ("(this axis does not begin at 0)", "（横軸は0から始まっていません）"),
     "unit_s": ("s", "秒"),
     "unit_ms": ("ms", "ミリ秒"),
     "axis_difference": ("Difference in accuracy (points)", "正答率の差（ポイント）"),

@@ -118,6 +118,7 @@ def scaled(most: float, steps: Sequence[tuple[float, str]]) -> tuple[float, str]
     return next(((1 / size, unit) for size, unit in steps if most >= size), (1 / steps[-1][0], steps[-1][1]))
 
 
+NEAR_ZERO = 0.6  # of the largest cost: where none is smaller, the axis begins elsewhere, and says so
 BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -192,7 +193,10 @@ class _Plots:
             reach = [[max(0, y - low)], [max(0, high - y)]]
             axes.errorbar(x, y, yerr=reach, **self._mark(self.families.index(m["family"])))
         axes.margins(x=0.09)
-        axes.set_xlim(left=0)
+        if min(x for _, x, _, _ in points) < NEAR_ZERO * max(x for _, x, _, _ in points):
+            axes.set_xlim(left=0)
+        else:  # from nothing on, they would all stand in one place
+            axes.set_xlabel(f"{axes.get_xlabel()}\n{self.text['axis_cut']}")
         low, high = axes.get_ylim()
         axes.set_ylim(max(0, low - 0.06 * (high - low)), min(104, high + 0.14 * (high - low)))
         several = len(self.families) > 1
