@@ -242,7 +242,8 @@ _PAGE: dict[str, tuple[str, str]] = {
     "tensor_types": ("Types of the tensors", "テンソルの形式"),
     "text_kind": ("Text", "文章"),
     "tex_head": (
-        "needs \\usepackage{graphicx,booktabs,textcomp} and \\usepackage[T1]{fontenc}; figures are also here as SVG, PNG",
+        "needs \\usepackage{graphicx,booktabs,textcomp} and \\usepackage[T1]{fontenc}; the figures are here as SVG and "
+        "PNG, too",
         "graphicxとbooktabs、日本語が使えるLaTeX（LuaLaTeXとluatexjaなど）が必要。図はSVGとPNGもある",
     ),
     "cap_title": ("{title}: {models}.", "{title}：{models}。"),
@@ -257,8 +258,8 @@ _PAGE: dict[str, tuple[str, str]] = {
         "許容差は{margin}ポイント。",
     ),
     "cap_distance": (
-        "KL divergence from the reference's next-token distributions, with 95 % intervals (bootstrap over the chunks of "
-        "the text).",
+        "KL divergence from the reference's next-token distributions, with 95 % intervals (bootstrap over the chunks "
+        "of the text).",
         "次のトークンの分布の、基準からのKLダイバージェンスと95％信頼区間（文章のチャンクを単位とするブートストラップ）。",
     ),
     "cap_machine": ("Measured on {machine}.", "測定環境：{machine}。"),

@@ -10,7 +10,7 @@ from .distances import texts_of
 from .labels import page_text
 from .numbers import MISSING, fixed, gigabytes, p_value, percent, plain, points
 from .plots import figure_files
-from .sections import KINDS, Document, Interval, Model, Result, View
+from .sections import KINDS, Document, Interval, Model, Result, Run, View
 
 FIGURES = {
     "memory": ("plot_memory", "cap_trade_off"),
@@ -105,16 +105,24 @@ class _Captions:
         return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
 
     def _machine(self) -> str:
-        told = []
-        for run in self.document["runs"]:
-            machine = run["machine"]
-            parts = [machine.get("cpu"), machine.get("physical_cores") and self.text["cap_cores"].format(
-                n=machine["physical_cores"]), machine.get("ram_bytes") and f"{gigabytes(machine['ram_bytes'], 0)} GB RAM",
-                *(g.get("name", "") if isinstance(g, dict) else str(g) for g in machine.get("gpus") or []),
-                machine.get("system"), run["llama_cpp_python"] and f"llama-cpp-python {run['llama_cpp_python']}",
-                f"jmedlite {run['jmedlite']}", re.sub(r"T.*", "", run["created"])]  # fmt: skip
-            told.append(", ".join(str(p) for p in parts if p))
-        return self.text["cap_machine"].format(machine="; ".join(dict.fromkeys(told)))
+        told = dict.fromkeys(self._machine_of(run) for run in self.document["runs"])
+        return self.text["cap_machine"].format(machine="; ".join(told))
+
+    def _machine_of(self, run: Run) -> str:
+        """One run's machine and programs; a machine's facts may be of any kind, or not be there."""
+        machine = run["machine"]
+        cores, ram = machine.get("physical_cores"), machine.get("ram_bytes")
+        parts = [
+            machine.get("cpu"),
+            self.text["cap_cores"].format(n=cores) if cores else None,
+            f"{gigabytes(ram, 0)} GB RAM" if isinstance(ram, int) else None,
+            *(g.get("name") if isinstance(g, dict) else g for g in machine.get("gpus") or []),
+            machine.get("system"),
+            f"llama-cpp-python {run['llama_cpp_python']}" if run["llama_cpp_python"] else None,
+            f"jmedlite {run['jmedlite']}",
+            re.sub(r"T.*", "", run["created"]),
+        ]
+        return ", ".join(str(part) for part in parts if part)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
