@@ -241,11 +241,6 @@ _PAGE: dict[str, tuple[str, str]] = {
     "types": ("Weights by type", "形式別の重みの数"),
     "tensor_types": ("Types of the tensors", "テンソルの形式"),
     "text_kind": ("Text", "文章"),
-    "tex_head": (
-        "needs \\usepackage{graphicx,booktabs,textcomp} and \\usepackage[T1]{fontenc}; the figures are here as SVG and "
-        "PNG, too",
-        "graphicxとbooktabs、日本語が使えるLaTeX（LuaLaTeXとluatexjaなど）が必要。図はSVGとPNGもある",
-    ),
     "cap_title": ("{title}: {models}.", "{title}：{models}。"),
     "cap_trade_off": (
         "Accuracy with 95 % intervals (Wilson), n = {n} questions; medians of memory and time.",

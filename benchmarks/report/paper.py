@@ -36,12 +36,14 @@ def paper_files(document: Document, lang: str) -> dict[str, bytes]:
         if f"{name}.pdf" in drawn
     ]
     sources = {"figures.tex": "\n".join(figures), **{f"{name}.tex": body for name, body in tables.items() if body}}
-    head = f"% {text['tex_head']}\n"
-    return drawn | {name: (head + body).encode("utf-8") for name, body in sources.items() if body}
+    return drawn | {name: (_HEAD + body).encode("utf-8") for name, body in sources.items() if body}
 
 
 # ------------------------------------------------------------------------------------------------------------- LaTeX
 
+_HEAD = r"""% Needs \usepackage{graphicx,booktabs,textcomp} and \usepackage[T1]{fontenc}; where a text is Japanese, LuaLaTeX with
+% luatexja instead of fontenc. The figures are here as SVG and PNG, too.
+"""
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import median
@@ -467,6 +467,55 @@ def test_nothing_is_loaded_and_one_known_script_runs(found: Report) -> None:
         assert len(ids) == len(set(ids))
 
 
+def test_items_with_their_outcomes(small: Path, found: Report) -> None:
+    """Flipped or not, every item is there once, with what became of it under every model."""
+    answers = {(a["model"], a["task"], a["id"]): a for a in lines(small, "items") if a["method"] == "letter"}
+    v = view(found.document)
+    there = [*v["flipped"], *v["unchanged"]]
+    assert len({(i["task"], i["id"]) for i in there}) == len(there) == 80 == v["n_flipped"] + v["n_unchanged"]
+    for item in there:
+        for model, outcome in item["outcomes"].items():
+            a = answers[model, item["task"], item["id"]]
+            assert outcome["correct"] == a["correct"] and outcome["within_noise"] == (a["margin"] < 0.11)
+        assert bool(item.get("changed")) == any(o["kind"] for o in item["outcomes"].values())
+    page = Page(found.html("en"))
+    told = [a for tag, a in page.tags if tag == "details" and a.get("class") == "item"]
+    first = there[0]
+    codes = {None: "-", "right_to_wrong": "a", "wrong_to_right": "b", "wrong_to_wrong": "c"}
+    assert str(told[0]["data-answers"]).split() == [
+        f"{i}{'r' if o['correct'] else 'w'}{codes[o['kind']]}" for i, o in enumerate(first["outcomes"].values())
+    ]
+
+
+def test_files_by_size_whatever_they_are_called(tmp_path: Path) -> None:
+    """Two files of one level: the smaller and nearer one is named beside the other, and one as large."""
+    sizes = {"BF16": 15.2, "Q4_K_M": 5.0, "UD-Q4_K_XL": 4.95, "Q3_K_L": 4.0}
+    models = [
+        run_builder.model("Q4_K_M" if "Q4" in x else x, name=f"qwen-{x}", label=x, n_bytes=int(1e9 * size),
+                          made_here=False, quantized_by="Unsloth <b>" if "UD" in x else None, sha256=f"{i:064x}")
+        for i, (x, size) in enumerate(sizes.items())
+    ]  # fmt: skip
+    questions = [run_builder.question(i) for i in range(10)]
+    items = [run_builder.answer(q, m["name"], True) for m in models for q in questions]
+    distance = [line for text in ("a", "b") for line in run_builder.distances([m["name"] for m in models], text)]
+    for line in distance:
+        if line["model"] == "qwen-UD-Q4_K_XL":
+            line["kl_mean"] /= 10
+    found = report([run_builder.write(tmp_path / "run", models, questions, items, distance=distance)])
+    assert [(x["model"], x["as_large"], x["nearer"]) for x in found.document["by_size"]] == [
+        ("qwen-Q3_K_L", [], []), ("qwen-UD-Q4_K_XL", ["qwen-Q4_K_M"], []),
+        ("qwen-Q4_K_M", ["qwen-UD-Q4_K_XL"], ["qwen-UD-Q4_K_XL"]), ("qwen-BF16", [], []),
+    ]  # fmt: skip
+    assert [m["label"] for m in found.document["models"]] == list(sizes)
+    assert "Unsloth <b>" in Page(found.html("ja")).text
+    # of another text, context or reference nothing is compared
+    distance[-1]["n_tokens"] += 1
+    distance[2]["n_ctx"] = 256
+    (tmp_path / "run" / "distance.jsonl").write_text("".join(json.dumps(x) + "\n" for x in distance), encoding="utf-8")
+    nearer = {x["model"]: x["nearer"] for x in report([tmp_path / "run"]).document["by_size"]}
+    assert nearer["qwen-Q4_K_M"] == ["qwen-UD-Q4_K_XL"]  # on the text that both read alike
+
+
 def test_order_of_the_page(found: Report) -> None:
     for lang in ("en", "ja"):
         text = labels.page_text(lang)
@@ -636,9 +685,41 @@ def test_in_a_browser(found: Report, tmp_path: Path, lang: str) -> None:
             page.emulate_media(media=media, color_scheme=scheme)
             page.goto(path.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            if media == "print":  # on paper nothing scrolls, so every table must fit
-                fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth + 1)"
-                assert page.evaluate(fits)
+            fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth + 1)"
+            assert page.evaluate(fits)  # no column is off the screen, or the paper
+            if width == 1440:
+                _filter(page, found.document)
             page.close()
         browser.close()
     assert set(seen) == {path.as_uri()}
+
+
+def _filter(page: Any, document: dict[str, Any]) -> None:
+    """The items of the first view, chosen by outcome, group, flip, noise and words."""
+    v = document["views"][0]
+    there = [*v["flipped"], *v["unchanged"]]
+    model = document["models"][2]["key"]
+    section = page.locator(".items").first
+
+    def shown(**chosen: str) -> int:
+        for name in ("words", "model", "outcome", "flip", "group"):
+            field, value = section.locator(f"[name={name}]"), chosen.get(name, "")
+            field.fill(value) if name == "words" else field.select_option(value)
+        return int(section.locator("details.item:not([hidden])").count())
+
+    def count(of: Callable[[dict[str, Any]], bool]) -> int:
+        return sum(map(of, there))
+
+    assert shown() == len(there)
+    assert shown(model="2", outcome="w") == count(lambda i: not i["outcomes"][model]["correct"]) > 0
+    assert shown(flip="a") == count(lambda i: any(o["kind"] == "right_to_wrong" for o in i["outcomes"].values())) > 0
+    assert shown(flip="none") == v["n_unchanged"]
+    option = section.locator("[name=group] option", has_text=there[0]["group"]).get_attribute("value")
+    assert shown(group=option) == count(lambda i: i["group"] == there[0]["group"])
+    assert shown(words="ＱＵＥＳＴＩＯＮ 7:") == count(
+        lambda i: "Question" in i["question"] and "7:" in i["question"]
+    )  # letters of any width
+    assert shown(words="<b>") == 0
+    shown()
+    section.locator("[name=noise]").check()
+    assert shown() == count(lambda i: any(o["within_noise"] for o in i["outcomes"].values()))
