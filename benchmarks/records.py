@@ -144,6 +144,7 @@ class SettingsRecord:
     think: bool | None = None
     think_budget: int | None = None
     template_vars: dict[str, Any] | None = None
+    primary: str | None = None  # the view that the verdict goes by; runs before it was declared have none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from jmedlite.benchmarks.records import QuestionRecord
 from jmedlite.benchmarks.scoring import pick, similarity
+from jmedlite.benchmarks.views import View
 
 from .compare import by_item
-from .pool import Facts, Item, Unit, View
+from .pool import Facts, Item, Unit
 from .sections import Baseline
 
 Guess = Callable[[QuestionRecord, Sequence[int]], set[int]]  # of a question, and the order in which its choices stood

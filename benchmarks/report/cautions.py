@@ -24,7 +24,7 @@ _OFTEN = 0.05  # share of responses that name no choice, from which it is said
 
 def cautions(laid: Pool) -> list[Bilingual]:
     """Sentences in every language, in order of weight."""
-    return [*_unfinished(laid), *_apart(laid), *_differences(laid.runs), *_answers(laid)]
+    return [*_declared(laid), *_unfinished(laid), *_apart(laid), *_differences(laid.runs), *_answers(laid)]
 
 
 def _name(run: Run) -> str:
@@ -42,6 +42,11 @@ def _unfinished(laid: Pool) -> Iterable[Bilingual]:
     silent = [e.key for e in laid.entrants if not any(sheets.get(e.key) for sheets in laid.sheets.values())]
     if silent:
         yield say("w_no_answers", models=", ".join(silent))
+
+
+def _declared(laid: Pool) -> Iterable[Bilingual]:
+    if len(laid.declared) > 1:
+        yield say("w_primaries", names=", ".join(laid.declared))
 
 
 def _apart(laid: Pool) -> Iterable[Bilingual]:
@@ -116,10 +121,11 @@ def _few_percent(share: float) -> str:
 
 def guesses(families: list[Family], views: list[View]) -> Iterable[Bilingual]:
     """References that are not shown to beat the best of the baselines: comparing their levels means little."""
-    if not views:
+    known = {k: v for k, v in views[0]["baselines"].items() if k not in ("human", "n_human") and v is not None} \
+        if views else {}  # fmt: skip
+    if not known:
         return
     results = {r["model"]: r for r in views[0]["results"]}
-    known = {k: v for k, v in views[0]["baselines"].items() if k not in ("human", "n_human") and v is not None}
     name, floor = max(known.items(), key=lambda item: item[1])
     for key in dict.fromkeys(f["reference"] for f in families if f["reference"]):
         r = results[key]

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from jmedlite.benchmarks import statistics
 from jmedlite.benchmarks.records import AnswerRecord
+from jmedlite.benchmarks.views import View
 
-from .pool import Facts, Item, Sheet, Unit, View
-from .sections import KINDS, Compared, Confidence, Contraindicated, Difference, Flips, Kind, Sequential, Share
+from .pool import Facts, Item, Sheet, Unit
+from .sections import KINDS, Compared, Confidence, Contraindicated, Counts, Difference, Flips, Kind, Sequential, Share
 
 Verdicts = dict[Unit, float]  # per unit, 1 where right
 
@@ -54,7 +55,10 @@ def share(values: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Share:
     return {"n": n, "n_items": len(items), "n_answers": len(values), "share": mean, "interval": interval}
 
 
-def difference(level: Mapping[Unit, float], reference: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Difference:
+def difference(
+    level: Mapping[Unit, float], reference: Mapping[Unit, float], facts: Mapping[Item, Facts],
+    confidence: float = 1 - statistics.ALPHA,
+) -> Difference:  # fmt: skip
     """The mean difference over the units that both have, with its bootstrap interval."""
     common = {unit: level[unit] - reference[unit] for unit in level if unit in reference}
     items = by_item(common)
@@ -63,31 +67,48 @@ def difference(level: Mapping[Unit, float], reference: Mapping[Unit, float], fac
     sums, counts = by_question(items, facts)
     mean = math.fsum(items.values()) / len(items)
     return {"n": len(counts), "n_items": len(items), "difference": mean,
-            "interval": list(statistics.bootstrap(sums, counts))}  # fmt: skip
+            "interval": list(statistics.bootstrap(sums, counts, confidence=confidence))}  # fmt: skip
 
 
-def compare(view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, Facts]) -> Compared:
-    """A model against another: docs/report.md, `comparison`, but for what is said of the margin."""
-    left, right = verdicts(view, level), verdicts(view, reference)
-    shift = difference(left, right, facts)
-    common = [unit for unit in left if unit in right]
+def compare_counts(left: Mapping[Unit, float], right: Mapping[Unit, float], facts: Mapping[Item, Facts]) -> Counts:
+    """Questions lost and gained over the units that both have, and how many pairs they are worth."""
     means, losses, gains = _by_question(left, right, facts)
-    n = len(means)
-    pairs = statistics.effective_pairs(means)
-    worth = pairs / n if n else 0.0
-    lost, gained = sum(m < 0 for m in means), sum(m > 0 for m in means)
+    n, lost, gained = len(means), sum(m < 0 for m in means), sum(m > 0 for m in means)
     return {
-        **shift,
-        "reference_share": math.fsum(by_item({u: right[u] for u in common}).values()) / shift["n_items"] if n else None,
-        "share": math.fsum(by_item({u: left[u] for u in common}).values()) / shift["n_items"] if n else None,
+        "n": n,
+        "losses": losses,
+        "gains": gains,
         "questions_lost": lost,
         "questions_gained": gained,
         "disagreement": (losses + gains) / n if n else None,
-        "effective_pairs": pairs,
-        "loss_bound": statistics.loss_bound(losses * worth, gains * worth, pairs) if n else None,
-        "detectable_loss": statistics.detectable_loss(pairs, (losses + gains) / n) if n else None,
-        "flips": _flips([_pair(view, level[u], reference[u]) for u in common]),
+        "effective_pairs": statistics.effective_pairs(means),
         "p": statistics.mcnemar(lost, gained) if n else None,
+    }
+
+
+def bound_at(c: Counts, alpha: float) -> float:
+    """The one-sided upper bound of the loss, which lies below it with a chance of at most α; 1 where nothing pairs."""
+    worth = c["effective_pairs"] / c["n"] if c["n"] else 0.0
+    return statistics.loss_bound(c["losses"] * worth, c["gains"] * worth, c["effective_pairs"], 1 - alpha)
+
+
+def compare(
+    view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, Facts], confidence: float = 1 - statistics.ALPHA
+) -> Compared:
+    """A model against another: docs/report.md, `comparison`, but for what is said of the margin."""
+    left, right = verdicts(view, level), verdicts(view, reference)
+    shift = difference(left, right, facts, confidence)
+    common = [unit for unit in left if unit in right]
+    counts = compare_counts(left, right, facts)
+    n, pairs, disagreement = counts["n"], counts["effective_pairs"], counts["disagreement"]
+    return {
+        **counts,
+        **shift,
+        "reference_share": math.fsum(by_item({u: right[u] for u in common}).values()) / shift["n_items"] if n else None,
+        "share": math.fsum(by_item({u: left[u] for u in common}).values()) / shift["n_items"] if n else None,
+        "loss_bound": bound_at(counts, statistics.ALPHA) if n else None,
+        "detectable_loss": None if disagreement is None else statistics.detectable_loss(pairs, disagreement),
+        "flips": _flips([_pair(view, level[u], reference[u]) for u in common]),
     }
 
 
@@ -99,7 +120,9 @@ def sequential(view: View, level: Sheet, reference: Sheet, facts: Mapping[Item, 
             "different": test.different, "decided": test.decided}  # fmt: skip
 
 
-def _by_question(left: Verdicts, right: Verdicts, facts: Mapping[Item, Facts]) -> tuple[list[float], float, float]:
+def _by_question(
+    left: Mapping[Unit, float], right: Mapping[Unit, float], facts: Mapping[Item, Facts]
+) -> tuple[list[float], float, float]:
     """The mean difference of each question that both have; the sums of those that are losses and gains."""
     sums, counts = by_question(by_item({unit: left[unit] - right[unit] for unit in left if unit in right}), facts)
     means = [s / c for s, c in zip(sums, counts, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,20 +12,24 @@ from jmedlite import __version__
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks import statistics
 from jmedlite.benchmarks.records import MatrixRecord, TaskRecord
+from jmedlite.benchmarks.views import View
 from jmedlite.runtime.chat_template import NOTICE
 
 from . import sections
 from .baselines import baselines, orders_of
 from .cautions import cautions, guesses
+from .claims import claim
 from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
 from .costs import measures, pareto_fronts, thought_tokens_mean
 from .distances import by_size, distances
 from .flips import MOST_UNCHANGED, items
-from .pool import Entrant, Item, Pool, Sheet, Unit, View, pool
+from .groups import judge_groups, sides_of
+from .labels import say
+from .pool import Entrant, Item, Pool, Sheet, Unit, pool
 from .read import Run
 from .verdict import verdict
 
-FORMAT, VERSION = "jmedlite.report", 2  # 2: `distances` for `distance`
+FORMAT, VERSION = "jmedlite.report", 2
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,12 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
     views = laid.view_keys()
     references = _references(laid, options, views)
     models = [_model(laid, e) for e in laid.entrants]
-    view_documents = [_view(laid, view, references, options) for view in views]
     families: list[sections.Family] = [
         {"name": name, "reference": references.get(name), "models": [e.key for e in laid.family(name)]}
         for name in laid.families
     ]
+    judged = _judged(families, options)
+    view_documents = [_view(laid, view, references, judged, options) for view in views]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -62,7 +67,12 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
         "options": {"reference": options.reference, "margin": options.margin, "ram_bytes": options.ram_bytes,
                     "vram_bytes": options.vram_bytes, "max_latency": options.max_latency, "alpha": statistics.ALPHA,
                     "power": statistics.POWER, "bootstrap_samples": statistics.SAMPLES},
-        "verdicts": [verdict(f, models, view_documents, options) for f in _judged(families, options)],
+        "primary": _primary(laid, views),
+        "verdicts": [
+            verdict(f, models, view_documents, options, judge_groups(laid, laid.primary, f, options.margin_share),
+                    _partial(laid, f))
+            for f in judged
+        ],
         "warnings": [*guesses(families, view_documents), *cautions(laid)],
         "runs": [_run(run) for run in runs],
         "tasks": _tasks(runs),
@@ -73,6 +83,20 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
         "by_size": by_size(models),
         "views": view_documents,
     }  # fmt: skip
+
+
+def _primary(laid: Pool, views: Sequence[View]) -> sections.Primary | None:
+    """What the verdicts go by, and why it is the default of its method."""
+    if not views:
+        return None
+    return {"view": views[0].key, "declared": bool(laid.declared), "reason": say(f"default_{views[0].method}")}
+
+
+def _partial(laid: Pool, family: sections.Family) -> sections.Partial | None:
+    """Answers of the runs of these models, where not all are there."""
+    runs = {i: laid.runs[i] for e in laid.entrants if e.key in family["models"] for i in e.runs}
+    there, expected = (sum(n) for n in zip(*((len(r.answers), r.n_expected) for r in runs.values()), strict=True))
+    return {"n_answers": there, "n_expected": expected} if there < expected else None
 
 
 def _judged(families: list[sections.Family], options: Options) -> list[sections.Family]:
@@ -211,14 +235,23 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
 # ----------------------------------------------------------------------------------------------------------- views
 
 
-def _view(laid: Pool, view: View, references: Mapping[str, str], options: Options) -> sections.View:
+def _view(
+    laid: Pool, view: View, references: Mapping[str, str], judged: Sequence[sections.Family], options: Options
+) -> sections.View:
     """All results of one way of counting answers."""
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
     flipped, unchanged = items(laid, view, references) if view.key == view.method else ([], [])
-    results = [_result(laid, view, e, references.get(e.family), options) for e in laid.entrants]
-    for family in laid.families:
-        _adjust([r["comparison"] for r in results if r["family"] == family and r["comparison"]])
+    n_claims = sum(bool(sheets[e.key]) and references.get(e.family) not in (None, e.key) for e in laid.entrants)
+    results = [_result(laid, view, e, references.get(e.family), options, n_claims) for e in laid.entrants]
+    compared = {r["model"]: r["comparison"] for r in results if r["comparison"] and r["comparison"]["n"]}
+    width = {e.key: _width(e) for e in laid.entrants}
+    early = {e.key for e in laid.entrants if any(laid.runs[i].settings.get("stop_when_decided") for i in e.runs)}
+    for family in judged:
+        # the widest first: what it is, not how it answered, tells its place
+        order = sorted((k for k in family["models"] if k in compared), key=lambda k: width[k][1:], reverse=True)
+        claim([(compared[k], k in early) for k in order], len(compared), options.margin_share)
+        _adjust([compared[k] for k in order])
     return {
         "key": view.key,
         "method": view.method,
@@ -240,26 +273,24 @@ def _view(laid: Pool, view: View, references: Mapping[str, str], options: Option
 
 
 def _adjust(comparisons: list[sections.Comparison]) -> None:
-    """Holm over the levels of a family."""
+    """Holm over the levels of a verdict."""
     known = [(c, c["p"]) for c in comparisons if c["p"] is not None]
     for (c, _), p in zip(known, statistics.holm([p for _, p in known]), strict=True):
         c["p_holm"] = p
 
 
-def _result(laid: Pool, view: View, entrant: Entrant, reference_key: str | None, options: Options) -> sections.Result:
+def _result(
+    laid: Pool, view: View, entrant: Entrant, reference_key: str | None, options: Options, n_claims: int
+) -> sections.Result:
     sheet = laid.sheets[view.method].get(entrant.key, {})
     reference: Sheet | None = None
     compared: sections.Comparison | None = None
     if reference_key is not None and reference_key != entrant.key:
         reference = laid.sheets[view.method].get(reference_key, {})
-        found = compare(view, sheet, reference, laid.facts)
+        found = compare(view, sheet, reference, laid.facts, 1 - statistics.ALPHA / max(1, n_claims))
         test = sequential(view, sheet, reference, laid.facts, options.margin_share)
-        shown = found["loss_bound"] is not None and found["loss_bound"] < options.margin_share
-        if any(laid.runs[i].settings.get("stop_when_decided") for i in entrant.runs):
-            # a run that stopped when it liked what it saw: only the anytime-valid test may still be believed
-            shown = test["decided"] == "no meaningful loss"
-        compared = {"reference": reference_key, "p_holm": None, **found, "no_meaningful_loss": shown,
-                    "sequential": test}  # fmt: skip
+        compared = {"reference": reference_key, "p_holm": None, "alpha": statistics.ALPHA, **found,
+                    "no_meaningful_loss": False, "sequential": test}  # fmt: skip
     return {
         "model": entrant.key,
         "family": entrant.family,
@@ -305,24 +336,16 @@ def _gestalt(view: View, sheet: Sheet, laid: Pool) -> sections.Gestalt | None:
     return {"n": found["n"], "mean": found["difference"], "interval": found["interval"]}
 
 
-def _breakdowns(
-    laid: Pool, view: View, sheet: Sheet, reference: Sheet | None
-) -> dict[sections.Side, list[sections.Part]]:
-    """The same numbers for each task, language and group."""
-    sides: dict[sections.Side, Callable[[Item], str | None]] = {
-        "task": lambda item: item.task,
-        "lang": lambda item: laid.facts[item].question.lang,
-        "group": lambda item: laid.facts[item].question.group,
-    }
-    found: dict[sections.Side, list[sections.Part]] = {}
+def _breakdowns(laid: Pool, view: View, sheet: Sheet, reference: Sheet | None) -> dict[str, list[sections.Part]]:
+    """The same numbers for each task, language, category, length of the stem, and declared group."""
+    found: dict[str, list[sections.Part]] = {}
     right = verdicts(view, sheet)
     before = verdicts(view, reference) if reference is not None else {}
-    for side, of in sides.items():
+    for side, of in sides_of({item for item, _ in right}, laid.facts).items():
         parts: dict[str, dict[Unit, float]] = {}
         for unit, value in right.items():
-            name = of(unit[0])
-            if name is not None:
-                parts.setdefault(name, {})[unit] = value
+            if unit[0] in of:
+                parts.setdefault(of[unit[0]], {})[unit] = value
         found[side] = [
             {"name": name, **share(part, laid.facts),
              "difference": difference(part, before, laid.facts) if reference is not None else None}

@@ -15,7 +15,7 @@ from jmedlite.base.hub import parse_id
 
 from .costs import spread_of
 from .labels import page_text
-from .numbers import MISSING, fixed, gigabytes, p_value, percent, plain, points
+from .numbers import MISSING, fixed, p_value, percent, plain, points, seconds, size
 from .sections import KINDS, Document, Measure, Model, Result, View
 from .verdict import reasons
 
@@ -53,6 +53,7 @@ def to_markdown(document: Document, lang: str) -> str:
     names = ", ".join(f["name"] for f in document["families"])
     parts = [f"# {t['title']}: {_cell(names)}\n", f"## {t['h_verdict']}\n"]
     parts += [f"{_cell(reason)}\n" for reason in reasons(document, lang)]
+    parts += [f"{_cell(t['rules'])}\n"]
     parts += [f"> {_cell(w[lang])}\n" for w in document["warnings"]]
     parts += [f"## {t['h_levels']}\n", _levels(document, t)]
     for view in document["views"]:
@@ -73,9 +74,9 @@ def _levels(document: Document, t: dict[str, str]) -> str:
     rows = []
     for m in document["models"]:
         r = results.get(m["key"])
-        rows.append([m["key"], gigabytes(m["n_bytes"]), fixed(m["bits_per_weight"], 2), percent(r and r["share"]),
+        rows.append([m["key"], size(m["n_bytes"]), fixed(m["bits_per_weight"], 2), percent(r and r["share"]),
                      _interval(r and r["interval"], percent), r["n"] if r else 0,
-                     _median(m, "peak_rss_bytes", gigabytes), _median(m, "question_seconds", fixed, 2),
+                     _median(m, "peak_rss_bytes", size), _median(m, "question_seconds", seconds),
                      _median(m, "generation_tps", fixed, 1), m["license"] or t["licence_unknown"],
                      *([fixed(m["thought_tokens_mean"], 1)] * think)])  # fmt: skip
     return _table(head, rows)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jmedlite.benchmarks.records import AnswerRecord
+from jmedlite.benchmarks.views import View
 
 from .compare import flip_of, softmax
-from .pool import Entrant, Pool, Unit, View
-from .sections import KINDS, Asked, Changed, Flipped, Given, Outcome, Unchanged
+from .groups import sides_of
+from .pool import Entrant, Pool, Unit
+from .sections import KINDS, Asked, Changed, Flipped, Given, ItemOutcome, Unchanged
 
 MOST_UNCHANGED = 2000  # of a view; those that flipped are all there
 
@@ -17,6 +19,9 @@ def items(laid: Pool, view: View, references: Mapping[str, str]) -> tuple[list[F
     """Items that flipped, the worst first, and those that did not, in the order of the data set."""
     flipped: list[Flipped] = []
     same: list[Unchanged] = []
+    sides = sides_of(
+        dict.fromkeys(item for sheet in laid.sheets[view.method].values() for item, _ in sheet), laid.facts
+    )
     for family in laid.families:
         reference = references.get(family)
         if reference is None:
@@ -27,7 +32,8 @@ def items(laid: Pool, view: View, references: Mapping[str, str]) -> tuple[list[F
         for unit, before in sheets[reference].items():
             answers = {key: sheet[unit] for key, sheet in sheets.items() if unit in sheet}
             outcomes = {key: _outcome(view, a, before, noise[key].get(a.task)) for key, a in answers.items()}
-            asked = _asked(laid, unit, family, reference, before, outcomes)
+            groups = {side: of[unit[0]] for side, of in sides.items() if unit[0] in of}
+            asked = _asked(laid, unit, groups, family, reference, before, outcomes)
             changed: list[Changed] = [
                 {**_given(answers[key], key), "kind": kind} for key, o in outcomes.items() if (kind := o["kind"])
             ]
@@ -44,7 +50,7 @@ def _noise(laid: Pool, view: View, entrant: Entrant) -> dict[str, float]:
     return {task: n.max for task, n in laid.noise(entrant, view.method).items() if n.max is not None}
 
 
-def _outcome(view: View, answer: AnswerRecord, before: AnswerRecord, noise: float | None) -> Outcome:
+def _outcome(view: View, answer: AnswerRecord, before: AnswerRecord, noise: float | None) -> ItemOutcome:
     margin = view.margin(answer)
     return {
         "correct": view.correct(answer),
@@ -54,12 +60,18 @@ def _outcome(view: View, answer: AnswerRecord, before: AnswerRecord, noise: floa
 
 
 def _asked(
-    laid: Pool, unit: Unit, family: str, reference: str, before: AnswerRecord, outcomes: dict[str, Outcome]
+    laid: Pool,
+    unit: Unit,
+    groups: dict[str, str],
+    family: str,
+    reference: str,
+    before: AnswerRecord,
+    outcomes: dict[str, ItemOutcome],
 ) -> Asked:
     q = laid.facts[unit[0]].question
     return {
         "family": family, "task": q.task, "id": q.id, "question": q.question, "choices": list(q.choices),
-        "answers": list(q.answers), "lang": q.lang, "group": q.group, "groups": dict(q.groups or {}),
+        "answers": list(q.answers), "lang": q.lang, "group": q.group, "groups": groups,
         "contraindicated": list(q.contraindicated), "human_accuracy": q.human_accuracy, "context": q.context,
         "permutation": unit[1], "reference": reference, "before": _given(before, reference), "outcomes": outcomes,
     }  # fmt: skip

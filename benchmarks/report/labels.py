@@ -11,29 +11,77 @@ LANGUAGES = ("en", "ja")
 # key: (English, Japanese); fields in braces are filled in by `say`
 _TEXT: dict[str, tuple[str, str]] = {
     # the verdict
-    "v_recommended": (
-        "{label}: no meaningful loss against {reference} at a margin of {margin} points (difference {difference}, "
-        "95 % {low}…{high}, n = {n}); {resources}.",
-        "{label}：{reference}に対して意味のある低下がないことが示されました（許容差{margin}ポイント、差{difference}、"
-        "95％信頼区間{low}～{high}、n＝{n}）。{resources}。",
+    "v_partial": (
+        "Partial result, {there} of {expected} answers so far.",
+        "途中結果です（全{expected}件の回答のうち{there}件まで）。",
     ),
+    "v_conflict": (
+        "Conflict: {label} passes in the primary analysis ({view}), but a loss of more than {margin} points is shown "
+        "elsewhere, so it is not recommended: {where}.",
+        "結果の食い違い：{label}は主解析（{view}）では基準を満たしますが、ほかで{margin}ポイントを超える低下が示されたため"
+        "推奨しません：{where}。",
+    ),
+    "conflict_in": (
+        "{where}, {before} → {after} % (n = {n}, Holm-adjusted p {p})",
+        "{where}で{before}→{after}％（n＝{n}、ホルム補正後のp {p}）",
+    ),
+    "conflict_more": ("and {n} more", "ほか{n}件"),
+    "v_recommended": (
+        "{label}: its accuracy is shown to be less than {margin} points below that {of} on {n} exam questions; not a "
+        "statement about safety at the bedside. The difference is {difference} points ({low} … {high}, 95 %{levels}); "
+        "{resources}.",
+        "{label}：試験問題{n}問での正答率は、{of}{margin}ポイント以上は低下しないことが示されました。臨床現場での安全性を"
+        "示すものではありません。差は{difference}ポイント（{levels}95％信頼区間{low}～{high}）。{resources}。",
+    ),
+    "of_own": ("of its own unquantized answers", "量子化前の同じモデルの解答と比べて"),
+    "of_other": ("of the answers of {reference}", "{reference}の解答と比べて"),
+    "that_fits": (" that meets the constraints", "条件を満たす"),
+    "that_is_there": ("", ""),
+    "of_levels": (" for all {n} levels together", "全{n}レベルを合わせた"),
+    "v_runner_up": ("Runner-up: {label}, {price}.", "次点：{label}（{price}）。"),
+    "price_memory": ("memory", "メモリが"),
+    "price_file": ("on the disk", "ファイルが"),
+    "price_more": ("{size} more {of}", "{of}{size}多く"),
+    "price_less": ("{size} less {of}", "{of}{size}少なく"),
+    "price_same": ("no more {of}", "{of}同じで"),
+    "price_faster": ("{share} % faster", "{share}％速く"),
+    "price_slower": ("{share} % slower", "{share}％遅く"),
+    "price_as_fast": ("as fast", "同じ速さで"),
+    "price_unmeasured": ("speed not measured", "速度は未測定"),
+    "price_better": ("{points} points better", "正答率は{points}ポイント高い"),
+    "price_worse": ("{points} points worse", "正答率は{points}ポイント低い"),
+    "price_as_good": ("as accurate", "正答率は同じ"),
     "v_reference": (
-        "{label}, the reference itself ({resources}): no other level that meets the constraints is shown to be without "
-        "a meaningful loss at a margin of {margin} points. {nearest}",
-        "{label}（基準そのもの、{resources}）：条件を満たす他のレベルのうち、低下が許容差{margin}ポイント未満と"
-        "示されたものはありません。{nearest}",
+        "{label}, the reference itself ({resources}): no other level{able} is shown to stay less than {margin} points "
+        "below it.",
+        "{label}（基準そのもの、{resources}）：{able}他のレベルのうち、低下が{margin}ポイント未満と示されたものは"
+        "ありません。",
+    ),
+    "v_reference_best": (
+        "{label}, the reference itself ({resources}): no level that fits is more accurate.",
+        "{label}（基準そのもの、{resources}）：条件を満たすレベルに、これより正答率の高いものはありません。",
+    ),
+    "v_reference_smallest": (
+        "{label}, the reference itself ({resources}): no smaller level is shown to stay less than {margin} points "
+        "below it.",
+        "{label}（基準そのもの、{resources}）：これより小さいレベルのうち、低下が{margin}ポイント未満と示されたものは"
+        "ありません。",
     ),
     "v_none_shown": (
-        "No level that meets the constraints is shown to be without a meaningful loss against {reference} at a margin "
-        "of {margin} points. {nearest}",
-        "条件を満たすレベルのうち、{reference}に対する低下が許容差{margin}ポイント未満と示されたものはありません。"
-        "{nearest}",
+        "No level{able} is shown to stay less than {margin} points below {reference}.",
+        "{able}レベルのうち、{reference}に対する低下が{margin}ポイント未満と示されたものはありません。",
     ),
     "v_nearest": (
-        "The nearest, {label}: difference {difference}, 95 % {low}…{high}, n = {n}; this n could have detected a loss "
-        "of {detectable} points.",
-        "最も近いのは{label}で、差{difference}、95％信頼区間{low}～{high}、n＝{n}。"
-        "このnでは{detectable}ポイントの低下を検出できました。",
+        "The nearest, {label}: difference {difference} points ({low} … {high}, 95 %{levels}), n = {n}; so many "
+        "questions could have shown a loss of {detectable} points.",
+        "最も近いのは{label}です：差は{difference}ポイント（{levels}95％信頼区間{low}～{high}）、n＝{n}。"
+        "この問題数では{detectable}ポイントの低下を検出できました。",
+    ),
+    "v_not_measured": (
+        "Not measured whether any level meets the constraints ({constraints}), so none is recommended; that does not "
+        "mean that none fits. The smallest, {label}: {resources}.",
+        "条件（{constraints}）を満たすかどうかが測定されていないため、推奨できるレベルはありません（収まらないという意味では"
+        "ありません）。最も小さいのは{label}です（{resources}）。",
     ),
     "v_none_fits": (
         "No level meets the constraints ({constraints}). The smallest, {label}: {resources}.",
@@ -53,22 +101,22 @@ _TEXT: dict[str, tuple[str, str]] = {
         "No answer has been scored, so there is nothing to recommend.",
         "採点された回答がまだないため、推奨できるものはありません。",
     ),
-    "r_ram": ("{ram} GB of memory in use at most", "最大メモリ使用量 {ram} GB"),
+    "r_ram": ("{ram} of memory in use at most", "最大メモリ使用量 {ram}"),
     "r_ram_fits": (
-        "{ram} GB of memory in use at most, fits {limit} GB of RAM",
-        "最大メモリ使用量 {ram} GB（{limit} GBのRAMに収まる）",
+        "{ram} of memory in use at most, fits {limit} GB of RAM",
+        "最大メモリ使用量 {ram}（{limit} GBのRAMに収まる）",
     ),
     "r_ram_unfit": (
-        "{ram} GB of memory in use at most, more than {limit} GB of RAM",
-        "最大メモリ使用量 {ram} GB（{limit} GBのRAMに収まらない）",
+        "{ram} of memory in use at most, more than {limit} GB of RAM",
+        "最大メモリ使用量 {ram}（{limit} GBのRAMに収まらない）",
     ),
-    "r_file": ("a file of {size} GB", "ファイルは{size} GB"),
+    "r_file": ("file {size}", "ファイル {size}"),
     "r_ram_unknown": ("memory in use not measured", "メモリ使用量は未測定"),
-    "r_vram": ("{vram} GB of GPU memory", "GPUメモリ {vram} GB"),
+    "r_vram": ("{vram} of GPU memory", "GPUメモリ {vram}"),
     "r_vram_unknown": ("GPU memory not measured", "GPUメモリは未測定"),
     "r_seconds": (
-        "{median} s a question (95 % of them within {p95} s)",
-        "1問{median}秒（95％は{p95}秒以内）",
+        "{median} a question, 95 % of them within {p95}",
+        "1問 {median}、95％は{p95}以内",
     ),
     "r_seconds_unknown": ("latency not measured", "応答時間は未測定"),
     "r_nothing": ("size and memory not known", "サイズとメモリは不明"),
@@ -76,7 +124,24 @@ _TEXT: dict[str, tuple[str, str]] = {
     "c_vram": ("GPU memory {value} GB", "GPUメモリ {value} GB"),
     "c_latency": ("{value} s a question", "1問{value}秒"),
     "joiner": ("; ", "、"),
+    "comma": (", ", "、"),
+    "pair": ("{side}: {group}", "{side}：{group}"),
+    "space": (" ", ""),
+    # why a score is the default of its method
+    "default_letter": ("it has no other score", "この問い方の採点法はこれだけです"),
+    "default_text": (
+        "a sum has more terms the longer a choice is, and so takes short choices whatever the question",
+        "合計では選択肢が長いほど項が増え、問題によらず短い選択肢が選ばれやすくなります",
+    ),
+    "default_generate": (
+        "the papers' accuracy; an exact match tells wording as much as knowledge",
+        "論文の正答率です。完全一致は知識だけでなく言い回しにも左右されます",
+    ),
     # warnings
+    "w_primaries": (
+        "The runs declared different primary analyses ({names}); the verdict goes by the first.",
+        "実行ごとに異なる主解析が宣言されています（{names}）。結論は最初のものによります。",
+    ),
     "w_unfinished": (
         "{run}: unfinished, {done} of {expected} answers are there; every number counts what is there.",
         "{run}：未完了です（全{expected}件中{done}件）。どの数値も、ある分だけから計算しています。",
@@ -155,9 +220,40 @@ def say(key: str, **fields: object) -> Bilingual:
     }
 
 
-def joined(parts: list[Bilingual]) -> Bilingual:
+def joined(parts: list[Bilingual], by: str = "joiner") -> Bilingual:
     """Phrases in a row."""
-    return {lang: say("joiner")[lang].join(p[lang] for p in parts) for lang in LANGUAGES}
+    return {lang: say(by)[lang].join(p[lang] for p in parts) for lang in LANGUAGES}
+
+
+def together(sentences: list[Bilingual]) -> Bilingual:
+    """Sentences in a row."""
+    return joined(sentences, "space")
+
+
+def view_name(key: str) -> Bilingual:
+    """What a way of counting is called on the page."""
+    return dict(zip(LANGUAGES, _PAGE[f"view_{key}"], strict=True))
+
+
+def side_name(side: str) -> Bilingual:
+    """What tells questions apart: `lang`, or as a task declares it."""
+    return {lang: _page(f"side_{side}", lang, side) for lang in LANGUAGES}
+
+
+def part_name(side: str, group: str) -> Bilingual:
+    """One of the groups of a side."""
+    key = {"lang": group, "stem": f"stem_{group}"}.get(side, "")
+    return {lang: _page(key, lang, group) for lang in LANGUAGES}
+
+
+def group_name(side: str, group: str) -> Bilingual:
+    """A group with the side that it is one of: "facts: adapter"."""
+    return say("pair", side=side_name(side), group=part_name(side, group))
+
+
+def _page(key: str, lang: str, other: str) -> str:
+    """A word of the page, `other` where it has none."""
+    return _PAGE[key][LANGUAGES.index(lang)] if key in _PAGE else other
 
 
 # what stands on the page around the numbers
@@ -166,10 +262,45 @@ _PAGE: dict[str, tuple[str, str]] = {
     "subtitle": ("Accuracy, memory and latency of {models}", "{models}の正答率・メモリ・応答時間"),
     "by": ("jmedlite {version}; measured {created}", "jmedlite {version}　測定日時 {created}"),
     "h_verdict": ("Verdict", "結論"),
+    "partial": ("partial", "途中結果"),
+    "rules": (
+        "With limits on memory or time: the most accurate level that fits, and of equally accurate ones the fastest; "
+        "without: the smallest that is shown to lose less than the margin, and what the next one costs.",
+        "メモリや時間の条件があるときは、条件を満たす中で最も正答率の高いレベル（同率なら最も速いもの）を、条件がないときは、"
+        "低下が許容差未満と示された最も小さいレベルと、次点の差を示します。",
+    ),
+    "claims_note": (
+        "Primary analysis: {primary} ({declared}). A level is recommended only where its loss in it is shown to "
+        "be below {margin} points, and no other analysis and no group of questions shows a loss beyond that "
+        "(Holm-adjusted). All {n} levels are one family of claims: tested from the widest to the narrowest, each at "
+        "its share of 5 % and that of the wider ones shown before it (fallback procedure), so that the chance of "
+        "recommending any level that loses more is at most 5 % over the whole report.",
+        "主解析：{primary}（{declared}）。主解析で低下が{margin}ポイント未満と示され、かつ他の解析やどの問題群でも"
+        "それを超える低下が示されない（ホルム補正）レベルだけを「示された」とします。全{n}レベルをひとまとまりの主張として、"
+        "幅の広いものから順に、5％の取り分と、先に示されたレベルの分とで検定します（フォールバック法）。これを超えて低下する"
+        "レベルを一つでも推奨する確率は、報告全体で5％以下です。",
+    ),
+    "declared": ("declared before the run", "実行前に宣言"),
+    "by_default": (
+        "not declared by this run, so the default of its method: {reason}",
+        "この実行では宣言がないため既定のもの：{reason}",
+    ),
+    "side_lang": ("language", "言語"),
+    "side_task": ("task", "課題"),
+    "side_group": ("category", "分野"),
+    "side_stem": ("length of the question", "問題文の長さ"),
+    "stem_long": ("long", "長い"),
+    "stem_short": ("short", "短い"),
+    "beyond": ("loss shown", "低下あり"),
+    "untold_title": (
+        "Too few questions to tell: a loss of this many points could have been shown ({level})",
+        "問題数が足りず判断できない群と、示すことができた低下の大きさ（{level}、ポイント）",
+    ),
+    "differ": ("Do they differ? (p, Holm)", "群の間に差があるか（p、ホルム）"),
     "h_plots": ("Accuracy against memory and latency", "正答率とメモリ・応答時間"),
     "h_levels": ("The levels as measured", "各レベルの測定値"),
     "h_paired": ("Paired differences and flips", "対にした差と回答の変化"),
-    "h_groups": ("Accuracy by language and category", "言語別・分野別の正答率"),
+    "h_groups": ("Accuracy by groups of questions", "問題群ごとの正答率"),
     "h_harm": ("Contraindicated choices taken", "禁忌肢の選択"),
     "h_flipped": ("The items, and whose answer changed", "問題ごとの回答とその変化"),
     "h_baselines": ("Baselines on the same items", "同じ問題でのベースライン"),
@@ -185,26 +316,27 @@ _PAGE: dict[str, tuple[str, str]] = {
     "ci": ("95 %", "95％"),
     "difference": ("Difference, points", "差（ポイント）"),
     "loss_bound": ("Loss at most, points", "低下の上限（ポイント）"),
-    "shown": ("No meaningful loss", "意味のある低下なし"),
+    "shown": ("Shown to lose less than the margin", "低下が許容差未満"),
     "yes": ("shown", "示された"),
+    "conflict": ("conflict", "食い違い"),
     "no": ("not shown", "示されず"),
-    "file_size": ("File, GB", "ファイル（GB）"),
+    "file_size": ("File", "ファイル"),
     "bits": ("Bits per weight", "重み1個あたりのビット数"),
     "margin_col": ("margin", "許容差"),
     "memory": ("Memory", "メモリ"),
-    "rss": ("Peak in use, GB", "最大使用量（GB）"),
-    "anonymous": ("of it anonymous, GB", "うち匿名（GB）"),
-    "file_backed": ("of it file-backed, GB", "うちファイル由来（GB）"),
-    "kv": ("KV cache, MB", "KVキャッシュ（MB）"),
+    "rss": ("Peak in use", "最大使用量"),
+    "anonymous": ("of it anonymous", "うち匿名"),
+    "file_backed": ("of it file-backed", "うちファイル由来"),
+    "kv": ("KV cache", "KVキャッシュ"),
     "n_ctx": ("Context, tokens", "文脈長（トークン）"),
-    "vram": ("GPU, GB", "GPU（GB）"),
+    "vram": ("GPU", "GPU"),
     "speed": ("Speed", "速度"),
-    "load": ("Load, s", "読み込み（秒）"),
+    "load": ("Load", "読み込み"),
     "prompt_tps": ("Prompt, tokens/s", "入力（トークン/秒）"),
     "generation_tps": ("Generation, tokens/s", "生成（トークン/秒）"),
-    "first_token": ("First token, s", "最初のトークンまで（秒）"),
-    "question_median": ("A question, s", "1問（秒）"),
-    "question_p95": ("95 % within, s", "95％が収まる時間（秒）"),
+    "first_token": ("First token", "最初のトークンまで"),
+    "question_median": ("A question", "1問"),
+    "question_p95": ("95 % within", "95％が収まる時間"),
     "thoughts": ("Thought, tokens (mean)", "思考（トークン、平均）"),
     "rounds": ("Rounds", "回数"),
     "distance": ("Distance to the reference, by kind of text", "文章の種類ごとの基準との隔たり"),
@@ -234,7 +366,7 @@ _PAGE: dict[str, tuple[str, str]] = {
         "より近い」は、バイト数が同じか少なく、どの文章でも平均ダイバージェンスが小さいファイルです。形式はヘッダーの記載、名前は"
         "作成者によるものです。",
     ),
-    "file": ("File", "ファイル"),
+    "bytes": ("Size", "サイズ"),
     "file_type": ("Type in the header", "ヘッダーの形式"),
     "nearer": ("Nearer at no more bytes", "より小さく、より近い"),
     "quantized_by": ("Quantized by", "量子化した人"),
@@ -286,10 +418,8 @@ _PAGE: dict[str, tuple[str, str]] = {
     "axis_accuracy": ("Accuracy (%)", "正答率（％）"),
     "axis_rss": ("Peak memory in use ({unit})", "最大メモリ使用量（{unit}）"),
     "axis_file": ("File size ({unit})", "ファイルサイズ（{unit}）"),
-    "axis_seconds": ("Time per question, median ({unit})", "1問あたりの時間、中央値（{unit}）"),
+    "axis_seconds": ("A question, median ({unit})", "1問の時間、中央値（{unit}）"),
     "axis_cut": ("(this axis does not begin at 0)", "（横軸は0から始まっていません）"),
-    "unit_s": ("s", "秒"),
-    "unit_ms": ("ms", "ミリ秒"),
     "axis_difference": ("Difference in accuracy (points)", "正答率の差（ポイント）"),
     "axis_margin": ("margin", "許容差"),
     "view_letter": ("Choosing a letter", "記号を選ぶ"),
@@ -308,14 +438,15 @@ _PAGE: dict[str, tuple[str, str]] = {
     "below_noise": ("Decided by less than the noise", "ノイズ未満の差で決まった回答"),
     "paired_note": (
         "Level minus reference, over the questions that both answered. The interval is a paired bootstrap over "
-        "questions ({samples} samples); the upper bound of the loss is one-sided, 95 % (Tango); p is the exact McNemar "
-        "test, adjusted over the levels (Holm). “No meaningful loss” is said only where the bound lies below the "
-        "margin of {margin} points. The detectable loss is what this n shows with {power} % power at this rate of "
-        "disagreement.",
+        "questions ({samples} samples), 95 % for all levels together (Bonferroni); the upper bound of the loss "
+        "(Tango, corrected for continuity) is one-sided, at the level's share of 5 % (α); p is the exact McNemar test, "
+        "adjusted over the levels (Holm). A loss below the margin is shown only where the bound lies below {margin} "
+        "points. The detectable loss is what this n shows with {power} % power at this rate of disagreement.",
         "差は「レベル－基準」で、両方が答えた問題だけから計算しています。区間は問題を単位とする対応のあるブートストラップ"
-        "（{samples}回）、低下の上限は片側95％（Tango）、pは正確マクネマー検定で、レベル数についてホルム法で補正しました。"
-        "上限が許容差{margin}ポイントを下回るときだけ「意味のある低下なし」とします。検出できる低下は、このnと不一致率で"
-        "検出力{power}％となる大きさです。",
+        "（{samples}回）で、全レベルを合わせて95％です（ボンフェローニ）。低下の上限（Tango、連続性の補正あり）は片側で、5％の"
+        "うちそのレベルの取り分（α）によります。pは正確マクネマー検定で、レベル数についてホルム法で補正しました。上限が許容差"
+        "{margin}ポイントを下回るときだけ、低下が許容差未満と示されたとします。検出できる低下は、このnと不一致率で検出力{power}％"
+        "となる大きさです。",
     ),
     "margin_said": ("margin {margin} points", "許容差{margin}ポイント"),
     "across": ("Models against each other", "モデルどうしの比較"),
@@ -324,14 +455,19 @@ _PAGE: dict[str, tuple[str, str]] = {
     "en": ("English", "英語"),
     "difference_languages": ("Japanese − English, points", "日本語－英語（ポイント）"),
     "by_task": ("By task", "課題別"),
+    "by_stem": ("By length of the question", "問題文の長さ別"),
+    "by_side": ("By {side}", "{side}別"),
     "by_lang": ("By language", "言語別"),
     "by_group": ("By category", "分野別"),
     "category": ("Category", "分野"),
     "groups_note": (
-        "Accuracy in percent, below it the difference from the reference in points with its 95 % interval. Small "
-        "categories swing by chance; none of these intervals is adjusted for how many there are.",
-        "正答率（％）。下段は基準との差（ポイント）と95％信頼区間です。問題数の少ない分野は偶然で大きく動きます。区間の数に"
-        "ついての補正はしていません。",
+        "Accuracy in percent, below it the difference from the reference in points with its 95 % interval, not "
+        "adjusted for how many there are: small groups swing by chance. “Loss shown”: beyond the margin, and no chance "
+        "(exact McNemar test, Holm-adjusted over all groups and levels). Whether groups differ: a permutation test of "
+        "their differences, Holm-adjusted over the ways of grouping and levels.",
+        "正答率（％）。下段は基準との差（ポイント）と95％信頼区間で、区間の数についての補正はしていません（問題数の少ない群は"
+        "偶然で大きく動きます）。「低下あり」は、許容差を超え、かつ偶然ではないもの（正確マクネマー検定、全群・全レベルについて"
+        "ホルム補正）です。群の間に差があるかは、差の並べ替え検定によります（分け方とレベルについてホルム補正）。",
     ),
     "harm_note": (
         "Some choices are contraindicated: to take one would harm the patient. Of the items that have such a choice, "
@@ -383,10 +519,6 @@ _PAGE: dict[str, tuple[str, str]] = {
     "f_group": ("Group", "グループ"),
     "f_noise": ("decided within the noise", "ノイズ未満の差で決まったもの"),
     "f_shown": ("{shown} of {all} items here", "{all}問中{shown}問を表示"),
-    "side_task": ("Task", "課題"),
-    "side_language": ("Language", "言語"),
-    "side_category": ("Category", "分野"),
-    "side_stem": ("Length of the question", "問題文の長さ"),
     "right_answer": ("right", "正解"),
     "harmful": ("contraindicated", "禁忌"),
     "response": ("Response", "応答"),

@@ -18,10 +18,10 @@ import jinja2
 from markupsafe import Markup, escape
 
 from .distances import texts_of
-from .labels import page_text
-from .numbers import MISSING, fixed, gigabytes, p_value, percent, points
+from .labels import page_text, part_name, side_name
+from .numbers import BYTES, MISSING, SECONDS, Units, fixed, in_units, p_value, percent, points
 from .plots import draw
-from .sections import Asked, Document, Part, Result, Side, View
+from .sections import Asked, Document, GroupTest, Heterogeneity, Part, Result, View
 
 SHOWN = 600  # items of a kind that unfold on the page; the others are in the JSON
 _FLIPS = {None: "-", "right_to_wrong": "a", "wrong_to_right": "b", "wrong_to_wrong": "c"}
@@ -38,8 +38,8 @@ def render(document: Document, lang: str) -> str:
         "moment": _moment,
         "pct": partial(_number, percent),
         "pts": partial(_number, points),
-        "gb": partial(_number, gigabytes),
-        "mb": partial(_number, _megabytes),
+        "size": partial(_in_units, BYTES),
+        "time": partial(_in_units, SECONDS),
         "num": partial(_number, fixed),
         "int": partial(_number, _whole),
         "pval": partial(_number, p_value),
@@ -56,12 +56,15 @@ def render(document: Document, lang: str) -> str:
     page = template.render(
         d=document, t=text, lang=lang, plots=plots, labels=labels, shown=SHOWN, results=_results(document),
         css=Markup(_resource("report.css")), plain=_plain, parts=_parts(document), part_of=_part_of,
-        nothing=defaultdict(lambda: None),
+        nothing=defaultdict(lambda: None), judged=_judgements(document),
+        untold=_untold(document), apart=_apart(document),
+        side_name=lambda side: side_name(side)[lang], part_name=lambda side, part: part_name(side, part)[lang],
+        candidates={c["model"]: c for v in document["verdicts"] for c in v["candidates"]},
         short=short, answered=[m["key"] for m in document["models"] if _answered(document, m["key"])],
         texts=texts_of(document["models"]), by_key={m["key"]: m for m in document["models"]},
         js=Markup(script), js_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         numbers=numbers, answers_of=partial(_answers, numbers), sides_of=lambda v: sides[v["key"]],
-        groups_of=lambda v, item: " ".join(str(sides[v["key"]][side][name]) for side, name in _groups(item)),
+        groups_of=lambda v, item: " ".join(str(sides[v["key"]][side][name]) for side, name in item["groups"].items()),
     )  # fmt: skip
     return _BLANK.sub("\n", _labelled(page))
 
@@ -69,17 +72,11 @@ def render(document: Document, lang: str) -> str:
 _BLANK = re.compile(r"[ \t]*\n\s*\n")
 
 
-def _groups(item: Asked) -> list[tuple[str, str]]:
-    """What an item can be chosen by: side and name."""
-    own = {"task": item["task"], "language": item["lang"], "category": item["group"] or "", **item["groups"]}
-    return [(side, name) for side, name in own.items() if name]
-
-
 def _sides(view: View) -> dict[str, dict[str, int]]:
-    """Side to the names of groups there, each with a number of its own; sides that tell items apart."""
+    """Side to the names of groups there, each with a number of its own."""
     found: dict[str, dict[str, int]] = {}
     for item in [*view["flipped"], *view["unchanged"]]:
-        for side, name in _groups(item):
+        for side, name in item["groups"].items():
             names = found.setdefault(side, {})
             names.setdefault(name, 0)
     count = 0
@@ -136,13 +133,14 @@ def _results(document: Document) -> dict[str, dict[str, Result]]:
     return {v["key"]: {r["model"]: r for r in v["results"]} for v in document["views"]}
 
 
-def _parts(document: Document) -> dict[Side, dict[str, int]]:
-    """Of the first view: task, language and group to the names there, each with the most questions any model has."""
-    found: dict[Side, dict[str, int]] = {"task": {}, "lang": {}, "group": {}}
+def _parts(document: Document) -> dict[str, dict[str, int]]:
+    """Of the primary view: every side to the names there, each with the most questions any model has."""
+    found: dict[str, dict[str, int]] = {}
     for result in document["views"][0]["results"] if document["views"] else []:
         for side, parts in result["breakdowns"].items():
+            names = found.setdefault(side, {})
             for part in parts:
-                found[side][part["name"]] = max(part["n_items"], found[side].get(part["name"], 0))
+                names[part["name"]] = max(part["n_items"], names.get(part["name"], 0))
     return found
 
 
@@ -151,8 +149,29 @@ def _answered(document: Document, key: str) -> bool:
     return any(r["model"] == key and r["n"] for r in document["views"][0]["results"]) if document["views"] else False
 
 
-def _part_of(result: Result, side: Side, name: str) -> Part | None:
-    return next((part for part in result["breakdowns"][side] if part["name"] == name), None)
+def _part_of(result: Result, side: str, name: str) -> Part | None:
+    return next((part for part in result["breakdowns"].get(side, []) if part["name"] == name), None)
+
+
+def _judgements(document: Document) -> dict[tuple[str, str, str], GroupTest]:
+    """(model, side, group) to what its questions show."""
+    return {(g["model"], g["side"], g["group"]): g for v in document["verdicts"] for g in v["groups"]}
+
+
+def _apart(document: Document) -> dict[tuple[str, str], Heterogeneity]:
+    """(model, side) to whether its groups differ."""
+    return {(h["model"], h["side"]): h for v in document["verdicts"] for h in v["heterogeneity"]}
+
+
+def _untold(document: Document) -> list[tuple[str, list[GroupTest]]]:
+    """By verdict, the level that it recommends (else its first), and the groups that are too small to tell of it."""
+    found = []
+    for v in document["verdicts"]:
+        tested = [g["model"] for g in v["groups"]]
+        key = v["key"] if v["key"] in tested else next(iter(tested), None)
+        if key is not None and (few := [g for g in v["groups"] if g["model"] == key and g["outcome"] == "untold"]):
+            found.append((key, few))
+    return found
 
 
 def _number(write: Any, value: float | None, *arguments: int) -> Markup:
@@ -162,13 +181,17 @@ def _number(write: Any, value: float | None, *arguments: int) -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(value), write(value, *arguments))
 
 
+def _in_units(units: Units, value: float | None) -> Markup:
+    """A number in the unit that fits it."""
+    if value is None:
+        return _number(None, None)
+    number, unit = in_units(value, units)
+    return Markup('<data value="{}">{}</data> {}').format(repr(value), number, unit)
+
+
 def _moment(created: str) -> str:
     """ISO 8601 as people write it, to the minute."""
     return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(\.\d+)?(\+00:00|Z)$", r"\1 \2 UTC", created)
-
-
-def _megabytes(n_bytes: float) -> str:
-    return fixed(n_bytes / 1e6, 1)
 
 
 def _whole(value: float) -> str:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .costs import spread_of
 from .distances import texts_of
 from .labels import page_text
-from .numbers import MISSING, fixed, gigabytes, p_value, percent, plain, points
+from .numbers import MISSING, fixed, p_value, percent, plain, points, seconds, size
 from .plots import figure_files
-from .sections import KINDS, Document, Interval, Model, Result, Run, View
+from .sections import KINDS, Document, Interval, Measure, Model, Result, Run, View
 
 FIGURES = {
     "memory": ("plot_memory", "cap_trade_off"),
@@ -41,8 +42,8 @@ def paper_files(document: Document, lang: str) -> dict[str, bytes]:
 
 # ------------------------------------------------------------------------------------------------------------- LaTeX
 
-_HEAD = r"""% Needs \usepackage{graphicx,booktabs,textcomp} and \usepackage[T1]{fontenc}; where a text is Japanese, LuaLaTeX with
-% luatexja instead of fontenc. The figures are here as SVG and PNG, too.
+_HEAD = r"""% Needs \usepackage{graphicx,booktabs,textcomp} and \usepackage[T1]{fontenc}; where a text is Japanese,
+% LuaLaTeX with luatexja instead of fontenc. The figures are here as SVG and PNG, too.
 """
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -117,7 +118,7 @@ class _Captions:
         parts = [
             machine.get("cpu"),
             self.text["cap_cores"].format(n=cores) if cores else None,
-            f"{gigabytes(ram, 0)} GB RAM" if isinstance(ram, int) else None,
+            f"{size(ram)} RAM" if isinstance(ram, int) else None,
             *(g.get("name") if isinstance(g, dict) else g for g in machine.get("gpus") or []),
             machine.get("system"),
             f"llama-cpp-python {run['llama_cpp_python']}" if run["llama_cpp_python"] else None,
@@ -135,14 +136,14 @@ def _levels(document: Document, t: dict[str, str], captions: _Captions) -> str:
         {r["model"]: r for r in document["views"][0]["results"]} if document["views"] else {}
     )  # fmt: skip
 
-    def median(m: Model, name: Any, write: Any, *digits: int) -> str:
-        spread = m["measures"] and m["measures"][name]
-        return str(write(spread["median"], *digits)) if spread else MISSING
+    def median(m: Model, name: Measure, write: Any) -> str:
+        spread = spread_of(m, name)
+        return str(write(spread["median"])) if spread else MISSING
 
     rows = [
-        [m["key"], gigabytes(m["n_bytes"]), fixed(m["bits_per_weight"], 2),
+        [m["key"], size(m["n_bytes"]), fixed(m["bits_per_weight"], 2),
          _with(r and r["share"], r and r["interval"], percent), f"{r['n']:,}" if r else MISSING,
-         median(m, "peak_rss_bytes", gigabytes), median(m, "question_seconds", fixed, 2)]
+         median(m, "peak_rss_bytes", size), median(m, "question_seconds", seconds)]
         for m in document["models"] for r in [results.get(m["key"])]
     ]  # fmt: skip
     head = [t["model"], t["file_size"], t["bits"], t["accuracy"], t["n"], t["rss"], t["question_median"]]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .distances import texts_of
-from .sections import Document, Model
+from .numbers import BYTES, SECONDS, Units, fitting_unit
+from .sections import Cost, Document, Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,13 +114,8 @@ def drawable(name: str, number: int) -> str:
     return name if {ord(c) for c in name} <= _covered() else f"#{number}"
 
 
-def scaled(most: float, steps: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The factor and unit in which the largest of some numbers has one to three digits before its point."""
-    return next(((1 / size, unit) for size, unit in steps if most >= size), (1 / steps[-1][0], steps[-1][1]))
-
-
 NEAR_ZERO = 0.6  # of the largest cost: where none is smaller, the axis begins elsewhere, and says so
-BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_AXES: dict[Cost, str] = {"peak_rss_bytes": "axis_rss", "n_bytes": "axis_file", "question_seconds": "axis_seconds"}
 
 
 class _Plots:
@@ -131,18 +127,13 @@ class _Plots:
         self.numbers = {m["key"]: i for i, m in enumerate(document["models"], 1)}
 
     def all(self) -> dict[str, Figure | None]:
-        cost = self.document["pareto"]["memory"]["cost"]
-        axis = self.text["axis_rss"] if cost == "peak_rss_bytes" else self.text["axis_file"]
         there = bool(self.document["views"])
         return {
-            "memory": self.trade_off("memory", axis, BYTES) if there else None,
-            "latency": self.trade_off("latency", self.text["axis_seconds"], self._seconds()) if there else None,
+            "memory": self.trade_off("memory", BYTES) if there else None,
+            "latency": self.trade_off("latency", SECONDS) if there else None,
             "difference": self.forest() if there else None,
             "size": self.divergence(),
         }
-
-    def _seconds(self) -> Sequence[tuple[float, str]]:
-        return (1.0, self.text["unit_s"]), (1e-3, self.text["unit_ms"])
 
     def _axes(self, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
@@ -168,9 +159,7 @@ class _Plots:
 
     # -------------------------------------------------------------------------------------------------- trade-offs
 
-    def trade_off(
-        self, axis: Literal["memory", "latency"], label: str, steps: Sequence[tuple[float, str]]
-    ) -> Figure | None:
+    def trade_off(self, axis: Literal["memory", "latency"], units: Units) -> Figure | None:
         """Accuracy with its interval against a cost, from nothing on; the Pareto front; every point named."""
         document, colours = self.document, self.colours
         found = document["pareto"][axis]
@@ -179,13 +168,13 @@ class _Plots:
         shown = [m for m in document["models"] if m["key"] in found["costs"] and m["key"] in scores]
         if not shown:
             return None
-        scale, unit = scaled(max(found["costs"][m["key"]] for m in shown), steps)
-        points = [(m, found["costs"][m["key"]] * scale, *scores[m["key"]]) for m in shown]
+        scale, unit = fitting_unit(max(found["costs"][m["key"]] for m in shown), units)
+        points = [(m, found["costs"][m["key"]] / scale, *scores[m["key"]]) for m in shown]
         figure, axes = self._axes()
-        axes.set_xlabel(label.format(unit=unit))
+        axes.set_xlabel(self.text[_AXES[found["cost"]]].format(unit=unit))
         axes.set_ylabel(self.text["axis_accuracy"])
         axes.grid(axis="y")
-        front = [(found["costs"][k] * scale, scores[k][0]) for k in found["front"]]
+        front = [(found["costs"][k] / scale, scores[k][0]) for k in found["front"]]
         if front:
             axes.plot(*zip(*front, strict=True), color=colours.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1,
                       clip_on=False)  # fmt: skip
@@ -229,7 +218,7 @@ class _Plots:
         ]  # fmt: skip
         if not shown:
             return None
-        scale, unit = scaled(max(size for _, size, _ in shown), BYTES)
+        scale, unit = fitting_unit(max(size for _, size, _ in shown), BYTES)
         figure, axes = self._axes()
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -238,15 +227,15 @@ class _Plots:
         axes.set_xlabel(self.text["axis_file"].format(unit=unit))
         axes.set_ylabel(self.text["axis_kl"])
         axes.grid(axis="y")
-        widest = max(size for _, size, _ in shown) * scale
+        widest = max(size for _, size, _ in shown) / scale
         names = []
         for m, size, places in shown:
             for series, mean, (low, high) in places:
-                x = size * scale + 0.014 * widest * (series - (len(texts) - 1) / 2)  # texts stand beside each other
+                x = size / scale + 0.014 * widest * (series - (len(texts) - 1) / 2)  # texts stand beside each other
                 reach = [[max(0, mean - low)], [max(0, high - mean)]]
                 axes.errorbar(x, mean, yerr=reach, **self._mark(series))
             spread = [bound for _, mean, interval in places for bound in (mean, *interval) if bound > 0]
-            names.append((self._name(m), self.colours.ink, size * scale, [min(spread), max(spread)]))
+            names.append((self._name(m), self.colours.ink, size / scale, [min(spread), max(spread)]))
         axes.set_xlim(0, 1.09 * widest)
         lowest, highest = min(n[3][0] for n in names), max(n[3][1] for n in names)
         span = max(math.log10(highest / lowest), 0.5)

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jmedlite.benchmarks.records import (
     FAILED,
@@ -20,49 +21,12 @@ from jmedlite.benchmarks.records import (
     TaskRecord,
 )
 from jmedlite.benchmarks.tasks.items import NOT_ASKED
+from jmedlite.benchmarks.views import VIEWS, View, primary_view
 
 from .read import Run
 
 
-@dataclass(frozen=True)
-class View:
-    """One way of counting an answer as right. `method` is how it was asked, `kind` which of its scores counts."""
-
-    key: str
-    method: str
-    kind: str
-
-    def correct(self, answer: AnswerRecord) -> bool | None:
-        """Whether the answer counts as right here; None where this view has nothing to say of it."""
-        if self.kind == "per_token":
-            return answer.per_token.correct if answer.per_token else None
-        return answer.exact if self.kind == "exact" else answer.correct
-
-    def picks(self, answer: AnswerRecord) -> tuple[int, ...]:
-        """The choices taken, best first."""
-        if self.kind == "per_token" and answer.per_token:
-            return answer.per_token.picks
-        return answer.picks or ()
-
-    def margin(self, answer: AnswerRecord) -> float | None:
-        """By how many nats the decision fell (similarity, for `generate`); None where that is not known."""
-        if self.kind == "per_token":
-            return answer.per_token.margin if answer.per_token else None
-        return None if self.kind == "exact" else answer.margin
-
-
-# the first that has answers is what the verdict goes by
-VIEWS = (
-    View("letter", "letter", "picks"),
-    View("text", "text", "picks"),
-    View("text_per_token", "text", "per_token"),
-    View("generate", "generate", "picks"),
-    View("generate_exact", "generate", "exact"),
-)
-
-
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):  # of all tables here the key: a tuple's hash is quick
     """A question as it was asked. Two runs share one only where text, choices, template and examples are the same."""
 
     task: str
@@ -127,21 +91,31 @@ class Pool:
     def families(self) -> list[str]:
         return list(dict.fromkeys(e.family for e in self.entrants))
 
+    @property
+    def declared(self) -> list[str]:
+        """The primary analyses that the runs declared, in their order."""
+        return list(dict.fromkeys(name for run in self.runs if (name := run.settings.get("primary"))))
+
+    @property
+    def primary(self) -> View:
+        """What the verdict goes by: what the first run that declared it did, else the default of what was asked."""
+        return primary_view(next(iter(self.declared), None), {ask.method for run in self.runs for ask in run.asks})
+
     def view_keys(self) -> list[View]:
-        """The views that have an answer, the one that the verdict goes by first."""
+        """The primary analysis, and every other view that has an answer; nothing where there is no answer at all."""
         found = []
         for view in VIEWS:
             answers = (a for sheet in self.sheets.get(view.method, {}).values() for a in sheet.values())
             if any(view.correct(a) is not None for a in answers):
                 found.append(view)
-        return found
+        return [self.primary, *(view for view in found if view != self.primary)] if found else []
 
     def asked_alike(self) -> bool:
-        """Whether all models were asked the same questions (first view), so that their accuracies can be compared."""
+        """Whether all models were asked the same questions (primary view), so that their accuracies can be compared."""
         asked = {
             self.asked[view.method][key]
             for view in self.view_keys()[:1]
-            for key, sheet in self.sheets[view.method].items()
+            for key, sheet in self.sheets.get(view.method, {}).items()
             if sheet
         }
         return len(asked) < 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.halves import HALF, has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
 from jmedlite.base.records import from_json, to_json
@@ -34,6 +34,7 @@ from jmedlite.benchmarks.records import (
 )
 from jmedlite.benchmarks.scoring import is_right
 from jmedlite.benchmarks.tasks.items import NOT_ASKED
+from jmedlite.benchmarks.views import primary_view
 
 T = TypeVar("T")
 
@@ -199,6 +200,10 @@ def _check_head(run: Run) -> None:
             fail(f"run.json asks task {ask.task!r}, which it does not list")
         if ask.method not in METHODS:
             fail(f"run.json asks by {ask.method!r}, known are {', '.join(METHODS)}")
+    try:
+        primary_view(run.settings.get("primary"), {ask.method for ask in run.asks})
+    except UsageError:
+        fail(f"run.json declares primary {run.settings.get('primary')!r}, which is no score of a method that it asks")
     asked: Counter[str] = Counter()
     for q in run.questions.values():
         if q.task not in tasks:

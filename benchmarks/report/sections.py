@@ -17,8 +17,10 @@ Measure = Literal[
 ]  # fmt: skip
 Cost = Literal["peak_rss_bytes", "n_bytes", "question_seconds"]
 Baseline = Literal["chance", "most_frequent", "first_choice", "empty_output", "all_choices", "human", "n_human"]
-Side = Literal["task", "lang", "group"]
-Decision = Literal["recommended", "reference", "none_shown", "none_fits", "one_level", "not_compared", "empty"]
+Decision = Literal[
+    "recommended", "reference", "none_shown", "none_fits", "not_measured", "one_level", "not_compared", "empty"
+]  # fmt: skip
+Outcome = Literal["loss", "none", "untold"]
 Kind = Literal["right_to_wrong", "wrong_to_right", "wrong_to_wrong"]
 KINDS: Final[tuple[Kind, ...]] = ("right_to_wrong", "wrong_to_right", "wrong_to_wrong")  # the worst first
 
@@ -263,26 +265,38 @@ class Sequential(TypedDict):
     decided: str | None
 
 
-class Compared(Difference):
-    """Two models on the same questions; shares and losses are fractions, `questions_` and `flips` are numbers."""
+class Counts(TypedDict):
+    """Pairs of answers by question: `losses` and `gains` are sums of questions' mean differences."""
 
-    reference_share: float | None
-    share: float | None
+    n: int
+    losses: float
+    gains: float
     questions_lost: int
     questions_gained: int
     disagreement: float | None
     effective_pairs: float
-    loss_bound: float | None
-    detectable_loss: float | None
-    flips: Flips
     p: float | None
 
 
+class Compared(Counts, Difference):
+    """Two models on the same questions; shares and losses are fractions, `questions_` and `flips` are numbers."""
+
+    reference_share: float | None
+    share: float | None
+    loss_bound: float | None
+    detectable_loss: float | None
+    flips: Flips
+
+
 class Comparison(Compared):
-    """A level against its reference; `p_holm` is adjusted over the levels of the family."""
+    """A level against its reference, as one claim of the report's: all its intervals hold together with 95 %.
+
+    The loss lies above `loss_bound` with a chance of at most `alpha`; `p_holm` is adjusted over the levels.
+    """
 
     reference: str
     p_holm: float | None
+    alpha: float
     no_meaningful_loss: bool
     sequential: Sequential
 
@@ -366,7 +380,7 @@ class Result(Share):
     accounting: list[Accounting]
     gestalt: Gestalt | None
     comparison: Comparison | None
-    breakdowns: dict[Side, list[Part]]
+    breakdowns: dict[str, list[Part]]
     contraindicated: Contraindicated | None
     confidence: Confidence | None
     noise: Noise | None
@@ -389,7 +403,7 @@ class Changed(Given):
     kind: Kind
 
 
-class Outcome(TypedDict):
+class ItemOutcome(TypedDict):
     """What became of an item under one model: `kind` where it flipped, `within_noise` where the noise was measured."""
 
     correct: bool | None
@@ -415,7 +429,7 @@ class Asked(TypedDict):
     permutation: int
     reference: str
     before: Given
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, ItemOutcome]
 
 
 class Flipped(Asked):
@@ -450,24 +464,112 @@ class View(TypedDict):
 # --------------------------------------------------------------------------------------------------- what follows
 
 
+class GroupTest(TypedDict):
+    """A level against its reference within one group of a side (`lang`, `task`, `group`, `stem`, or as declared).
+
+    `p_holm` is adjusted over groups and levels. `outcome`: a `loss` beyond the margin is shown; `none` is there, since
+    `loss_bound` (one-sided, 95 %) lies below it; or `untold`: `detectable_loss` is what so many questions could show.
+    """
+
+    model: str
+    side: str
+    group: str
+    n: int
+    n_items: int
+    share: float
+    reference_share: float
+    difference: float
+    disagreement: float
+    effective_pairs: float
+    loss_bound: float
+    p: float
+    p_holm: float
+    detectable_loss: float
+    outcome: Outcome
+
+
+class Heterogeneity(TypedDict):
+    """Whether a level's losses differ between the groups of a side: a permutation test over `n` questions.
+
+    `statistic` is the sum of squares between groups; `p_holm` is adjusted over sides and levels.
+    """
+
+    model: str
+    side: str
+    n: int
+    statistic: float
+    p: float
+    p_holm: float
+
+
+class Conflict(TypedDict):
+    """What shows a loss beyond the margin though the primary analysis doesn't: a `view`, or a `group` of a `side`."""
+
+    view: str | None
+    side: str | None
+    group: str | None
+    n: int
+    share: float
+    reference_share: float
+    difference: float
+    p_holm: float
+
+
 class Candidate(TypedDict):
     """A level and the tests that it passes; None where a test was not asked for, or its number is not known."""
 
     model: str
     no_meaningful_loss: bool | None
+    conflicts: list[Conflict]
     fits_ram: bool | None
     fits_vram: bool | None
     fast_enough: bool | None
-    meets_constraints: bool
+    meets_constraints: bool | None
     qualifies: bool
 
 
+class Price(TypedDict):
+    """What the runner-up costs more than the chosen level, in bytes, as a share of its time, and as a share of answers.
+
+    `memory` is what was compared: memory in use or, where that is not known, the file.
+    """
+
+    model: str
+    memory: Literal["peak_rss_bytes", "n_bytes"]
+    bytes: float | None
+    seconds_share: float | None
+    difference: float
+
+
+class Partial(TypedDict):
+    """A run that is not finished: answers that are there, and that there will be."""
+
+    n_answers: int
+    n_expected: int
+
+
+class Primary(TypedDict):
+    """The analysis that verdicts go by: a `view`; whether a run declared it beforehand, and why it is the default."""
+
+    view: str
+    declared: bool
+    reason: Bilingual
+
+
 class Verdict(TypedDict):
-    """Which level of a family to use: `key`, `level`, `file` and `sha256` of the chosen model, or None; and why."""
+    """Which level of a family to use: `key`, `level`, `file` and `sha256` of the chosen model, or None; and why.
+
+    `n_claims` levels of the whole report share the chance of 5 % that any is wrongly shown to lose nothing.
+    """
 
     family: str
     reference: str | None
     view: str | None
+    partial: Partial | None
+    n_claims: int
+    groups: list[GroupTest]
+    heterogeneity: list[Heterogeneity]
+    runner_up: Price | None
     candidates: list[Candidate]
     kind: Decision
     key: str | None
@@ -509,6 +611,7 @@ class Document(TypedDict):
     jmedlite: str
     notice: Bilingual
     options: Options
+    primary: Primary | None
     verdicts: list[Verdict]
     warnings: list[Bilingual]
     runs: list[Run]

@@ -1,44 +1,89 @@
-"""Which level to use: the smallest that meets the constraints and is shown to lose nothing that matters; and why."""
+"""Which level to use: one that is shown to lose nothing that matters, in any analysis or group; and why."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from .costs import spread_of
-from .labels import joined, say
-from .numbers import fixed, gigabytes, percent, plain, points
-from .sections import Bilingual, Candidate, Comparison, Decision, Document, Family, Model, Result, Verdict, View
+from .groups import shows_loss
+from .labels import group_name, joined, say, together, view_name
+from .numbers import p_value, percent, plain, points, seconds, size, thousands
+from .sections import (
+    Bilingual,
+    Candidate,
+    Comparison,
+    Conflict,
+    Decision,
+    Document,
+    Family,
+    GroupTest,
+    Heterogeneity,
+    Model,
+    Partial,
+    Price,
+    Result,
+    Verdict,
+    View,
+)
 
 if TYPE_CHECKING:
     from .document import Options
 
 AS_SMALL = 1.02  # memory within 2 % counts as equal
+AS_GOOD = 1e-9  # of accuracies: they are sums of fractions
+NAMED = 3  # conflicts of a level that its sentence names
+UNQUANTIZED = ("BF16", "F16", "F32")
 
 
-def verdict(family: Family, models: list[Model], views: list[View], options: Options) -> Verdict:
-    """docs/report.md, `verdicts`: a candidate for every level, the one chosen or None, and the reason as a sentence."""
+def verdict(
+    family: Family,
+    models: list[Model],
+    views: list[View],
+    options: Options,
+    judged: tuple[list[GroupTest], list[Heterogeneity]],
+    partial: Partial | None,
+) -> Verdict:
+    """docs/report.md, `verdicts`: a candidate for every level, the one chosen or None, and the reason as a sentence.
+
+    `judged` is what groups of questions show, `partial` how far the runs are where they are not finished.
+    """
     by_key = {m["key"]: m for m in models}
     results = {r["model"]: r for r in views[0]["results"]} if views else {}
     able = [key for key in family["models"] if key in results and results[key]["n"]]
-    candidates = [_candidate(by_key[key], results[key], family["reference"], options) for key in able]
     compared = {r["model"]: r["comparison"] for r in results.values() if r["comparison"]}
-    nearest = _nearest(candidates, compared)
-    kind, about = _choose(candidates, nearest, family["reference"], by_key)
+    candidates = [
+        _candidate(by_key[k], results[k], family["reference"], options, _conflicts(k, views, judged[0], options))
+        for k in able
+    ]
+    kind, about, runner_up = _choose(candidates, compared, family["reference"], by_key, options)
     chosen = by_key[about] if about and kind in ("recommended", "reference") else None
-    near = _compared("v_nearest", by_key[nearest], compared[nearest]) if nearest else _NOTHING
+    price = _price(chosen, by_key[runner_up], compared) if chosen and runner_up else None
+    n_claims = sum(bool(c["n"]) for c in compared.values())
+    sentences = _Sentences(by_key, compared, family["reference"], options, n_claims)
     return {
         "family": family["name"],
         "reference": family["reference"],
         "view": views[0]["key"] if views else None,
+        "partial": partial,
+        "n_claims": n_claims,
         "candidates": candidates,
+        "groups": judged[0],
+        "heterogeneity": judged[1],
         "kind": kind,
         "key": chosen and chosen["key"],
         "level": chosen and chosen["level"],
         "file": chosen and chosen["file"],
         "sha256": chosen and chosen["sha256"],
-        "reason": _reason(kind, by_key.get(about or ""), by_key.get(family["reference"] or ""),
-                          results.get(about or ""), near, options),
+        "runner_up": price,
+        "reason": together([
+            *([say("v_partial", there=thousands(partial["n_answers"]), expected=thousands(partial["n_expected"]))]
+              if partial else []),
+            *(sentences.conflict(c, views) for c in candidates if _is_passed_over(c)),
+            sentences.decision(kind, about, candidates, results.get(about or "")),
+            *([sentences.price(price)] if price else []),
+        ]),
     }  # fmt: skip
 
 
@@ -48,19 +93,49 @@ def reasons(document: Document, lang: str) -> list[str]:
     return [(f"{v['family']}: " if len(found) > 1 else "") + v["reason"][lang] for v in found]
 
 
-def _candidate(model: Model, result: Result, reference: str | None, options: Options) -> Candidate:
-    """Each test is true, false, or null: not asked for, or not known. A constraint on what is not known is not met."""
+# ------------------------------------------------------------------------------------------------------ candidates
+
+
+def _candidate(
+    model: Model, result: Result, reference: str | None, options: Options, conflicts: list[Conflict]
+) -> Candidate:
+    """Each test is true, false, or null: not asked for, or not known."""
     c = result["comparison"]
     is_reference = model["key"] == reference
-    ram = _within(ram_of(model), options.ram_bytes)
-    vram = _within(vram_of(model), options.vram_bytes)
-    fast = _within(latency_of(model), options.max_latency)
-    limits = (options.ram_bytes, options.vram_bytes, options.max_latency)
-    meets = all(limit is None or met is True for limit, met in zip(limits, (ram, vram, fast), strict=True))
+    limits = {
+        "fits_ram": (ram_of(model), options.ram_bytes),
+        "fits_vram": (vram_of(model), options.vram_bytes),
+        "fast_enough": (latency_of(model), options.max_latency),
+    }
+    ram, vram, fast = (_within(*pair) for pair in limits.values())
+    wanted = [w for w, (_, limit) in zip((ram, vram, fast), limits.values(), strict=True) if limit is not None]
+    meets = False if False in wanted else None if None in wanted else True
     shown = None if is_reference or c is None or not c["n"] else bool(c["no_meaningful_loss"])
-    return {"model": model["key"], "no_meaningful_loss": shown, "fits_ram": ram, "fits_vram": vram,
-            "fast_enough": fast, "meets_constraints": meets,
-            "qualifies": meets and (is_reference or shown is True)}  # fmt: skip
+    return {"model": model["key"], "no_meaningful_loss": shown, "conflicts": conflicts, "fits_ram": ram,
+            "fits_vram": vram, "fast_enough": fast, "meets_constraints": meets,
+            "qualifies": meets is True and (is_reference or (shown is True and not conflicts))}  # fmt: skip
+
+
+def _conflicts(key: str, views: list[View], groups: list[GroupTest], options: Options) -> list[Conflict]:
+    """What shows a loss beyond the margin, besides the primary analysis: other analyses, then groups."""
+    found: list[Conflict] = []
+    for view in views[1:]:
+        c = next((r["comparison"] for r in view["results"] if r["model"] == key), None)
+        if c and shows_loss(c["difference"], c["p_holm"], options.margin_share):
+            found.append({"view": view["key"], "side": None, "group": None, "n": c["n"], "share": c["share"] or 0.0,
+                          "reference_share": c["reference_share"] or 0.0, "difference": c["difference"] or 0.0,
+                          "p_holm": c["p_holm"] or 0.0})  # fmt: skip
+    for g in groups:
+        if g["model"] == key and g["outcome"] == "loss":
+            found.append({"view": None, "side": g["side"], "group": g["group"], "n": g["n"], "share": g["share"],
+                          "reference_share": g["reference_share"], "difference": g["difference"],
+                          "p_holm": g["p_holm"]})  # fmt: skip
+    return found
+
+
+def _is_passed_over(c: Candidate) -> bool:
+    """Whether it would be recommended by the primary analysis alone."""
+    return bool(c["no_meaningful_loss"] and c["meets_constraints"] and c["conflicts"])
 
 
 def ram_of(model: Model) -> float | None:
@@ -82,28 +157,70 @@ def latency_of(model: Model) -> float | None:
     return spread and spread["p95"]
 
 
+def _median_seconds(model: Model) -> float | None:
+    spread = spread_of(model, "question_seconds")
+    return spread and spread["median"]
+
+
 def _within(value: float | None, limit: float | None) -> bool | None:
     return None if limit is None or value is None else value <= limit
 
 
+# ---------------------------------------------------------------------------------------------------------- choice
+
+
 def _choose(
-    candidates: list[Candidate], nearest: str | None, reference: str | None, models: dict[str, Model]
-) -> tuple[Decision, str | None]:
-    """(kind, the model that the sentence is about)."""
+    candidates: list[Candidate], compared: dict[str, Comparison], reference: str | None, models: dict[str, Model],
+    options: Options,
+) -> tuple[Decision, str | None, str | None]:  # fmt: skip
+    """(kind, the model that the sentence is about, the runner-up)."""
     if not candidates:
-        return "empty", None
+        return "empty", None, None
     sizes = {c["model"]: _size(models[c["model"]], [models[o["model"]] for o in candidates]) for c in candidates}
     fitting = [c for c in candidates if c["meets_constraints"]]
     if not fitting:
-        return "none_fits", min(sizes, key=lambda k: sizes[k])
+        unknown = [c["model"] for c in candidates if c["meets_constraints"] is None]
+        return ("not_measured" if unknown else "none_fits"), min(unknown or sizes, key=lambda k: sizes[k]), None
     if len(candidates) == 1:
-        return "one_level", fitting[0]["model"]
+        return "one_level", fitting[0]["model"], None
+    if all(c["no_meaningful_loss"] is None for c in candidates):
+        return "not_compared", reference, None
     qualified = [c["model"] for c in fitting if c["qualifies"]]
-    if any(key != reference for key in qualified):
-        return "recommended", _smallest([k for k in qualified if k != reference], sizes, models)
-    if nearest is None and all(c["no_meaningful_loss"] is None for c in candidates):
-        return "not_compared", reference
-    return ("reference" if qualified else "none_shown"), reference
+    if not qualified:
+        return "none_shown", reference, None
+    if is_constrained(options):
+        best, second = min(qualified, key=lambda k: _accuracy_first(k, compared, models, sizes)), None
+    else:
+        best = _smallest(qualified, sizes, models)
+        others = [k for k in qualified if k != best and _is_better(k, best, compared, models)]
+        second = _smallest(others, sizes, models) if others else None
+    return ("reference" if best == reference else "recommended"), best, second
+
+
+def is_constrained(options: Options) -> bool:
+    """Whether any limit was given."""
+    return any(limit is not None for limit in (options.ram_bytes, options.vram_bytes, options.max_latency))
+
+
+def _accuracy_first(
+    key: str, compared: dict[str, Comparison], models: dict[str, Model], sizes: dict[str, float]
+) -> tuple[float, float, float]:
+    """The most accurate first, among equals the fastest, then the smallest."""
+    waited = _median_seconds(models[key])
+    return -round(_ahead(key, compared) / AS_GOOD), math.inf if waited is None else waited, sizes[key]
+
+
+def _is_better(key: str, than: str, compared: dict[str, Comparison], models: dict[str, Model]) -> bool:
+    """Whether a larger level has something to offer for its size: accuracy or speed."""
+    mine, theirs = _median_seconds(models[key]), _median_seconds(models[than])
+    faster = mine is not None and theirs is not None and mine < theirs
+    return faster or _ahead(key, compared) > _ahead(than, compared) + AS_GOOD
+
+
+def _ahead(key: str, compared: dict[str, Comparison]) -> float:
+    """How much more accurate than the reference, over the questions that both answered."""
+    c = compared.get(key)
+    return (c["difference"] if c else None) or 0.0
 
 
 def _smallest(keys: list[str], sizes: dict[str, float], models: dict[str, Model]) -> str:
@@ -128,58 +245,130 @@ def _size(model: Model, all_models: list[Model]) -> float:
     return float(model["n_bytes"] or model["bits_per_weight"] or 0)
 
 
-def _reason(
-    kind: Decision, model: Model | None, reference: Model | None, result: Result | None, nearest: Bilingual,
-    options: Options,
-) -> Bilingual:  # fmt: skip
-    """The sentence about `model`, of which `result` is; `nearest` is the sentence about that level, or nothing."""
-    if model is None or result is None:
-        return say("v_empty")
-    fields: dict[str, Any] = {
-        "label": model["label"],
-        "reference": reference["label"] if reference else "",
-        "margin": plain(options.margin),
-        "resources": _resources(model, options),
-        "constraints": _constraints(options),
-        "nearest": nearest,
+def _price(chosen: Model, runner_up: Model, compared: dict[str, Comparison]) -> Price:
+    """What the runner-up costs more."""
+    used = [spread_of(m, "peak_rss_bytes") for m in (chosen, runner_up)]
+    measured = all(used)
+    need = [s["median"] for s in used if s] if measured else [m["n_bytes"] for m in (chosen, runner_up)]
+    bytes_ = need[1] - need[0] if need[0] is not None and need[1] is not None else None
+    mine, theirs = _median_seconds(chosen), _median_seconds(runner_up)
+    memory: Literal["peak_rss_bytes", "n_bytes"] = "peak_rss_bytes" if measured else "n_bytes"
+    return {
+        "model": runner_up["key"],
+        "memory": memory,
+        "bytes": bytes_,
+        "seconds_share": theirs / mine - 1 if mine and theirs is not None else None,
+        "difference": _ahead(runner_up["key"], compared) - _ahead(chosen["key"], compared),
     }
-    if kind == "recommended" and result["comparison"]:
-        return _compared("v_recommended", model, result["comparison"], **fields)
-    if kind == "one_level" and result["interval"]:
-        low, high = result["interval"]
-        return say("v_one_level", accuracy=percent(result["share"]), low=percent(low), high=percent(high),
-                   n=f"{result['n']:,}", **fields)  # fmt: skip
-    return say(f"v_{kind}", **fields)
 
 
-_NOTHING: Bilingual = {"en": "", "ja": ""}
+# ------------------------------------------------------------------------------------------------------- sentences
 
 
-def _compared(key: str, model: Model, c: Comparison, **fields: Any) -> Bilingual:
-    """A sentence with the numbers of a level's comparison."""
-    low, high = c["interval"] or (None, None)
-    fields |= {"label": model["label"], "difference": points(c["difference"]), "low": points(low),
-               "high": points(high), "n": f"{c['n']:,}", "detectable": percent(c["detectable_loss"])}  # fmt: skip
-    return say(key, **fields)
+class _Sentences:
+    """The sentences of one verdict."""
+
+    def __init__(
+        self, models: dict[str, Model], compared: dict[str, Comparison], reference: str | None, options: Options,
+        n_claims: int,
+    ) -> None:  # fmt: skip
+        self.models, self.compared, self.options, self.n_claims = models, compared, options, n_claims
+        self.reference = models[reference] if reference else None
+
+    def decision(
+        self, kind: Decision, about: str | None, candidates: list[Candidate], result: Result | None
+    ) -> Bilingual:
+        """What to use, and what is known of its loss."""
+        if about is None or result is None:
+            return say("v_empty")
+        model, c = self.models[about], self.compared.get(about)
+        fields: dict[str, Any] = {
+            "label": model["label"],
+            "reference": self.reference["label"] if self.reference else "",
+            "margin": plain(self.options.margin),
+            "resources": _resources(model, self.options),
+            "constraints": _constraints(self.options),
+            "able": say("that_fits" if is_constrained(self.options) else "that_is_there"),
+        }
+        if kind == "recommended" and c:
+            return say("v_recommended", **fields, **self._compared(c), of=self._of(model))
+        if kind == "one_level" and result["interval"]:
+            low, high = result["interval"]
+            return say("v_one_level", accuracy=percent(result["share"]), low=percent(low), high=percent(high),
+                       n=thousands(result["n"]), **fields)  # fmt: skip
+        if kind == "reference" and any(x["qualifies"] and x["model"] != about for x in candidates):
+            return say("v_reference_best" if is_constrained(self.options) else "v_reference_smallest", **fields)
+        sentences = [say(f"v_{kind}", **fields)]
+        if kind in ("reference", "none_shown") and (near := _nearest(candidates, self.compared)):
+            numbers = self._compared(self.compared[near])
+            sentences.append(say("v_nearest", label=self.models[near]["label"], **numbers))
+        return together(sentences)
+
+    def _of(self, model: Model) -> Bilingual:
+        """Whose answers a loss is of."""
+        r = self.reference
+        if r and r["level"] in UNQUANTIZED and r["family"] == model["family"]:
+            return say("of_own")
+        return say("of_other", reference=r["label"] if r else "")
+
+    def _compared(self, c: Comparison) -> dict[str, Any]:
+        """The numbers of a level's comparison."""
+        low, high = c["interval"] or (None, None)
+        return {"difference": points(c["difference"]), "low": points(low), "high": points(high), "n": thousands(c["n"]),
+                "detectable": percent(c["detectable_loss"]),
+                "levels": say("of_levels", n=self.n_claims) if self.n_claims > 1 else {"en": "", "ja": ""}}  # fmt: skip
+
+    def conflict(self, c: Candidate, views: Sequence[View]) -> Bilingual:
+        """Why a level that the primary analysis lets pass is not recommended."""
+        found = c["conflicts"]
+        named = [
+            say("conflict_in",
+                where=view_name(x["view"]) if x["view"] else group_name(x["side"] or "", x["group"] or ""),
+                before=percent(x["reference_share"]), after=percent(x["share"]), n=thousands(x["n"]),
+                p=p_value(x["p_holm"]))
+            for x in sorted(found, key=lambda x: (x["view"] is None, x["difference"]))[:NAMED]
+        ]  # fmt: skip
+        if len(found) > NAMED:
+            named.append(say("conflict_more", n=len(found) - NAMED))
+        return say("v_conflict", label=self.models[c["model"]]["label"], view=view_name(views[0]["key"]),
+                   margin=plain(self.options.margin), where=joined(named))  # fmt: skip
+
+    def price(self, price: Price) -> Bilingual:
+        """The runner-up, and what it costs more than the level that is recommended."""
+        parts = []
+        if price["bytes"] is not None:
+            of = say("price_memory" if price["memory"] == "peak_rss_bytes" else "price_file")
+            key = "price_more" if price["bytes"] > 0 else "price_less" if price["bytes"] < 0 else "price_same"
+            parts.append(say(key, size=size(abs(price["bytes"])), of=of))
+        share = price["seconds_share"]
+        if share is None:
+            parts.append(say("price_unmeasured"))
+        else:
+            key = "price_slower" if share > 0 else "price_faster" if share < 0 else "price_as_fast"
+            parts.append(say(key, share=percent(abs(share), 0)))
+        ahead = price["difference"]
+        key = "price_better" if ahead > AS_GOOD else "price_worse" if ahead < -AS_GOOD else "price_as_good"
+        parts.append(say(key, points=percent(abs(ahead))))
+        return say("v_runner_up", label=self.models[price["model"]]["label"], price=joined(parts, "comma"))
 
 
 def _resources(model: Model, options: Options) -> Bilingual:
     """Size, memory and latency as far as they are known."""
     parts: list[Bilingual] = []
     if model["n_bytes"] is not None:
-        parts.append(say("r_file", size=gigabytes(model["n_bytes"])))
+        parts.append(say("r_file", size=size(model["n_bytes"])))
     ram = ram_of(model)
     if ram is not None:
         key = "r_ram" if options.ram_bytes is None else "r_ram_fits" if ram <= options.ram_bytes else "r_ram_unfit"
-        parts.append(say(key, ram=gigabytes(ram), limit=plain((options.ram_bytes or 0) / 1e9)))
+        parts.append(say(key, ram=size(ram), limit=plain((options.ram_bytes or 0) / 1e9)))
     elif options.ram_bytes is not None:
         parts.append(say("r_ram_unknown"))
     if options.vram_bytes is not None:
         vram = vram_of(model)
-        parts.append(say("r_vram_unknown") if vram is None else say("r_vram", vram=gigabytes(vram)))
-    seconds = spread_of(model, "question_seconds")
-    if seconds:
-        parts.append(say("r_seconds", median=fixed(seconds["median"], 2), p95=fixed(seconds["p95"], 2)))
+        parts.append(say("r_vram_unknown") if vram is None else say("r_vram", vram=size(vram)))
+    waited = spread_of(model, "question_seconds")
+    if waited:
+        parts.append(say("r_seconds", median=seconds(waited["median"]), p95=seconds(waited["p95"])))
     elif options.max_latency is not None:
         parts.append(say("r_seconds_unknown"))
     return joined(parts or [say("r_nothing")])

@@ -20,6 +20,7 @@ from jmedlite.base.outputs import fault
 from jmedlite.base.publishing import take_back, write_texts
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.records import FORMAT, VERSION, AnswerKey, AnswerRecord, QuestionRecord
+from jmedlite.benchmarks.views import primary_view
 
 RUN, QUESTIONS, ITEMS = "run.json", "questions.jsonl", "items.jsonl"
 MEASURES, NOISE, DISTANCE = "measures.jsonl", "noise.jsonl", "distance.jsonl"
@@ -122,7 +123,10 @@ class RunFolder:
             raise DataError(f"{run}: is damaged (no JSON); choose another --out") from None
         if not isinstance(there, dict) or (there.get("format"), there.get("version")) != (FORMAT, VERSION):
             raise DataError(f"{run}: is no run of format {VERSION}; choose another --out")
-        changed = [c for c in document_differences(there, json.loads(json.dumps(self.document))) if not _is_free(c[0])]
+        now = json.loads(json.dumps(self.document))
+        _declare(there)
+        _declare(now)
+        changed = [c for c in document_differences(there, now) if not _is_free(c[0])]
         if changed:
             named = "; ".join(f"{'.'.join(map(str, at))} was {old}, is {new}" for at, old, new in changed[:SHOWN])
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
@@ -246,6 +250,14 @@ def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
             f"{path}, line {number}: is damaged (no JSON object); remove the folder, or choose another --out"
         )
     return found
+
+
+def _declare(document: dict[str, Any]) -> None:
+    """Give a run from before primary analyses were declared the one that its report goes by."""
+    settings, asks = document.get("settings"), document.get("asks")
+    if isinstance(settings, dict) and isinstance(asks, list) and asks:
+        methods = [str(ask.get("method")) for ask in asks if isinstance(ask, dict)]
+        settings.setdefault("primary", primary_view(None, methods).name)
 
 
 def document_differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], str, str]]:

@@ -15,8 +15,9 @@ from jmedlite.benchmarks.backends.base import Answerer, Prepared, RawAnswer, Wan
 from jmedlite.benchmarks.prompts.requests import Ask
 from jmedlite.benchmarks.records import AnswerKey, AnswerRecord, NoiseRecord, Outcome, QuestionRecord
 from jmedlite.benchmarks.scoring import no_outcome, score
-from jmedlite.benchmarks.statistics import Sequential
+from jmedlite.benchmarks.statistics import ALPHA, Sequential
 from jmedlite.benchmarks.tasks.items import NOT_ASKED, Dataset, Item, Left
+from jmedlite.benchmarks.views import View
 
 from .folder import NOISE, RunFolder
 
@@ -37,13 +38,14 @@ class AskSettings:
     """What every question is asked with; part of the run's identity (docs/runs.md).
 
     With `margin` (points) a model is asked no further as soon as an anytime-valid test against the first model decides
-    whether it loses more than that.
+    whether it loses more than that, by what `primary` counts as right.
     """
 
     n_ctx: int | None = None
     chat: bool = False
     max_tokens: int = 64
     margin: float | None = None
+    primary: View | None = None
     think: bool | None = None
     think_budget: int | None = None
     template_vars: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +121,10 @@ def ask_all(
                 for ask, size in zip(asks, sizes, strict=True):
                     one = _Asking(folder, model.name, answerer, ask, settings.wanted(ask), at)
                     if settings.margin is not None and begin:
-                        one.judge = Judge(folder.items(at - begin, at - begin + size), settings.margin)
+                        first = folder.items(at - begin, at - begin + size)
+                        # every level's share of what the whole report may be wrong in
+                        alpha = ALPHA / (len(models) - 1)
+                        one.judge = Judge(first, settings.margin, alpha, settings.primary)
                     if folder.n_items < at + size:
                         one.ask(total, progress, notice)
                     if ask in missing:
@@ -152,16 +157,19 @@ def is_without_text(results: Iterable[AnswerRecord]) -> bool:
 class Judge:
     """Looks at a model's results beside the first model's, pair by pair, until its loss is decided."""
 
-    def __init__(self, reference: Sequence[AnswerRecord], margin: float) -> None:
-        self.reference, self.test, self.n_seen = reference, Sequential(margin / 100), 0
+    def __init__(
+        self, reference: Sequence[AnswerRecord], margin: float, alpha: float = ALPHA, primary: View | None = None
+    ) -> None:
+        self.reference, self.test, self.n_seen = reference, Sequential(margin / 100, alpha), 0
+        self.correct = primary.correct if primary else lambda answer: answer.correct
 
     def sees(self, results: Sequence[AnswerRecord]) -> bool:
         """Take the results that follow those seen before; True as soon as the test decides."""
         for mine in results:
-            first = self.reference[self.n_seen]
+            right, before = self.correct(mine), self.correct(self.reference[self.n_seen])
             self.n_seen += 1
-            if mine.correct is not None and first.correct is not None:
-                self.test = self.test.add(first.correct, mine.correct)
+            if right is not None and before is not None:
+                self.test = self.test.add(before, right)
         return self.test.decided is not None
 
 

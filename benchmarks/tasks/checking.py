@@ -189,7 +189,7 @@ def sides(fields: dict[str, Any]) -> dict[str, str]:
     if not isinstance(given, dict):
         raise BadRow('groups is not an object, expected {"side": "group"} such as {"facts": "adapter"}')
     if taken := [side for side in given if side in SIDES]:
-        raise BadRow(f"groups names {taken[0]}, which every question has (group, lang, and the stem's length)")
+        raise BadRow(f"groups names {taken[0]}, which every question has")
     return {text(side, "groups, a side,"): text(of, f"groups.{side}") for side, of in given.items() if of is not None}
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# sides by which every report compares groups; `category` is an item's `group`, so `groups` may not name them again
-CATEGORY, LANGUAGE, STEM = SIDES = ("category", "language", "stem")
+SIDES = ("lang", "task", "group", "stem")  # by which every report tells items apart: `groups` may not name them again
 NOT_ASKED = "not asked"  # a result's status: the run had seen enough (--stop-when-decided)
 
 

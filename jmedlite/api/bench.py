@@ -16,7 +16,15 @@ from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.requests import Ask, make_ask
 from jmedlite.benchmarks.prompts.templates import Template, own_template, read_template
-from jmedlite.benchmarks.records import AskRecord, FileRecord, ModelRecord, RunRecord, SettingsRecord, TaskRecord
+from jmedlite.benchmarks.records import (
+    AnswerRecord,
+    AskRecord,
+    FileRecord,
+    ModelRecord,
+    RunRecord,
+    SettingsRecord,
+    TaskRecord,
+)
 from jmedlite.benchmarks.run.distance import Text
 from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.run.measure import DistanceSettings, measure_costs, measure_text
@@ -25,6 +33,7 @@ from jmedlite.benchmarks.scoring import low_mass
 from jmedlite.benchmarks.tasks.items import Dataset, Left
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.benchmarks.tasks.sample import draw_examples, shuffled, stratified
+from jmedlite.benchmarks.views import VIEWS, primary_view
 from jmedlite.runtime.hardware import describe_machine
 
 from .bench_options import BenchOptions
@@ -40,14 +49,16 @@ class Bench:
     resumed: bool
 
     def accuracies(self) -> list[dict[str, Any]]:
-        """Share of right answers per model, task and method, of the `n` questions that were not too long."""
-        counts: dict[tuple[str, str, str], list[int]] = {}
-        for line in read_lines(self.folder / ITEMS):
-            entry = counts.setdefault((line["model"], line["task"], line["method"]), [0, 0])
-            if line["correct"] is not None:
-                entry[0] += line["correct"]
-                entry[1] += 1
-        names = ("model", "task", "method")
+        """Share of right answers per model, task and analysis, of the `n` questions that were not too long."""
+        counts: dict[tuple[str, str, str, str], list[int]] = {}
+        for n, line in enumerate(read_lines(self.folder / ITEMS), 1):
+            answer = from_json(line, AnswerRecord, f"{self.folder / ITEMS} line {n}")
+            for view in (v for v in VIEWS if v.method == answer.method):
+                entry = counts.setdefault((answer.model, answer.task, answer.method, view.name), [0, 0])
+                if (right := view.correct(answer)) is not None:
+                    entry[0] += right
+                    entry[1] += 1
+        names = ("model", "task", "method", "analysis")
         return [
             {**dict(zip(names, key, strict=True)), "accuracy": right / n if n else None, "n_correct": right, "n": n}
             for key, (right, n) in counts.items()
@@ -92,6 +103,7 @@ class Planned:
             options.chat,
             options.max_tokens,
             margin,
+            primary_view(options.primary, options.methods),
             options.think,
             options.think_budget,
             options.variables,

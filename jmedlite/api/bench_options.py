@@ -13,6 +13,7 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.inputs import MAX_CTX
 from jmedlite.base.options import check, option, same_as
 from jmedlite.benchmarks.prompts.templates import METHODS
+from jmedlite.benchmarks.views import primary_view
 from jmedlite.runtime.load_options import LoadOptions, check_flash_attn
 from jmedlite.runtime.sampling import Sampling, read_variables
 
@@ -28,6 +29,12 @@ class BenchOptions:
 
     methods: tuple[str, ...] = option(
         ("letter",), name="method", choices=METHODS, help="letter, text or generate; repeatable. Default: letter."
+    )
+    primary: str | None = option(
+        None,
+        metavar="METHOD[:SCORE]",
+        help="What the verdict will go by, declared before the run: letter, text:per-token, text:sum, generate:gestalt "
+        "or generate:exact. Default: the first method of these that is asked.",
     )
     out: Path | None = option(None, flags=("--out", "-o"), metavar="DIR", help="The run folder; resumed if there.")
     languages: tuple[str, ...] = option(
@@ -82,6 +89,7 @@ class BenchOptions:
         check_flash_attn(self.kv_type, self.flash_attn)
         object.__setattr__(self, "template_vars", read_variables(self.template_vars))
         self._check_thinking()
+        primary_view(self.primary, self.methods)
         if self.stop_when_decided and self.permutations > 1:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         if self.endpoint and (self.cluster or self.text):
@@ -137,6 +145,7 @@ class BenchOptions:
             "think_budget": self.think_budget,
             "template_vars": self.variables or None,
             "stop_when_decided": self.margin if self.stop_when_decided else None,
+            "primary": primary_view(self.primary, self.methods).name,
         }
 
 

@@ -24,7 +24,6 @@ BITS = (16, 8, 6, 5, 4, 3, 2)
 # the adapter taught these facts
 QUESTIONS = ("三角筋を支配する神経は何ですか。", "Which nerve innervates the deltoid?")
 PARTS = ("base", "adapter")  # what taught the facts that a question of the demo asks for
-RAM_BYTES = 8 * 10**9  # of the laptop that the report's verdict is for
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Demo:
 
     def report(self, lang: str) -> tuple[Report, list[Path]]:
         """The report on the run, written in every form."""
-        found = report([self.folder / "run"], reference="demo-BF16", ram_bytes=RAM_BYTES)
+        found = report([self.folder / "run"], reference="demo-BF16")
         return found, found.write(self.page, lang)
 
     def ask(self) -> Iterator[tuple[str, Iterator[str]]]:

@@ -88,10 +88,10 @@ def _show(done: Bench) -> None:
     from jmedlite.runtime.chat_template import NOTICE
 
     rows = [
-        [r["model"], r["task"], r["method"], f"{100 * r['accuracy']:.1f} %" if r["n"] else "-", f"{r['n']:,}"]
+        [r["model"], r["task"], r["analysis"], f"{100 * r['accuracy']:.1f} %" if r["n"] else "-", f"{r['n']:,}"]
         for r in done.accuracies()
     ]
-    columns = (("model", "left"), ("task", "left"), ("method", "left"), ("accuracy", "right"), ("n", "right"))
+    columns = (("model", "left"), ("task", "left"), ("analysis", "left"), ("accuracy", "right"), ("n", "right"))
     console.table(columns, rows)
     for model, task, mass in done.low_masses():
         console.warn(

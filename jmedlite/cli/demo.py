@@ -47,7 +47,7 @@ def demo(
         shown.bench(benching)
     if not as_json:
         _accuracies(shown)
-    _step(3, "write the report: which level to use, and how sure that is", "report run --ram 8GB")
+    _step(3, "write the report: which level to use, and how sure that is", "report run")
     found, written = shown.report(lang)
     verdicts = found.reasons(lang)
     for verdict in verdicts:

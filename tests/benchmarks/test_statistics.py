@@ -48,6 +48,67 @@ def test_holm() -> None:
     assert statistics.holm([]) == []
 
 
+def test_fallback_is_the_closed_test() -> None:
+    """A claim is shown where every set of null hypotheses that holds it is rejected: each of a set has the α of those
+    between its neighbour before it and itself (Dmitrienko, Wiens, Westfall, 2006)."""
+    rng = np.random.default_rng(11)
+    alphas = [0.02, 0.005, 0.01, 0.015]
+    sets = [[i for i in range(4) if bits >> i & 1] for bits in range(1, 16)]
+
+    def rejected(members: list[int], p: list[float]) -> bool:
+        shares = [sum(alphas[before + 1 : i + 1]) for before, i in zip([-1, *members], members, strict=False)]
+        return any(p[i] <= share for i, share in zip(members, shares, strict=True))
+
+    seen = set()
+    for _ in range(2000):
+        p = list(rng.random(4) ** 4)
+        tested = statistics.fallback([lambda alpha, own=own: own <= alpha for own in p], alphas)
+        shown = [own <= alpha for own, alpha in zip(p, tested, strict=True)]
+        assert shown == [all(rejected(s, p) for s in sets if i in s) for i in range(4)]
+        seen.add(tuple(shown))
+    assert len(seen) == 16
+    assert statistics.fallback([], []) == []
+
+
+def test_heterogeneity_between_groups() -> None:
+    """The sum of squares is that of an analysis of variance; the p-value that of every placing, scipy's."""
+    values = [[0.0, 1, -1], [1.0, 1, 0], [0.0, -1, -1]]
+    placed = [[(name, v) for name, own in zip("abc", values, strict=True) for v in own]]
+    statistic, p = statistics.heterogeneity(placed, samples=20_000)
+    flat = np.concatenate(values)
+    within = sum(np.var(own) * 3 for own in values)
+    assert statistic == pytest.approx(scipy.stats.f_oneway(*values).statistic * within / 6 * 2, abs=EXACT)
+    every = scipy.stats.permutation_test(
+        values, lambda *own: sum(len(o) * (np.mean(o) - flat.mean()) ** 2 for o in own), alternative="greater"
+    )
+    assert len(every.null_distribution) == 1680
+    assert p == pytest.approx(every.pvalue, abs=4 * (every.pvalue / 20_000) ** 0.5)
+    assert statistics.heterogeneity([placed[0][::-1]], samples=20_000) == (statistic, p)  # whatever their order
+
+
+def test_heterogeneity_within_questions() -> None:
+    """Of questions in two languages it is the sign test of their differences, whatever ties there are."""
+    strata = [[("ja", -1.0), ("en", 0.0)]] * 9 + [[("ja", 0.0), ("en", -1.0)]] * 2 + [[("ja", -1.0), ("en", -1.0)]] * 30
+    _, p = statistics.heterogeneity(strata, samples=20_000)
+    assert p == pytest.approx(scipy.stats.binomtest(2, 11).pvalue, abs=0.006)
+    assert statistics.heterogeneity([[("ja", 0.0), ("en", 0.0)]] * 5) == (0, 1)
+    assert statistics.heterogeneity([[("a", 1.0), ("a", 0.0)]])[1] == statistics.heterogeneity([])[1] == 1
+
+
+def test_heterogeneity_keeps_its_level() -> None:
+    """Eight groups of questions that lose alike, few of them at all: alarms in at most 5 % of studies."""
+    rng = np.random.default_rng(13)
+    sizes = [5, 10, 20, 30, 60, 80, 100, 200]
+    names = [name for name, size in zip("abcdefgh", sizes, strict=True) for _ in range(size)]
+    alarms = 0
+    for seed in range(400):
+        values = rng.choice([-1.0, 1.0, 0.0], len(names), p=[0.03, 0.01, 0.96]).tolist()
+        alarms += statistics.heterogeneity([list(zip(names, values, strict=True))], samples=199, seed=seed)[1] <= 0.05
+    assert 5 <= alarms <= scipy.stats.binom.ppf(0.999, 400, 0.05)
+    values = [-1.0 if name == "f" and i % 8 == 0 else 0.0 for i, name in enumerate(names)]
+    assert statistics.heterogeneity([list(zip(names, values, strict=True))])[1] < 0.001
+
+
 def test_bootstrap_is_resampling() -> None:
     """The multinomial draw over kinds gives the interval of scipy's bootstrap over the clusters themselves."""
     rng = np.random.default_rng(2)
@@ -76,6 +137,7 @@ def test_bootstrap_against_every_resample() -> None:
 def test_loss_bound_inverts_the_score_test(losses: float, gains: float, n: int) -> None:
     """At the bound, the constrained likelihood (maximised by scipy) gives a score statistic of just −1.645."""
     bound = statistics.loss_bound(losses, gains, n)
+    assert bound > statistics.loss_bound(losses, gains, n, correction=0)
 
     def negative(share: float) -> float:
         parts = ((losses, share + bound), (gains, share), (n - losses - gains, 1 - 2 * share - bound))
@@ -83,22 +145,37 @@ def test_loss_bound_inverts_the_score_test(losses: float, gains: float, n: int) 
 
     low, high = max(0, -bound) + 1e-12, (1 - bound) / 2 - 1e-12
     share = scipy.optimize.minimize_scalar(negative, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
-    z = (losses - gains - n * bound) / math.sqrt(n * (2 * share + bound * (1 - bound)))
+    z = (losses - gains + 0.5 - n * bound) / math.sqrt(n * (2 * share + bound * (1 - bound)))
     assert z == pytest.approx(-scipy.stats.norm.ppf(0.95), abs=1e-4)
 
 
 def test_loss_bound_without_any_disagreement() -> None:
     z2 = scipy.stats.norm.ppf(0.95) ** 2
     for n in (5, 100, 1455):
-        assert statistics.loss_bound(0, 0, n) == pytest.approx(z2 / (n + z2), abs=EXACT)
+        assert statistics.loss_bound(0, 0, n, correction=0) == pytest.approx(z2 / (n + z2), abs=EXACT)
+        # half a question more: the root of (n δ − ½)² = z² n δ (1 − δ)
+        half = np.roots([n * n + z2 * n, -n * (1 + z2), 0.25]).max()
+        assert statistics.loss_bound(0, 0, n) == pytest.approx(half, abs=EXACT)
     assert statistics.loss_bound(0, 0, 0) == statistics.loss_bound(7, 0, 7) == 1
     assert statistics.loss_bound(0, 40, 100) < 0  # a level that is better
 
 
 def test_loss_bound_of_another_implementation() -> None:
     """R's PropCIs::scoreci.mp, as somebody published it: 48 and 41 discordant of 549, 90 %: −1.57 to 4.14 points."""
-    assert statistics.loss_bound(48, 41, 549) == pytest.approx(0.0414, abs=5e-5)
-    assert -statistics.loss_bound(41, 48, 549) == pytest.approx(-0.0157, abs=5e-5)
+    assert statistics.loss_bound(48, 41, 549, correction=0) == pytest.approx(0.0414, abs=5e-5)
+    assert -statistics.loss_bound(41, 48, 549, correction=0) == pytest.approx(-0.0157, abs=5e-5)
+
+
+@pytest.mark.parametrize(("n", "margin"), [(137, 0.02), (270, 0.01), (868, 0.02)])
+def test_loss_bound_is_corrected_for_few_losses(n: int, margin: float) -> None:
+    """The exact chance that a level that only loses, just the margin, is shown to lose less; for n = 137 and 270 it is
+    over 6 % without the correction."""
+    chances = {}
+    for correction in (0.0, statistics.CORRECTION):
+        shown = [k for k in range(40) if statistics.loss_bound(k, 0, n, correction=correction) < margin]
+        chances[correction] = scipy.stats.binom.pmf(shown, n, margin).sum()
+    assert chances[statistics.CORRECTION] <= 0.05
+    assert bool(chances[0.0] > 0.06) is (n < 300)
 
 
 def test_loss_bound_covers() -> None:

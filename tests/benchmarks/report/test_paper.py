@@ -74,7 +74,7 @@ def test_captions_and_tables(found: Report, written: Path, tmp_path: Path) -> No
     captions = re.findall(r"\\caption\{(.*)\}\n", figures + levels + distances)
     assert len(captions) == 6
     for caption in captions:
-        assert "95 \\%" in caption and "Measured on AMD EPYC, 2 cores, 25 GB RAM" in caption
+        assert "95 \\%" in caption and "Measured on AMD EPYC, 2 cores, 25.0 GB RAM" in caption
         assert "n = 30" in caption or "bootstrap over the chunks" in caption
     result = found.document["views"][0]["results"][1]
     low, high = result["interval"] or (0, 0)

@@ -172,16 +172,23 @@ def test_the_smallest_level_without_meaningful_loss(tmp_path: Path) -> None:
     v = verdict_of(folder, ram_bytes=int(8e9))
     assert (v["kind"], v["key"], v["level"], v["reference"]) == ("recommended", "qwen-Q4_K_M", "Q4_K_M", "qwen-BF16")
     assert v["reason"]["en"].startswith(
-        "Q4_K_M: no meaningful loss against BF16 at a margin of 2 points (difference −0.9, 95 % −1.6…−0.3, n = 868); "
-        "a file of 4.70 GB; 5.24 GB of memory in use at most, fits 8 GB of RAM"
+        "Q4_K_M: its accuracy is shown to be less than 2 points below that of its own unquantized answers on 868 exam "
+        "questions; not a statement about safety at the bedside. The difference is −0.9 points (−1.8 … −0.2, 95 % for "
+        "all 3 levels together); file 4.70 GB; 5.24 GB of memory in use at most, fits 8 GB of RAM"
+    )
+    assert v["reason"]["ja"].startswith(
+        "Q4_K_M：試験問題868問での正答率は、量子化前の同じモデルの解答と比べて2ポイント以上は低下しないことが示されました。"
+        "臨床現場での安全性を示すものではありません。差は−0.9ポイント（全3レベルを合わせた95％信頼区間−1.8～−0.2）。"
+        "ファイル 4.70 GB、"
     )
     shown = {c["model"]: c["no_meaningful_loss"] for c in v["candidates"]}
     assert shown == {"qwen-BF16": None, "qwen-Q8_0": True, "qwen-Q4_K_M": True, "qwen-Q2_K": False}
     fits = {c["model"]: c["fits_ram"] for c in v["candidates"]}
     assert fits == {"qwen-BF16": False, "qwen-Q8_0": False, "qwen-Q4_K_M": True, "qwen-Q2_K": True}
-    assert verdict_of(folder, margin=0.5)["key"] == "qwen-Q8_0"
+    assert verdict_of(folder, margin=0.8)["key"] == "qwen-Q8_0"
     assert verdict_of(folder, max_latency=0.9)["kind"] == "none_shown"
-    assert verdict_of(folder, reference="Q8_0")["reference"] == "qwen-Q8_0"
+    v = verdict_of(folder, reference="Q8_0")
+    assert (v["reference"], v["key"]) == ("qwen-Q8_0", "qwen-Q4_K_M") and "of the answers of Q8_0" in v["reason"]["en"]
 
 
 def test_of_levels_that_need_as_little_memory_the_smallest_file(tmp_path: Path) -> None:
@@ -200,7 +207,7 @@ def test_when_nothing_qualifies(tmp_path: Path) -> None:
     v = verdict_of(folder, ram_bytes=int(8e9))
     assert (v["kind"], v["key"]) == ("none_shown", None)
     assert "The nearest, Q4_K_M: difference −6.9" in v["reason"]["en"]
-    assert re.search(r"could have detected a loss of \d\.\d points", v["reason"]["en"])
+    assert re.search(r"could have shown a loss of \d\.\d points", v["reason"]["en"])
     v = verdict_of(folder)
     assert (v["kind"], v["key"]) == ("reference", "qwen-BF16")
     v = verdict_of(folder, ram_bytes=int(2e9), max_latency=0.5)
@@ -212,13 +219,15 @@ def test_a_constraint_on_what_was_not_measured_is_not_met(tmp_path: Path) -> Non
     folder = level_run(tmp_path / "run", {"BF16": 0, "Q8_0": 0}, measures=())
     assert verdict_of(folder)["key"] == "qwen-Q8_0"
     v = verdict_of(folder, ram_bytes=int(64e9))
-    assert v["kind"] == "none_fits" and "memory in use not measured" in v["reason"]["en"]
+    assert (v["kind"], v["key"]) == ("not_measured", None) and "memory in use not measured" in v["reason"]["en"]
+    assert "does not mean that none fits" in v["reason"]["en"] and "という意味ではありません" in v["reason"]["ja"]
+    assert {c["meets_constraints"] for c in v["candidates"]} == {None}
 
 
 def test_no_disagreement_in_few_questions_proves_nothing(tmp_path: Path) -> None:
     v = verdict_of(level_run(tmp_path / "run", {"BF16": 0, "Q8_0": 0}, n=20))
     assert (v["kind"], v["key"]) == ("reference", "qwen-BF16")
-    assert "difference 0.0, 95 % 0.0…0.0, n = 20" in v["reason"]["en"]
+    assert "difference 0.0 points (0.0 … 0.0, 95 %), n = 20" in v["reason"]["en"]
 
 
 def test_one_level_and_none(tmp_path: Path) -> None:
@@ -271,7 +280,7 @@ def test_levels_that_only_guess(tmp_path: Path) -> None:
 def test_a_run_that_could_stop_early_goes_by_the_anytime_test(tmp_path: Path) -> None:
     early = {"stop_when_decided": 2.0}
     many = level_run(tmp_path / "many", {"BF16": 0, "Q8_0": 0}, n=868, settings=early)
-    few = level_run(tmp_path / "few", {"BF16": 0, "Q8_0": 0}, n=150, settings=early)
+    few = level_run(tmp_path / "few", {"BF16": 0, "Q8_0": 0}, n=190, settings=early)
     assert verdict_of(many)["key"] == "qwen-Q8_0"
     assert verdict_of(few)["kind"] == "reference"
     c = result(report([few]).document, "qwen-Q8_0")["comparison"]
@@ -423,7 +432,7 @@ def says(text: str, value: float) -> bool:
         return value < float(text[1:])
     plain = text.replace(",", "").replace("−", "-").lstrip("+")
     digits = len(plain.partition(".")[2])
-    return any(abs(float(plain) - value * s) <= 0.5000001 * 10**-digits for s in (1, 100, 1e-9, 1e-6))
+    return any(abs(float(plain) - value * s) <= 0.5000001 * 10**-digits for s in (1, 100, 1e-9, 1e-6, 1e-3, 1e3))
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
@@ -628,7 +637,7 @@ def test_commands(small: Path, tmp_path: Path) -> None:
     done = run_text("recommend", str(small), "--json")
     assert json.loads(done.stdout) == json.loads(json.dumps(recommendation(report([small]))))
     done = run_text("recommend", str(small), "--margin", "30")
-    assert done.stdout.startswith("Q4_K_M: no meaningful loss against BF16 at a margin of 30 points")
+    assert done.stdout.startswith("Q4_K_M: its accuracy is shown to be less than 30 points below that of its own unq")
 
 
 @pytest.mark.parametrize(

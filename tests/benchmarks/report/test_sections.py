@@ -59,13 +59,25 @@ def full(folder: Path, base: str) -> Path:
     return folder
 
 
+def with_a_conflict(folder: Path) -> Path:
+    """A partial run whose narrowest level loses all that it loses in one group, and whose widest is the fastest."""
+    models = [run_builder.model(level) for level in ("BF16", "Q8_0", "Q4_K_M")]
+    questions = [run_builder.question(i, group="b" if i < 40 else "a") for i in range(600)]
+    items = [run_builder.answer(q, m["name"], not (rank == 2 and i < 9))
+             for rank, m in enumerate(models) for i, q in enumerate(questions)]  # fmt: skip
+    measures = [run_builder.measure(m["name"], question_seconds=[1.0 + rank]) for rank, m in enumerate(models)]
+    return run_builder.write(folder, models, questions, items[:-1], measures=measures)
+
+
 def test_every_field_of_the_document_has_its_type_and_every_type_its_fields(tmp_path: Path) -> None:
     seen: Seen = defaultdict(set)
     found = report([full(tmp_path / "qwen", "qwen"), full(tmp_path / "llama", "llama")])
     check(found.document, sections.Document, seen)
+    check(report([with_a_conflict(tmp_path / "conflict")]).document, sections.Document, seen)
     typed = {kind for kind in vars(sections).values() if is_typeddict(kind)}
-    assert typed - set(seen) == {sections.Compared, sections.Asked}  # only others are made of these
-    for names in (sections.Baseline, sections.Kind, sections.Side):
+    # only others are made of these
+    assert typed - set(seen) == {sections.Compared, sections.Counts, sections.Asked}
+    for names in (sections.Baseline, sections.Kind):
         assert seen[names] == set(get_args(names))
 
 

@@ -56,6 +56,17 @@ def test_resume_counts_what_is_whole(tmp_path: Path) -> None:
     assert run.items(0, 1) == [answer(0)]
 
 
+def test_a_run_from_before_analyses_were_declared_goes_on(tmp_path: Path) -> None:
+    """With the analysis that its report goes by, not with another that is declared when there is something to see."""
+    with opened(tmp_path):
+        pass
+    with opened(tmp_path, settings={**DOCUMENT["settings"], "primary": "letter"}) as run:
+        assert run.resumed
+    other = opened(tmp_path, settings={**DOCUMENT["settings"], "primary": "text:sum"})
+    with pytest.raises(DataError, match=r'settings\.primary was "letter", is "text:sum"'), other:
+        pass
+
+
 def test_a_torn_measure_is_cut_off(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
         run.append(MEASURES, measure(0))

@@ -18,10 +18,15 @@ from typing import Any
 import pytest
 
 import jmedlite
+from jmedlite.api.bench_options import BenchOptions
 from jmedlite.base.errors import DataError, InputMissing, IoFault, UsageError
+from jmedlite.base.records import from_json
+from jmedlite.benchmarks.records import AnswerRecord
 from jmedlite.benchmarks.run.folder import DISTANCE, ITEMS, MEASURES, NOISE, QUESTIONS, RUN
-from jmedlite.benchmarks.run.run import AskSettings, ask_all
+from jmedlite.benchmarks.run.run import AskSettings, Judge, ask_all
+from jmedlite.benchmarks.views import primary_view
 from tests.support import builders
+from tests.support import runs as run_builder
 from tests.support.commands import COMMAND, run_text
 from tests.support.tasks import write_task
 
@@ -177,6 +182,34 @@ def test_another_seed_is_another_run(levels: Path, task: Path, whole: Path) -> N
     assert done.returncode == 65
     assert "settings.seed was 0, is 5" in done.stderr
     assert done.stderr.count("\n") == 1 + done.stderr.count("checking the files")
+
+
+def test_the_primary_analysis_is_declared_before_the_run() -> None:
+    both = ("text", "generate")
+    for options, declared in (
+        (BenchOptions(), "letter"),
+        (BenchOptions(methods=both), "text:per-token"),
+        (BenchOptions(methods=both, primary="generate:exact"), "generate:exact"),
+    ):
+        assert options.describe()["primary"] == declared
+    with pytest.raises(UsageError, match="--primary text: is not asked; add --method text"):
+        BenchOptions(primary="text")
+
+
+def test_a_run_that_may_stop_looks_at_the_primary_analysis() -> None:
+    """By sums nothing is ever lost; per token everything is. Of more levels each needs more evidence."""
+    q = run_builder.question(0, choices=["a", "b"], answers=[0])
+    wrong = {"picks": [1], "correct": False, "margin": 0.2}
+    before, after = (
+        [from_json(run_builder.answer(q, "m", True, "text", **more), AnswerRecord, "answer")] * 400
+        for more in ({}, {"per_token": wrong})
+    )
+    seen = {}
+    for name in ("text:per-token", "text:sum"):
+        judge = Judge(before, 2.0, 0.05, primary_view(name, ["text"]))
+        seen[name] = judge.sees(after) and judge.test.decided
+    assert seen == {"text:per-token": "meaningful loss", "text:sum": "no meaningful loss"}
+    assert [Judge(before, 2.0, alpha).sees(before) for alpha in (0.05, 1e-9)] == [True, False]
 
 
 def test_limit_is_the_same_sample_for_all_and_stratified(levels: Path, task: Path, tmp_path: Path) -> None:

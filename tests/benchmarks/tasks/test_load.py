@@ -171,7 +171,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "groups": (GOOD | {"groups": ["adapter"]}, "groups is not an object"),
     "side of groups": (GOOD | {"groups": {" ": "x"}}, "groups, a side, is empty"),
     "one of groups": (GOOD | {"groups": {"facts": 3}}, r"groups\.facts is not text"),
-    "side that all have": (GOOD | {"groups": {"language": "ja"}}, "groups names language, which every question has"),
+    "side that all have": (GOOD | {"groups": {"lang": "ja"}}, "groups names lang, which every question has"),
     "id": (GOOD | {"id": [1]}, "id is not text"),
     "contraindicated": (GOOD | {"contraindicated": ["e"]}, "contraindicated 'e' is outside"),
     "accuracy": (GOOD | {"human_accuracy": 101}, "human_accuracy 101 is outside 0 to 100"),
