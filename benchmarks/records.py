@@ -32,8 +32,22 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatrixRecord:
+    """An importance matrix as a file's header tells of it: files, of which nothing but the names, and counts."""
+
+    file: str | None
+    dataset: str | None
+    n_tensors: int | None
+    n_chunks: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """One model of a run. Behind an endpoint, whatever only a file could tell is None."""
+    """One model of a run. Behind an endpoint, whatever only a file could tell is None.
+
+    `label` is the level as the file's name has it, `quantized_by` who says to have made it, `made_here` whether it was
+    jmedlite. `types` has the weights of each type, `tensor_types` the tensors of each type by what they are ("attn_v").
+    """
 
     name: str
     file: str | None
@@ -53,6 +67,13 @@ class ModelRecord:
     endpoint: str | None = None
     server: str | None = field(default=None, metadata=along("endpoint"))
     n_ctx: int | None = field(default=None, metadata=along("endpoint"))
+    # of a file; runs before these were kept have none
+    label: str | None = None
+    made_here: bool | None = None
+    quantized_by: str | None = None
+    matrix: MatrixRecord | None = None
+    types: dict[str, int] | None = None
+    tensor_types: dict[str, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +282,14 @@ class NoiseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceRecord:
-    """A line of distance.jsonl: perplexity on a text, and, but for the reference itself, the distance to it in nats."""
+    """A line of distance.jsonl: perplexity on a text, and, but for the reference itself, the distance to it in nats.
+
+    `text` is what kind of text it is called; runs before several could be read have none. Intervals are of 95 %.
+    """
 
     model: str
     reference: str | None
+    text: str | None = None
     text_sha256: str
     n_ctx: int
     n_chunks: int
@@ -275,8 +300,10 @@ class DistanceRecord:
     log_ratio_error: float | None = None
     kl_mean: float | None = None
     kl_error: float | None = None
+    kl_interval: tuple[float, ...] | None = None
     kl_median: float | None = None
     kl_quantiles: dict[str, float] | None = None
+    kl_quantile_intervals: dict[str, tuple[float, ...]] | None = None
     kl_max: float | None = None
     top_agreement: float | None = None
     top_agreement_error: float | None = None

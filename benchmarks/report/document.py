@@ -11,7 +11,7 @@ import numpy as np
 from jmedlite import __version__
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks import statistics
-from jmedlite.benchmarks.records import DistanceRecord, TaskRecord
+from jmedlite.benchmarks.records import MatrixRecord, TaskRecord
 from jmedlite.benchmarks.views import View
 from jmedlite.runtime.chat_template import NOTICE
 
@@ -22,7 +22,8 @@ from .cautions import cautions, guesses
 from .claims import claim
 from .compare import compare, confidence, contraindicated, difference, sequential, share, verdicts
 from .costs import measures, pareto_fronts, thought_tokens_mean
-from .flips import flipped_items
+from .distances import by_size, distances
+from .flips import MOST_UNCHANGED, items
 from .groups import judge_groups, sides_of
 from .labels import say
 from .papers import papers
@@ -82,6 +83,7 @@ def summarise(runs: Sequence[Run], options: Options) -> sections.Document:
         "families": families,
         "models": models,
         "pareto": pareto_fronts(models, view_documents, joined=laid.asked_alike()),
+        "by_size": by_size(models),
         "views": view_documents,
         "papers": papers(laid, view_documents),
     }  # fmt: skip
@@ -198,8 +200,12 @@ def _ask(run: Run, index: int) -> sections.Ask:
     }
 
 
+def _matrix(m: MatrixRecord) -> sections.Matrix:
+    return {"file": m.file, "dataset": m.dataset, "n_tensors": m.n_tensors, "n_chunks": m.n_chunks}
+
+
 def _model(laid: Pool, entrant: Entrant) -> sections.Model:
-    distance, model, age = laid.distance(entrant), entrant.model, age_of(entrant.model)
+    model, age = entrant.model, age_of(entrant.model)
     return {
         "key": entrant.key,
         "label": entrant.label,
@@ -218,32 +224,19 @@ def _model(laid: Pool, entrant: Entrant) -> sections.Model:
         "license": model.license,
         "made_from": model.made_from,
         "imatrix": model.imatrix,
+        "matrix": _matrix(model.matrix) if model.matrix else None,
+        "made_here": model.made_here,
+        "quantized_by": model.quantized_by,
+        "types": model.types,
+        "tensor_types": model.tensor_types,
         "adapters": [{"name": a.name, "weight": a.weight} for a in model.adapters],
         "endpoint": model.endpoint,
         "date": age.date if age else None,
         "date_source": age.source if age else None,
         "measures": measures(laid.measures(entrant)),
         "thought_tokens_mean": thought_tokens_mean(laid.sheets.get("generate", {}).get(entrant.key, {}).values()),
-        "distance": _distance(distance) if distance else None,
-    }
-
-
-def _distance(line: DistanceRecord) -> sections.Distance:
-    return {
-        "reference": line.reference,
-        "text_sha256": line.text_sha256,
-        "n_ctx": line.n_ctx,
-        "n_tokens": line.n_tokens,
-        "perplexity": line.perplexity,
-        "perplexity_error": line.perplexity_error,
-        "kl_mean": line.kl_mean,
-        "kl_error": line.kl_error,
-        "kl_median": line.kl_median,
-        "kl_quantiles": line.kl_quantiles,
-        "kl_max": line.kl_max,
-        "top_agreement": line.top_agreement,
-        "top_agreement_error": line.top_agreement_error,
-    }
+        "distances": distances(laid, entrant),
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- views
@@ -256,7 +249,7 @@ def _view(
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
     exams = exam_points(laid, view)
-    flipped = flipped_items(laid, view, references) if view.key == view.method else []
+    flipped, unchanged = items(laid, view, references) if view.key == view.method else ([], [])
     n_claims = sum(bool(sheets[e.key]) and references.get(e.family) not in (None, e.key) for e in laid.entrants)
     results = [_result(laid, view, e, references.get(e.family), options, n_claims) for e in laid.entrants]
     compared = {r["model"]: r["comparison"] for r in results if r["comparison"] and r["comparison"]["n"]}
@@ -284,6 +277,8 @@ def _view(
         "n_flipped": len(flipped),
         "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in sections.KINDS},
         "flipped": flipped,
+        "n_unchanged": len(unchanged),
+        "unchanged": unchanged[:MOST_UNCHANGED],
     }
 
 

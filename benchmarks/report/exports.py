@@ -15,7 +15,7 @@ from jmedlite.base.hub import parse_id
 
 from .costs import spread_of
 from .labels import page_text
-from .numbers import MISSING, fixed, p_value, percent, points, seconds, size
+from .numbers import MISSING, fixed, p_value, percent, plain, points, seconds, size
 from .sections import KINDS, Document, Measure, Model, Result, View
 from .verdict import reasons
 
@@ -223,12 +223,24 @@ def _hub_id(made_from: str | None) -> str | None:
     return repo if commit else None
 
 
+def _check_one_base(document: Document) -> None:
+    """Raise UsageError where the files are neither of one name nor made from one base, with or without adapters."""
+    bases = {m["made_from"] for m in document["models"]}
+    if len(document["families"]) < 2 or (len(bases) == 1 and None not in bases):
+        return
+    names = ", ".join(f"{f['name']} (from {_origin(document, f['name'])})" for f in document["families"])
+    raise UsageError(f"--model-card: a card is for files of one base, here are {names}; give runs of one")
+
+
+def _origin(document: Document, family: str) -> str:
+    known = dict.fromkeys(m["made_from"] or "an unknown base" for m in document["models"] if m["family"] == family)
+    return ", ".join(known)
+
+
 def model_card(document: Document) -> str:
     """A Hugging Face README: YAML front matter, the verdict, the levels, how it was measured."""
-    if len(document["families"]) != 1:
-        names = ", ".join(f["name"] for f in document["families"])
-        raise UsageError(f"--model-card: a card is for one model's files, here are {names}; give runs of one")
     models = document["models"]
+    _check_one_base(document)
     licences = list(dict.fromkeys(m["license"] for m in models if m["license"]))
     languages = sorted({t["lang"] for t in document["tasks"]})
     licence = licences[0] if len(licences) == 1 and _HUB_LICENCE.fullmatch(licences[0]) else "other"
@@ -240,6 +252,10 @@ def model_card(document: Document) -> str:
         head |= {"base_model": bases, "base_model_relation": "quantized"}
     head["tags"] = ["gguf", "quantized", "medical", "jmedlite"]
     title = next((m["title"] for m in models if m["title"]), document["families"][0]["name"])
+    merged = {
+        f["name"]: ", ".join(f"{a['name']} (weight {plain(a['weight'])})" for a in m["adapters"])
+        for f in document["families"] for m in models if m["family"] == f["name"] and m["adapters"]
+    }  # fmt: skip
     t = page_text("en")
     tasks = [
         f"- {_cell(x['title'])} ({_cell(x['source'])}), {x['n_asked']} of {x['n_items']} items"
@@ -251,6 +267,8 @@ def model_card(document: Document) -> str:
         *(f"{_cell(reason)}\n" for reason in reasons(document, "en")),
         *(f"> {_cell(w['en'])}\n" for w in document["warnings"]),
         f"**{document['notice']['en']}** {document['notice']['ja']}\n",
+        *(f"- {_cell(name)}: with the adapters {_cell(adapters)} merged" for name, adapters in merged.items()),
+        *[""] * bool(merged),
         "## Levels\n", _levels(document, t),
         *(part for v in document["views"][:1] for part in ("## Against the reference\n", _comparisons(v, t))),
         "## Measured on\n", *tasks, "",

@@ -1,4 +1,4 @@
-"""Every item that some level answered otherwise than its reference: the question, and both answers."""
+"""Every item of the report: those that some level answered otherwise than its reference, and those that none did."""
 
 from __future__ import annotations
 
@@ -8,36 +8,73 @@ from jmedlite.benchmarks.records import AnswerRecord
 from jmedlite.benchmarks.views import View
 
 from .compare import flip_of, softmax
-from .pool import Pool
-from .sections import KINDS, Changed, Flipped, Given
+from .groups import sides_of
+from .pool import Entrant, Pool, Unit
+from .sections import KINDS, Asked, Changed, Flipped, Given, ItemOutcome, Unchanged
+
+MOST_UNCHANGED = 2000  # of a view; those that flipped are all there
 
 
-def flipped_items(laid: Pool, view: View, references: Mapping[str, str]) -> list[Flipped]:
-    """Every item that some level answered otherwise than its reference, the worst first."""
-    found: list[Flipped] = []
+def items(laid: Pool, view: View, references: Mapping[str, str]) -> tuple[list[Flipped], list[Unchanged]]:
+    """Items that flipped, the worst first, and those that did not, in the order of the data set."""
+    flipped: list[Flipped] = []
+    same: list[Unchanged] = []
+    sides = sides_of(
+        dict.fromkeys(item for sheet in laid.sheets[view.method].values() for item, _ in sheet), laid.facts
+    )
     for family in laid.families:
         reference = references.get(family)
         if reference is None:
             continue
-        sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.family(family) if e.key != reference}
-        base = laid.sheets[view.method].get(reference, {})
-        for unit, before in base.items():
+        members = {e.key: e for e in laid.entrants if e.family == family or e.key == reference}
+        sheets = {key: laid.sheets[view.method].get(key, {}) for key in members}
+        noise = {key: _noise(laid, view, e) for key, e in members.items()}
+        for unit, before in sheets[reference].items():
+            answers = {key: sheet[unit] for key, sheet in sheets.items() if unit in sheet}
+            outcomes = {key: _outcome(view, a, before, noise[key].get(a.task)) for key, a in answers.items()}
+            groups = {side: of[unit[0]] for side, of in sides.items() if unit[0] in of}
+            asked = _asked(laid, unit, groups, family, reference, before, outcomes)
             changed: list[Changed] = [
-                {**_given(sheet[unit], key), "kind": kind}
-                for key, sheet in sheets.items()
-                if unit in sheet and (kind := flip_of(view, sheet[unit], before))
+                {**_given(answers[key], key), "kind": kind} for key, o in outcomes.items() if (kind := o["kind"])
             ]
             if changed:
-                q = laid.facts[unit[0]].question
                 worst = min((c["kind"] for c in changed), key=KINDS.index)
-                found.append({
-                    "family": family, "kind": worst, "task": q.task, "id": q.id, "question": q.question,
-                    "choices": list(q.choices), "answers": list(q.answers), "lang": q.lang, "group": q.group,
-                    "contraindicated": list(q.contraindicated), "human_accuracy": q.human_accuracy,
-                    "context": q.context, "permutation": unit[1], "reference": reference,
-                    "before": _given(before, reference), "changed": changed,
-                })  # fmt: skip
-    return sorted(found, key=_severity)  # stable: within a kind, the order of the data set
+                flipped.append({**asked, "kind": worst, "changed": changed})
+            else:
+                same.append({**asked})
+    return sorted(flipped, key=_severity), same  # stable: within a kind, the order of the data set
+
+
+def _noise(laid: Pool, view: View, entrant: Entrant) -> dict[str, float]:
+    """By task, by how much batching alone moves scores (nats)."""
+    return {task: n.max for task, n in laid.noise(entrant, view.method).items() if n.max is not None}
+
+
+def _outcome(view: View, answer: AnswerRecord, before: AnswerRecord, noise: float | None) -> ItemOutcome:
+    margin = view.margin(answer)
+    return {
+        "correct": view.correct(answer),
+        "kind": flip_of(view, answer, before) if answer is not before else None,
+        "within_noise": margin < noise if margin is not None and noise is not None else None,
+    }
+
+
+def _asked(
+    laid: Pool,
+    unit: Unit,
+    groups: dict[str, str],
+    family: str,
+    reference: str,
+    before: AnswerRecord,
+    outcomes: dict[str, ItemOutcome],
+) -> Asked:
+    q = laid.facts[unit[0]].question
+    return {
+        "family": family, "task": q.task, "id": q.id, "question": q.question, "choices": list(q.choices),
+        "answers": list(q.answers), "lang": q.lang, "group": q.group, "groups": groups,
+        "contraindicated": list(q.contraindicated), "human_accuracy": q.human_accuracy, "context": q.context,
+        "permutation": unit[1], "reference": reference, "before": _given(before, reference), "outcomes": outcomes,
+    }  # fmt: skip
 
 
 def _severity(flip: Flipped) -> tuple[int, int]:

@@ -303,7 +303,7 @@ _PAGE: dict[str, tuple[str, str]] = {
     "h_paired": ("Paired differences and flips", "対にした差と回答の変化"),
     "h_groups": ("Accuracy by groups of questions", "問題群ごとの正答率"),
     "h_harm": ("Contraindicated choices taken", "禁忌肢の選択"),
-    "h_flipped": ("Items whose answer changed", "回答が変わった問題"),
+    "h_flipped": ("The items, and whose answer changed", "問題ごとの回答とその変化"),
     "h_baselines": ("Baselines on the same items", "同じ問題でのベースライン"),
     "h_method": ("How it was measured", "測定の方法と出所"),
     "recommended": ("recommended", "推奨"),
@@ -340,11 +340,60 @@ _PAGE: dict[str, tuple[str, str]] = {
     "question_p95": ("95 % within", "95％が収まる時間"),
     "thoughts": ("Thought, tokens (mean)", "思考（トークン、平均）"),
     "rounds": ("Rounds", "回数"),
-    "distance": ("Distance to the reference on a text", "文章での基準との隔たり"),
+    "distance": ("Distance to the reference, by kind of text", "文章の種類ごとの基準との隔たり"),
+    "distance_note": (
+        "The KL divergence tells how far a level's next-token probabilities are from the reference's; it needs no "
+        "answers. Below each number its 95 % interval (bootstrap over the chunks that the text is read in, none where "
+        "there are fewer than 10); the 99.9 % quantile is what one token in a thousand exceeds, and of fewer than "
+        "some 100 chunks its interval is too narrow.",
+        "KLダイバージェンスは、次のトークンの確率が基準からどれだけ離れているかを表し、正解を必要としません。下段は95％信頼"
+        "区間です（文章を区切ったチャンクを単位とするブートストラップ。10チャンク未満では省略）。99.9％点は、1,000トークンに"
+        "1回の割合で超える値です。チャンクが100個ほどに満たないと、その区間は実際より狭くなります。",
+    ),
+    "text_unnamed": ("text", "文章"),
+    "chunks": ("chunks", "チャンク"),
+    "scored_tokens": ("Tokens", "トークン数"),
     "perplexity": ("Perplexity", "パープレキシティ"),
     "kl_mean": ("Mean KL, nats", "平均KL（nat）"),
     "kl_median": ("Median KL, nats", "KL中央値（nat）"),
     "kl_99": ("99 % KL, nats", "KL 99％点（nat）"),
+    "kl_999": ("99.9 % KL, nats", "KL 99.9％点（nat）"),
+    "by_size": ("Files by size, whatever they are called", "サイズ順のファイル（名前によらず）"),
+    "by_size_note": (
+        "Files of one name can differ much in divergence: what counts is what a file gives for its bytes. "
+        "“Nearer at no more bytes” are files that are no larger and have a smaller mean divergence on every "
+        "text. The type is the header's own; the name is its maker's.",
+        "同じ名前のファイルでも、基準との隔たりは大きく違うことがあります。見るべきは、バイト数あたりの近さです。「より小さく、"
+        "より近い」は、バイト数が同じか少なく、どの文章でも平均ダイバージェンスが小さいファイルです。形式はヘッダーの記載、名前は"
+        "作成者によるものです。",
+    ),
+    "bytes": ("Size", "サイズ"),
+    "file_type": ("Type in the header", "ヘッダーの形式"),
+    "nearer": ("Nearer at no more bytes", "より小さく、より近い"),
+    "quantized_by": ("Quantized by", "量子化した人"),
+    "types": ("Weights by type", "形式別の重みの数"),
+    "tensor_types": ("Types of the tensors", "テンソルの形式"),
+    "text_kind": ("Text", "文章"),
+    "cap_title": ("{title}: {models}.", "{title}：{models}。"),
+    "cap_trade_off": (
+        "Accuracy with 95 % intervals (Wilson), n = {n} questions; medians of memory and time.",
+        "正答率と95％信頼区間（ウィルソン）、n＝{n}問。メモリと時間は中央値。",
+    ),
+    "cap_difference": (
+        "Differences from the reference on the same questions, n = {n}, with 95 % intervals (paired bootstrap over "
+        "questions); the bound of the loss is one-sided, 95 %; margin {margin} points.",
+        "同じ問題での基準との差（n＝{n}問）と95％信頼区間（問題を単位とする対応のあるブートストラップ）。低下の上限は片側95％、"
+        "許容差は{margin}ポイント。",
+    ),
+    "cap_distance": (
+        "KL divergence from the reference's next-token distributions, with 95 % intervals (bootstrap over the chunks "
+        "of the text).",
+        "次のトークンの分布の、基準からのKLダイバージェンスと95％信頼区間（文章のチャンクを単位とするブートストラップ）。",
+    ),
+    "cap_machine": ("Measured on {machine}.", "測定環境：{machine}。"),
+    "cap_cores": ("{n} cores", "{n}コア"),
+    "plot_size": ("Divergence against file size", "基準との隔たりとファイルサイズ"),
+    "axis_kl": ("Mean KL divergence (nats)", "平均KLダイバージェンス（nat）"),
     "agreement": ("Same top token, %", "最有力トークンの一致（％）"),
     "not_measured": ("not measured", "未測定"),
     "spread_note": (
@@ -371,6 +420,7 @@ _PAGE: dict[str, tuple[str, str]] = {
     "axis_rss": ("Peak memory in use ({unit})", "最大メモリ使用量（{unit}）"),
     "axis_file": ("File size ({unit})", "ファイルサイズ（{unit}）"),
     "axis_seconds": ("A question, median ({unit})", "1問の時間、中央値（{unit}）"),
+    "axis_cut": ("(this axis does not begin at 0)", "（横軸は0から始まっていません）"),
     "axis_difference": ("Difference in accuracy (points)", "正答率の差（ポイント）"),
     "axis_margin": ("margin", "許容差"),
     "view_letter": ("Choosing a letter", "記号を選ぶ"),
@@ -455,6 +505,21 @@ _PAGE: dict[str, tuple[str, str]] = {
         "基準と回答が変わった問題はありません。",
     ),
     "flipped_more": ("{n} more are in the JSON file.", "残り{n}問はJSONファイルにあります。"),
+    "unchanged_more": (
+        "{n} more items are unchanged; the JSON file has the first 2,000 of all.",
+        "変わらなかった問題はほかに{n}問あります（JSONファイルには全体の先頭2,000問まで）。",
+    ),
+    "all_unchanged": ("Answered by every level as by its reference", "どのレベルでも基準と同じ回答"),
+    "right_": ("right", "正答"),
+    "wrong_": ("wrong", "誤答"),
+    "f_words": ("Search", "検索"),
+    "f_any": ("any", "すべて"),
+    "f_outcome": ("Outcome", "正誤"),
+    "f_flip": ("Flip", "変化"),
+    "f_flipped": ("any change", "変化あり"),
+    "f_group": ("Group", "グループ"),
+    "f_noise": ("decided within the noise", "ノイズ未満の差で決まったもの"),
+    "f_shown": ("{shown} of {all} items here", "{all}問中{shown}問を表示"),
     "right_answer": ("right", "正解"),
     "harmful": ("contraindicated", "禁忌"),
     "response": ("Response", "応答"),

@@ -1,7 +1,13 @@
-"""The report's document as one HTML page: no request, no script; every number stands in a `<data>` element."""
+"""The report's document as one HTML page: no request; every number stands in a `<data>` element.
+
+Its one script, which filters the items, is no part of any text: the page's policy allows this very script by its hash,
+so that nothing else could run even where a text were not escaped. Without it everything can be read.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections import defaultdict
 from functools import partial
@@ -11,12 +17,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from .distances import texts_of
 from .labels import page_text, part_name, side_name
 from .numbers import BYTES, MISSING, SECONDS, Units, fixed, in_units, p_value, percent, points
 from .plots import draw
-from .sections import Document, GroupTest, Heterogeneity, Part, Result
+from .sections import Asked, Document, GroupTest, Heterogeneity, Part, Result, View
 
-SHOWN = 600  # items that unfold on the page; all are in the JSON
+SHOWN = 600  # items of a kind that unfold on the page; the others are in the JSON
+_FLIPS = {None: "-", "right_to_wrong": "a", "wrong_to_right": "b", "wrong_to_wrong": "c"}
 
 
 def render(document: Document, lang: str) -> str:
@@ -42,6 +50,9 @@ def render(document: Document, lang: str) -> str:
         labels = {m["key"]: f"{m['family']} {m['label']}" for m in document["models"]}
     environment.filters["label_of"] = labels.__getitem__
     template = environment.get_template("report.html.j2")
+    script = _BLANK.sub("\n", _resource("report.js").strip())
+    numbers = {m["key"]: i for i, m in enumerate(document["models"])}
+    sides = {v["key"]: _sides(v) for v in document["views"]}
     page = template.render(
         d=document, t=text, lang=lang, plots=plots, labels=labels, shown=SHOWN, results=_results(document),
         css=Markup(_resource("report.css")), plain=_plain, parts=_parts(document), part_of=_part_of,
@@ -50,8 +61,67 @@ def render(document: Document, lang: str) -> str:
         side_name=lambda side: side_name(side)[lang], part_name=lambda side, part: part_name(side, part)[lang],
         candidates={c["model"]: c for v in document["verdicts"] for c in v["candidates"]},
         short=short, answered=[m["key"] for m in document["models"] if _answered(document, m["key"])],
+        texts=texts_of(document["models"]), by_key={m["key"]: m for m in document["models"]},
+        js=Markup(script), js_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        numbers=numbers, answers_of=partial(_answers, numbers), sides_of=lambda v: sides[v["key"]],
+        groups_of=lambda v, item: " ".join(str(sides[v["key"]][side][name]) for side, name in item["groups"].items()),
     )  # fmt: skip
-    return re.sub(r"[ \t]*\n\s*\n", "\n", page)
+    return _BLANK.sub("\n", _labelled(page))
+
+
+_BLANK = re.compile(r"[ \t]*\n\s*\n")
+
+
+def _sides(view: View) -> dict[str, dict[str, int]]:
+    """Side to the names of groups there, each with a number of its own."""
+    found: dict[str, dict[str, int]] = {}
+    for item in [*view["flipped"], *view["unchanged"]]:
+        for side, name in item["groups"].items():
+            names = found.setdefault(side, {})
+            names.setdefault(name, 0)
+    count = 0
+    for names in found.values():
+        for name in names:
+            names[name], count = count, count + 1
+    return found
+
+
+def _answers(numbers: dict[str, int], item: Asked) -> str:
+    """An item's outcomes for the script: model's number, r or w, flip, and n where the noise could have decided."""
+    return " ".join(
+        f"{numbers[key]}{'r' if o['correct'] else 'w'}{_FLIPS[o['kind']]}{'n' if o['within_noise'] else ''}"
+        for key, o in item["outcomes"].items()
+        if o["correct"] is not None
+    )
+
+
+_TABLE = re.compile(r"<thead>(.*?)</thead>(.*?)</table>", re.DOTALL)
+_ROW, _CELL = re.compile(r"<tr.*?</tr>", re.DOTALL), re.compile(r"<t([dh])(?=[ >])([^>]*)>")
+
+
+def _labelled(page: str) -> str:
+    """The page with each cell's heading on the cell: on a phone, where rows become blocks, it stands before it."""
+
+    def table(found: re.Match[str]) -> str:
+        heads = [
+            Markup(re.sub(r"<small>.*?</small>", "", head)).striptags()
+            for head in re.findall(r"<th(?:>| [^>]*>)(.*?)</th>", found[1], re.DOTALL)
+        ]
+
+        def row(part: re.Match[str]) -> str:
+            places = iter(range(len(heads)))
+
+            def cell(tag: re.Match[str]) -> str:
+                place = next(places, None)
+                if tag[1] == "h" or place is None or "colspan" in tag[2]:
+                    return tag[0]
+                return f'<td{tag[2]} data-label="{escape(heads[place])}">'
+
+            return _CELL.sub(cell, part[0])
+
+        return f"<thead>{found[1]}</thead>{_ROW.sub(row, found[2])}</table>"
+
+    return _TABLE.sub(table, page)
 
 
 def _resource(name: str) -> str:

@@ -80,9 +80,9 @@ class Pool:
         lines = (n for i in entrant.runs for n in self.runs[i].noise)
         return {n.task: n for n in lines if n.model == entrant.model.name and n.method == method}
 
-    def distance(self, entrant: Entrant) -> DistanceRecord | None:
-        lines = (d for i in entrant.runs for d in self.runs[i].distance if d.model == entrant.model.name)
-        return next(lines, None)
+    def distances(self, entrant: Entrant) -> list[tuple[int, DistanceRecord]]:
+        """Of every text, with the number of the run."""
+        return [(i, d) for i in entrant.runs for d in self.runs[i].distance if d.model == entrant.model.name]
 
     def family(self, name: str) -> list[Entrant]:
         return [e for e in self.entrants if e.family == name]
@@ -191,11 +191,16 @@ def _entrants(runs: Sequence[Run]) -> tuple[Entrant, ...]:
         folder = runs[indices_[0]].folder.resolve().name
         twice = sum(m.name == model.name for m, _ in found) > 1
         key = _fresh(f"{model.name} ({folder})" if twice else model.name, {e.key for e in entrants})
-        short = model.level or model.name
-        same = sum((m.level or m.name) == short and m.base == model.base for m, _ in found) > 1
+        short = _short(model)
+        same = sum(_short(m) == short and m.base == model.base for m, _ in found) > 1
         label = _fresh(f"{short} ({folder})" if same else short, {e.label for e in entrants if e.family == model.base})
         entrants.append(Entrant(key, label, model.base, model, indices_))
     return tuple(entrants)
+
+
+def _short(model: ModelRecord) -> str:
+    """What a model is called beside others of its base: the level, as its file's name has it."""
+    return model.label or model.level or model.name
 
 
 def _fresh(name: str, taken: set[str]) -> str:

@@ -106,7 +106,7 @@ def read_run(folder: Path) -> Run:
         answers=lines("items", AnswerRecord, lambda a: a.key),
         measures=lines("measures", MeasureRecord, lambda m: (m.model, m.round)),
         noise=lines("noise", NoiseRecord, lambda n: (n.model, n.task, n.method)),
-        distance=lines("distance", DistanceRecord, lambda d: d.model),
+        distance=lines("distance", DistanceRecord, lambda d: (d.model, d.text)),
         torn=tuple(torn),
     )
     _check(run)

@@ -15,6 +15,7 @@ from jmedlite.base.publishing import check_target, write_texts
 from .document import Options, summarise
 from .exports import model_card, to_csv, to_markdown
 from .page import render
+from .paper import paper_files
 from .read import read_run
 from .sections import Document
 from .verdict import reasons
@@ -51,6 +52,14 @@ class Report:
     def model_card(self) -> str:
         """A README for a repository with the GGUF files; raises UsageError where there are several models."""
         return model_card(self.document)
+
+    def write_figures(self, folder: Path, lang: str = "en") -> list[Path]:
+        """Every figure as .svg, .pdf and .png, and the tables as .tex, into a folder: all of them or none."""
+        paths = {folder / name: blob for name, blob in paper_files(self.document, lang).items()}
+        for path in paths:
+            check_target(path, overwrite=True)
+        write_texts(paths)
+        return list(paths)
 
     def write(self, html: Path, lang: str = "en") -> list[Path]:
         """`html`, and beside it the same as .json, .md and .csv; earlier reports are replaced, all four or none."""

@@ -136,18 +136,26 @@ class Measures(TypedDict):
 
 
 class Distance(TypedDict):
-    """A model on a text, and its divergence from the reference in nats; `top_agreement` is a fraction."""
+    """A model on a text, and its divergence from the reference in nats; `top_agreement` is a fraction.
 
-    reference: str | None
+    `text` is its kind, as it was called. Intervals take the `n_chunks` chunks of the text as independent.
+    """
+
+    text: str | None
     text_sha256: str
+    reference: str | None
+    reference_sha256: str | None
     n_ctx: int
+    n_chunks: int
     n_tokens: int
     perplexity: float
     perplexity_error: float
     kl_mean: float | None
     kl_error: float | None
+    kl_interval: Interval | None
     kl_median: float | None
     kl_quantiles: dict[str, float] | None
+    kl_quantile_intervals: dict[str, Interval] | None
     kl_max: float | None
     top_agreement: float | None
     top_agreement_error: float | None
@@ -160,10 +168,21 @@ class Adapter(TypedDict):
     weight: float
 
 
+class Matrix(TypedDict):
+    """An importance matrix, as a file's header tells of it."""
+
+    file: str | None
+    dataset: str | None
+    n_tensors: int | None
+    n_chunks: int | None
+
+
 class Model(TypedDict):
     """A model, by its unique `key`; `runs` are numbers of runs, `n_bytes` is the file's size.
 
-    `thought_tokens_mean` is of all answers that were written: one without a thought has 0.
+    `label` is the level as the file's name has it, `level` as its header has it. `types` has weights by type,
+    `tensor_types` tensors by what they are and type. `thought_tokens_mean` is of all answers that were written: one
+    without a thought has 0.
     """
 
     key: str
@@ -183,13 +202,18 @@ class Model(TypedDict):
     license: str | None
     made_from: str | None
     imatrix: str | None
+    matrix: Matrix | None
+    made_here: bool | None
+    quantized_by: str | None
+    types: dict[str, int] | None
+    tensor_types: dict[str, dict[str, int]] | None
     adapters: list[Adapter]
     endpoint: str | None
     date: str | None
     date_source: AgeSource | None
     measures: Measures | None
     thought_tokens_mean: float | None
-    distance: Distance | None
+    distances: list[Distance]
 
 
 class Family(TypedDict):
@@ -385,11 +409,18 @@ class Changed(Given):
     kind: Kind
 
 
-class Flipped(TypedDict):
-    """An item that some level answered otherwise than its reference; `human_accuracy` in percent."""
+class ItemOutcome(TypedDict):
+    """What became of an item under one model: `kind` where it flipped, `within_noise` where the noise was measured."""
+
+    correct: bool | None
+    kind: Kind | None
+    within_noise: bool | None
+
+
+class Asked(TypedDict):
+    """An item, the reference's answer, and every model's outcome; `human_accuracy` in percent, `groups` by side."""
 
     family: str
-    kind: Kind
     task: str
     id: str
     question: str
@@ -397,12 +428,20 @@ class Flipped(TypedDict):
     answers: list[int]
     lang: str
     group: str | None
+    groups: dict[str, str]
     contraindicated: list[int]
     human_accuracy: float | None
     context: str
     permutation: int
     reference: str
     before: Given
+    outcomes: dict[str, ItemOutcome]
+
+
+class Flipped(Asked):
+    """An item that some level answered otherwise than its reference; `kind` is of the worst change."""
+
+    kind: Kind
     changed: list[Changed]
 
 
@@ -454,6 +493,10 @@ class ExamPoints(TypedDict):
     sittings: list[Sitting]
 
 
+class Unchanged(Asked):
+    """An item that every level answered as its reference did."""
+
+
 class View(TypedDict):
     """One way of counting answers. Baselines are fractions, but for `n_human`, a number of items."""
 
@@ -470,6 +513,8 @@ class View(TypedDict):
     n_flipped: int
     flipped_by_kind: dict[Kind, int]
     flipped: list[Flipped]
+    n_unchanged: int
+    unchanged: list[Unchanged]
 
 
 # --------------------------------------------------------------------------------------------------- what follows
@@ -590,6 +635,15 @@ class Verdict(TypedDict):
     reason: Bilingual
 
 
+class BySize(TypedDict):
+    """A file among the others: those of as many bytes, and those that have no more and are nearer to the reference."""
+
+    model: str
+    n_bytes: int
+    as_large: list[str]
+    nearer: list[str]
+
+
 class TradeOff(TypedDict):
     """A cost by model, in bytes or seconds, and the models that no other beats, the cheapest first."""
 
@@ -649,5 +703,6 @@ class Document(TypedDict):
     families: list[Family]
     models: list[Model]
     pareto: Pareto
+    by_size: list[BySize]
     views: list[View]
     papers: list[Papers]

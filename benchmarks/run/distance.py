@@ -6,7 +6,6 @@ of known size, which is gone when the last model is done.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jmedlite.base.errors import CannotCreate, DataError, UsageError, system_fault
-from jmedlite.base.inputs import MAX_CTX, check_range, opened, read_document
+from jmedlite.base.inputs import MAX_CTX, check_range, read_hashed_document
 from jmedlite.base.native import F64
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import to_json
@@ -34,16 +33,34 @@ SCRATCH = ".distance.scratch"
 ADVICE = "use a narrower level, or --kv-type q8_0"
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that models read, all of it: what it is called, its file, what it says, and the SHA-256 of its bytes."""
+
+    name: str
+    path: Path
+    content: str
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path, name: str | None = None) -> Text:
+        """A text file, read once; without a name, it has its file's. Raises InputMissing or DataError."""
+        content, sha256 = read_hashed_document(path)
+        # llama.cpp's tools leave out one newline at the end
+        return cls(name or path.stem, path, content.removesuffix("\n"), sha256)
+
+
 def measure_distance(
     models: Sequence[tuple[str, Path]],
     reference: str,
-    text: Path,
+    text: Text,
     loading: Loading,
     *,
     scratch: Path,
     n_ctx: int = 512,
     chunks: int | None = None,
     done: Collection[str] = (),
+    n_done: int | None = None,
     max_scratch: int = MAX_SCRATCH,
     progress: Progress = silent,
     notice: Notice = silent,
@@ -52,7 +69,8 @@ def measure_distance(
 
     The text is cut into chunks of `n_ctx` tokens; `chunks` bounds how many are used, and so does `max_scratch`, the
     bytes that the reference's distributions may take in the folder `scratch`. Where that lowers their number, `notice`
-    is told in a sentence. Arguments and text are checked at once, the rest while iterating; close the iterator to end
+    is told in a sentence; where the models that are `done` read another number, `n_done`, the others can't be compared
+    with them, and it is a DataError. Arguments are checked at once, the rest while iterating; close the iterator to end
     early. Raises DataError (text, vocabulary, model), CannotCreate or IoFault (disk), InputMissing, NativeError.
     """
     if reference not in dict(models):
@@ -60,18 +78,15 @@ def measure_distance(
     check_range("--text-ctx", n_ctx, 16, MAX_CTX)
     if chunks is not None:
         check_range("--text-chunks", chunks, 1, 1 << 24)
-    content = read_document(text).removesuffix("\n")  # llama.cpp's tools leave out one newline at the end
-    with opened(text) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    source = _Text(text.name, content, digest, loading, n_ctx, progress)
+    source = _Source(text, loading, n_ctx, progress)
     wanted = [m for m in models if m[0] == reference] + [m for m in models if m[0] != reference]
-    plan = _ChunkPlan(chunks, max_scratch if len(models) > 1 else None, scratch, notice)
+    plan = _ChunkPlan(chunks, max_scratch if len(models) > 1 else None, scratch, n_done, notice)
     return _measure(source, plan, wanted, done)
 
 
 # A generator of its own, so that the arguments are checked before it is iterated
 def _measure(
-    text: _Text, plan: _ChunkPlan, models: Sequence[tuple[str, Path]], done: Collection[str]
+    text: _Source, plan: _ChunkPlan, models: Sequence[tuple[str, Path]], done: Collection[str]
 ) -> Iterator[dict[str, Any]]:
     (reference, path), *others = models
     others = [m for m in others if m[0] not in done]
@@ -94,7 +109,7 @@ def _measure(
             with _Reader(text, name, path) as reader:
                 _check_comparable(path, reader.facts, reference, facts)
                 found = reader.evaluate(n_chunks, compare=kept)
-            figures = summarize_distance(found["nll"], base, found["kl"], found["same"] > 0)
+            figures = summarize_distance(found["nll"], base, found["kl"], found["same"] > 0, n_chunks)
             yield text.line(name, reference, n_chunks, figures)
     finally:
         with suppress(OSError):
@@ -102,12 +117,10 @@ def _measure(
 
 
 @dataclass(frozen=True)
-class _Text:
+class _Source:
     """A text, and how it is read."""
 
-    name: str
-    text: str
-    sha256: str
+    text: Text
     loading: Loading
     n_ctx: int
     progress: Progress
@@ -117,7 +130,8 @@ class _Text:
         record = DistanceRecord(
             model=model,
             reference=reference,
-            text_sha256=self.sha256,
+            text=self.text.name,
+            text_sha256=self.text.sha256,
             n_ctx=self.n_ctx,
             n_chunks=n_chunks,
             n_tokens=n_chunks * len(scored(self.n_ctx)),
@@ -133,35 +147,45 @@ class _ChunkPlan:
     chunks: int | None
     max_scratch: int | None
     folder: Path
+    n_done: int | None
     notice: Notice
 
-    def n_chunks(self, text: _Text, facts: dict[str, Any], *, will_keep: bool) -> int:
+    def n_chunks(self, text: _Source, facts: dict[str, Any], *, will_keep: bool) -> int:
         """How many chunks to evaluate: by text, vocabulary and arguments alone, so that a resumed run agrees."""
+        n, name = self._n_chunks(text, facts), text.text.path.name
+        if self.n_done not in (None, n):
+            raise DataError(
+                f"{name}: {self.n_done:,} chunks of it were read with the models that are done, now {n:,} would be; "
+                "repeat --text-chunks and the models, or choose another --out"
+            )
+        if will_keep:
+            self._check_disk(n * per_chunk(text, facts), per_chunk(text, facts))
+        return n
+
+    def _n_chunks(self, text: _Source, facts: dict[str, Any]) -> int:
         most: int = facts["n_tokens"] // text.n_ctx
+        name = text.text.path.name
         if most < 2:
             raise DataError(
-                f"{text.name}: has {facts['n_tokens']:,} tokens, at least {2 * text.n_ctx:,} are needed for chunks of "
+                f"{name}: has {facts['n_tokens']:,} tokens, at least {2 * text.n_ctx:,} are needed for chunks of "
                 f"{text.n_ctx:,}; give a longer text"
             )
         n = min(self.chunks or most, most)
         if self.max_scratch is None:
             return n
-        per_chunk = len(scored(text.n_ctx)) * record(facts["n_vocab"]).itemsize
-        fitting = self.max_scratch // per_chunk
+        size = per_chunk(text, facts)
+        fitting = self.max_scratch // size
         if not fitting:
             raise CannotCreate(
-                f"the reference's distributions over one chunk of {text.n_ctx:,} tokens take {_size(per_chunk)}, more "
+                f"the reference's distributions over one chunk of {text.n_ctx:,} tokens take {_size(size)}, more "
                 f"than the {_size(self.max_scratch)} allowed; lower --text-ctx"
             )
         if fitting < n:
             self.notice(
-                f"{text.name}: {fitting:,} of {n:,} chunks are used, for which the reference's distributions take "
-                f"{_size(fitting * per_chunk)} of disk"
+                f"{name}: {fitting:,} of {n:,} chunks are used, for which the reference's distributions take "
+                f"{_size(fitting * size)} of disk"
             )
-        n = min(n, fitting)
-        if will_keep:
-            self._check_disk(n * per_chunk, per_chunk)
-        return n
+        return min(n, fitting)
 
     def _check_disk(self, needed: int, per_chunk: int) -> None:
         try:
@@ -175,14 +199,19 @@ class _ChunkPlan:
             )
 
 
+def per_chunk(text: _Source, facts: dict[str, Any]) -> int:
+    """The bytes that a model's distributions over one chunk take."""
+    return len(scored(text.n_ctx)) * record(facts["n_vocab"]).itemsize
+
+
 class _Reader:
     """One model and the text, in a child process; a context manager."""
 
-    def __init__(self, text: _Text, name: str, path: Path) -> None:
+    def __init__(self, text: _Source, name: str, path: Path) -> None:
         self.name, self.progress = name, text.progress
         self.child = Child("jmedlite.benchmarks.run.distance_worker", ADVICE)
         try:
-            request = {**text.loading.request(path), "ctx": text.n_ctx, "text": text.text}
+            request = {**text.loading.request(path), "ctx": text.n_ctx, "text": text.text.content}
             self.facts = self.child.ask(request, "loaded")
         except BaseException:
             self.child.close()

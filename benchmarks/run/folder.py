@@ -25,6 +25,8 @@ RUN, QUESTIONS, ITEMS = "run.json", "questions.jsonl", "items.jsonl"
 MEASURES, NOISE, DISTANCE = "measures.jsonl", "noise.jsonl", "distance.jsonl"
 # what a resumed run may find changed: nothing that a score depends on
 FREE = {("created",), ("settings", "rounds"), ("machine", "system"), ("machine", "ram_bytes"), ("machine", "gpus")}
+# facts of a model that follow from its file, and are not in runs of before they were kept, or were found otherwise
+OF_FILES = {"base", "label", "made_here", "quantized_by", "matrix", "types", "tensor_types"}
 SHOWN = 4  # changes named in a message
 
 T = TypeVar("T")
@@ -114,7 +116,7 @@ class RunFolder:
         now = json.loads(json.dumps(self.document))
         _declare(there)
         _declare(now)
-        changed = [c for c in document_differences(there, now) if c[0] not in FREE]
+        changed = [c for c in document_differences(there, now) if not _is_free(c[0])]
         if changed:
             named = "; ".join(f"{'.'.join(map(str, at))} was {old}, is {new}" for at, old, new in changed[:SHOWN])
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
@@ -215,6 +217,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             for n, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
                     yield _parsed(line, path, n)
+
+
+def _is_free(at: tuple[str, ...]) -> bool:
+    """Whether a resumed run may differ there."""
+    return at in FREE or (at[:1] == ("models",) and len(at) > 2 and at[2] in OF_FILES)
 
 
 def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.outputs import sha256_file
 from jmedlite.base.progress import Notice, Progress
 from jmedlite.benchmarks.backends.base import Loading, Wanted
 from jmedlite.benchmarks.records import DistanceRecord, MeasureRecord
 
 from .costs import N_QUESTIONS, measure
-from .distance import measure_distance
+from .distance import Text, measure_distance
 from .folder import DISTANCE, MEASURES, RunFolder
 from .run import sample_evenly
 
@@ -38,9 +37,9 @@ def measure_costs(
 
 @dataclass(frozen=True)
 class DistanceSettings:
-    """A text that every model reads: in chunks of `n_ctx` tokens, at most `chunks` of them, against `reference`."""
+    """Texts that every model reads: in chunks of `n_ctx` tokens, at most `chunks` of each, against `reference`."""
 
-    text: Path
+    texts: Sequence[Text]
     reference: str
     n_ctx: int = 512
     chunks: int | None = None
@@ -49,25 +48,34 @@ class DistanceSettings:
 def measure_text(
     folder: RunFolder, models: ModelFiles, loading: Loading, asked: DistanceSettings, progress: Progress, notice: Notice
 ) -> None:
-    """Every model's distance to the reference on a text; goes on behind what is there."""
+    """Every model's distance to the reference on each text; goes on behind what is there."""
     there = folder.records(DISTANCE, DistanceRecord)
-    same = sha256_file(asked.text), asked.n_ctx
-    for old in there:
-        if (old.text_sha256, old.n_ctx) != same or old.reference not in (None, asked.reference):
-            raise DataError(
-                f"{folder.folder / DISTANCE}: holds distances on another text, --text-ctx or --reference; repeat "
-                "those, or choose another --out"
-            )
-    for line in measure_distance(
-        models,
-        asked.reference,
-        asked.text,
-        loading,
-        scratch=folder.folder,
-        n_ctx=asked.n_ctx,
-        chunks=asked.chunks,
-        done={old.model for old in there},
-        progress=progress,
-        notice=notice,
-    ):
-        folder.append(DISTANCE, line)
+    done = {text.name: [old for old in there if _is_of(old, text)] for text in asked.texts}
+    for text in asked.texts:
+        for old in done[text.name]:
+            same = (old.text_sha256, old.n_ctx) == (text.sha256, asked.n_ctx)
+            if not same or old.reference not in (None, asked.reference):
+                raise DataError(
+                    f"{folder.folder / DISTANCE}: holds distances on another text {text.name}, --text-ctx or "
+                    "--reference; repeat those, give the text another name, or choose another --out"
+                )
+    for text in asked.texts:
+        for line in measure_distance(
+            models,
+            asked.reference,
+            text,
+            loading,
+            scratch=folder.folder,
+            n_ctx=asked.n_ctx,
+            chunks=asked.chunks,
+            done={old.model for old in done[text.name]},
+            n_done=done[text.name][0].n_chunks if done[text.name] else None,
+            progress=progress,
+            notice=notice,
+        ):
+            folder.append(DISTANCE, line)
+
+
+def _is_of(old: DistanceRecord, text: Text) -> bool:
+    """Whether a line is of a text of this name; runs before texts had names tell them apart by what they say."""
+    return old.text == text.name if old.text is not None else old.text_sha256 == text.sha256

@@ -26,6 +26,7 @@ from jmedlite.benchmarks.records import (
     SettingsRecord,
     TaskRecord,
 )
+from jmedlite.benchmarks.run.distance import Text
 from jmedlite.benchmarks.run.folder import ITEMS, RunFolder, read_lines
 from jmedlite.benchmarks.run.measure import DistanceSettings, measure_costs, measure_text
 from jmedlite.benchmarks.run.run import AskSettings, ask_all, question_lines, run_keys
@@ -88,7 +89,8 @@ class Planned:
     asks: Sequence[Ask]
     document: dict[str, Any]
     reference: str
-    inputs: Watch  # the models' files, which are read again and again
+    texts: Sequence[Text]
+    inputs: Watch  # the models' files, which are read again and again, and the texts'
 
     def run(self, progress: Progress, notice: Notice) -> Bench:
         """Ask and measure what is not in the folder yet."""
@@ -114,8 +116,8 @@ class Planned:
             files = [(m.name, self.participants.files[m.name]) for m in models if m.name in self.participants.files]
             whole = settings.wanted(self.asks[0])
             measure_costs(folder, files, loading, whole, options.rounds, progress)
-            if options.text:
-                read = DistanceSettings(options.text, self.reference, options.text_ctx, options.text_chunks)
+            if self.texts:
+                read = DistanceSettings(self.texts, self.reference, options.text_ctx, options.text_chunks)
                 measure_text(folder, files, loading, read, progress, notice)
             return Bench(out, folder.n_items, folder.resumed)
 
@@ -159,6 +161,7 @@ def plan_bench(
         raise UsageError("no --task given; `jmedlite bench --list-tasks` shows their names, or give a JSONL file")
     with watching() as inputs:
         template = read_template(options.template, options.methods) if options.template else None
+        texts = tuple(Text.read(path, name) for name, path in options.texts.items())
         datasets, asks = make_asks(tasks, options, template)
         if options.stop_when_decided and len(asks) > 1:
             raise UsageError("--stop-when-decided: decides one question, so it takes one task, --lang and --method")
@@ -169,7 +172,8 @@ def plan_bench(
         participants = participants.first(reference)  # the others are compared with it as they go
     document = describe_run(options, participants, datasets, asks)
     files = [part for path in participants.files.values() for part in split_files(path)]
-    return Planned(options, participants, datasets, asks, document, reference, inputs.of(files))
+    watched = inputs.of([*files, *options.texts.values()])
+    return Planned(options, participants, datasets, asks, document, reference, texts, watched)
 
 
 def find_participants(

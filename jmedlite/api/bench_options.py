@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,12 @@ class BenchOptions:
     ctx: int | None = option(
         None, low=16, high=1 << 24, help="Longest prompt in tokens; default: what the model was trained on."
     )
-    text: Path | None = option(None, metavar="FILE", help="A text: perplexity, and distance to the reference model.")
+    text: Mapping[str, str | Path] | tuple[str, ...] | str | Path = option(
+        (),
+        typed=str,
+        metavar="[NAME=]FILE",
+        help="A kind of text: perplexity, and distance to the reference model; repeatable.",
+    )
     text_ctx: int = option(512, low=16, high=MAX_CTX, help="Tokens that the text is cut into.")
     text_chunks: int | None = option(None, low=1, high=1 << 24, help="How much of the text; default: all.")
     reference: str | None = option(None, help="Model the others are compared with; default: the widest.")
@@ -83,6 +88,7 @@ class BenchOptions:
     force: bool = same_as(LoadOptions, "force")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "text", read_texts(self.text))
         check(self)
         check_flash_attn(self.kv_type, self.flash_attn)
         object.__setattr__(self, "template_vars", read_variables(self.template_vars))
@@ -110,6 +116,11 @@ class BenchOptions:
                 )
         for name, value in wanted.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def texts(self) -> dict[str, Path]:
+        """The files of the texts by what they are called."""
+        return read_texts(self.text)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -157,3 +168,27 @@ class BenchOptions:
             "stop_when_decided": self.margin if self.stop_when_decided else None,
             "primary": primary_view(self.primary, self.methods).name,
         }
+
+
+def read_texts(given: Mapping[str, str | Path] | Sequence[str] | Path) -> dict[str, Path]:
+    """Files of texts by name, of NAME=FILE or FILE, which is called as its file is; raises UsageError."""
+    if isinstance(given, str | Path):
+        given = (str(given),)
+    named = list(given.items()) if isinstance(given, Mapping) else [_read_text(spec) for spec in given]
+    found: dict[str, Path] = {}
+    for name, path in named:
+        if not name.strip() or len(name) > 60 or not name.isprintable():
+            raise UsageError(f"--text {name}={path}: expected a name of 1 to 60 letters, as in --text exam-ja=FILE")
+        if name in found:
+            raise UsageError(f"--text: two texts are called {name}; name them, as in --text exam-ja=FILE")
+        found[name] = Path(path)
+    return found
+
+
+def _read_text(spec: str) -> tuple[str, str]:
+    name, equals, path = spec.partition("=")
+    if equals and not path:
+        raise UsageError(f"--text {spec}: names no file; expected NAME=FILE")
+    if equals and "/" not in name and "\\" not in name:  # what stands before it is no folder
+        return name, path
+    return Path(spec).stem, spec

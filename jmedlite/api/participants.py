@@ -14,7 +14,7 @@ from jmedlite.benchmarks.backends.base import Loading, LocalModel
 from jmedlite.benchmarks.run.run import Participant
 from jmedlite.runtime.offload import check_kv_type
 
-from .model_facts import describe_model, find_models, path_name
+from .model_facts import describe_model, find_models
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Participants:
 
 def files_here(named: Sequence[str | Path], loading: Loading, progress: Progress) -> Participants:
     """GGUF files, each in a child process of this machine."""
-    paths = {path_name(p): p for p in find_models(named)}
+    paths = find_models(named)
     for path in paths.values() if loading.kv_type != Loading.kv_type else ():  # before the first is read through
         check_kv_type(path.name, read_header(path).metadata, loading.kv_type)
     models = [
-        Participant(name, describe_model(p, progress), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
+        Participant(name, describe_model(p, progress, name), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
         for name, p in paths.items()
     ]
     return Participants(tuple(models), paths)

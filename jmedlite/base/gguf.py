@@ -118,6 +118,30 @@ def level_name(file_type: object) -> str | None:
     return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
+# What files are called by who makes them: `-Q4_K_M` (bartowski, LM Studio, here), `-UD-Q4_K_XL` (Unsloth),
+# `.i1-IQ2_M` (mradermacher), `-q4_k_m` (Qwen), `-Q4_K_L` (embedding and output wider), `-MXFP4_MOE`
+_LEVEL_OF_NAME = re.compile(
+    r"(?P<base>.+?)[-._](?P<level>(?:UD-|i1-)?(?:I?Q[1-8](?:_[0-9A-Z]+)*|TQ[12]_0|BF16|F16|FP16|F32|FP32|MXFP4(?:_[A-Z]+)*))",
+    re.IGNORECASE,
+)
+
+
+def name_and_level(stem: str) -> tuple[str, str | None]:
+    """What a file's name says: the model, and the level as its maker calls it; None where it names none."""
+    found = _LEVEL_OF_NAME.fullmatch(stem)
+    return (found["base"], found["level"]) if found else (stem, None)
+
+
+def tells_otherwise(named: str, level: str) -> bool:
+    """Whether a file's own type contradicts what its name says, beyond what makers add: other bits per weight."""
+
+    def width(name: str) -> str:
+        found = re.match(r"(?:UD-|I1-)?(?:[IT]?Q(\d)|(MXFP4)|(B?F)P?(16|32))", name.upper())
+        return "".join(filter(None, found.groups())) if found else name.upper()
+
+    return width(named) != width(level)
+
+
 def split_name(stem: str, number: int, count: int) -> str:
     """llama.cpp's name for file `number` (from 0) of `count`."""
     return f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"
@@ -422,6 +446,7 @@ _PER_BLOCK: _Kind = (
 # Everything that jmedlite itself looks at in a model; what llama.cpp alone reads, it checks alone.
 _EXPECTED: dict[str, _Kind] = {
     **dict.fromkeys(("general.name", "general.type", "general.license", "general.license.name"), _TEXT),
+    "general.quantized_by": _TEXT,
     **dict.fromkeys(("general.base_model.0.name", "tokenizer.ggml.model", "tokenizer.ggml.pre"), _TEXT),
     **dict.fromkeys(("tokenizer.chat_template", "quantize.imatrix.file", "quantize.imatrix.dataset"), _TEXT),
     **dict.fromkeys((EXACT_CONTEXT_SETTING, "jmedlite.tokenizer.normalizer", "jmedlite.tokenizer.space_prefix"), _TEXT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 import stat
@@ -256,6 +257,11 @@ def parse_json(blob: bytes, pairs: Pairs | None = None, most: int = MAX_VALUES) 
 
 def read_document(path: Path) -> str:
     """A text file, UTF-8 and not empty; raises DataError saying what else it is."""
+    return read_hashed_document(path)[0]
+
+
+def read_hashed_document(path: Path) -> tuple[str, str]:
+    """`read_document`, and the SHA-256 of the very bytes that it was read from."""
     with opened(path) as file:
         raw = file.read(MAX_TEXT + 1)
     if len(raw) > MAX_TEXT:
@@ -268,7 +274,7 @@ def read_document(path: Path) -> str:
         raise DataError(f"{path.name}: contains a NUL character; is it a text?")
     if not text.strip():
         raise DataError(f"{path.name}: has no text")
-    return text
+    return text, hashlib.sha256(raw).hexdigest()
 
 
 def decode(raw: bytes, limit: int, what: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import dataclass
@@ -266,9 +266,9 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise system_fault(e, path.parent, "making the folder") from None
 
 
-def write_texts(texts: dict[Path, str]) -> None:
-    """Small text files of one folder, all of them or none; the one that makes the whole visible last."""
+def write_texts(texts: Mapping[Path, str | bytes]) -> None:
+    """Small files of one folder, all of them or none; the one that makes the whole visible last."""
     with Publication() as result:
         for path, text in texts.items():
-            result.add(path).write(text.encode("utf-8"))
+            result.add(path).write(text.encode("utf-8") if isinstance(text, str) else text)
         result.publish(list(texts))

@@ -37,10 +37,14 @@ def bench(
         _show_tasks(as_json)
         return
     from jmedlite.api.bench import plan_bench
+    from jmedlite.api.model_facts import tell_model
 
     with console.progress() as progress:
         plan = plan_bench(models or [], task or [], options, progress, console.note)
         if not dry_run:
+            for model in plan.document["models"]:
+                if model.get("made_here") is False:
+                    console.note(tell_model(model))
             done = plan.run(progress, console.note)
     if dry_run:
         console.document(plan.document) if as_json else _show_plan(plan.document)
@@ -61,10 +65,14 @@ def _show_tasks(as_json: bool) -> None:
 
 
 def _show_plan(document: dict[str, Any]) -> None:
+    from jmedlite.api.model_facts import tell_model
+
     for model in document["models"]:
         console.out(
             f"{model['name']}  {console.size(model['n_bytes'])}, {model['bits_per_weight']:.2f} bits per weight"
         )
+        if model.get("types"):
+            console.out(f"  {tell_model(model).removeprefix(model['name'] + ': ')}")
     for task in document["tasks"]:
         excluded = "; ".join(f"{n:,} {reason}" for reason, n in task["excluded"].items())
         console.out(

@@ -51,6 +51,10 @@ def report(
     model_card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a Hugging Face README for the GGUF files.")
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the plots as SVG, PDF and PNG, and the tables as LaTeX."),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -78,6 +82,8 @@ def report(
         check_target(model_card, overwrite=True)
         write_text(model_card, found.model_card())
         written.append(model_card)
+    if figures is not None:
+        written += found.write_figures(figures, lang)
     if as_json:
         document = found.document
         console.document({

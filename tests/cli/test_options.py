@@ -120,11 +120,21 @@ def test_a_gpu_gets_larger_packs(monkeypatch: pytest.MonkeyPatch) -> None:
         (BenchOptions, {"languages": ("fr",)}, "--lang fr: expected ja or en"),
         (BenchOptions, {"threads": 0}, "--threads 0: expected 1 to"),
         (BenchOptions, {"text_ctx": 3}, "--text-ctx 3: expected 16 to"),
+        (BenchOptions, {"text": ("a/exam.txt", "exam=b.txt")}, "two texts are called exam; name them"),
+        (BenchOptions, {"text": "exam="}, "--text exam=: names no file"),
+        (BenchOptions, {"text": {"": "a.txt"}}, "--text =a.txt: expected a name"),
     ],
 )
 def test_python_refuses_the_same(kind: Any, given: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         kind(**given)
+
+
+def test_texts_by_name() -> None:
+    files = ("notes.txt", "exam-ja=a=b.txt", "./x=y.txt")
+    expected = {"notes": Path("notes.txt"), "exam-ja": Path("a=b.txt"), "x=y": Path("x=y.txt")}
+    assert BenchOptions(text=files).texts == expected
+    assert BenchOptions(text=Path("notes.txt")).texts == {"notes": Path("notes.txt")}
 
 
 def test_a_runner_names_what_it_does_not_know(tiny_gguf: Path) -> None:

@@ -68,6 +68,25 @@ def measure(model: str, round_: int = 0, **facts: Any) -> Record:
     }  # fmt: skip
 
 
+def distances(models: Sequence[str], text: str | None = "exam-ja", n_chunks: int = 20, **facts: Any) -> list[Record]:
+    """The lines of distance.jsonl for one text, the first model being the reference."""
+    one = {
+        "text": text, "text_sha256": f"{sum(map(ord, text or 'x')):064x}", "n_ctx": 512, "n_chunks": n_chunks,
+        "n_tokens": 255 * n_chunks, "perplexity": 7.0, "perplexity_error": 0.1,
+    }  # fmt: skip
+    found = [{"model": models[0], "reference": None, **one}]
+    for rank, name in enumerate(models[1:], 1):
+        mean = 0.0015 * 4**rank * (1 + len(text or "") / 20)
+        found.append({
+            "model": name, "reference": models[0], **one, "log_ratio": 0.1, "log_ratio_error": 0.01, "kl_mean": mean,
+            "kl_error": mean / 20, "kl_interval": [0.9 * mean, 1.12 * mean], "kl_median": mean / 2,
+            "kl_quantiles": {"0.95": 3 * mean, "0.99": 9 * mean, "0.999": 31 * mean},
+            "kl_quantile_intervals": {"0.99": [8 * mean, 10 * mean], "0.999": [25 * mean, 36 * mean]},
+            "kl_max": 50 * mean, "top_agreement": 0.99 - 0.02 * rank, "top_agreement_error": 0.003, **facts,
+        })  # fmt: skip
+    return found
+
+
 def ask(task: str, method: str = "letter", n: int = 0, **facts: Any) -> Record:
     """One entry of `asks`."""
     template = {"name": f"{method}-{task[-2:]}", "text": "{question}\n{choices}\n", "sha256": f"{method}-{task[-2:]}"}

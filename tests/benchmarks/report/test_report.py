@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import math
@@ -11,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,7 @@ import yaml
 
 from jmedlite.base.errors import UsageError
 from jmedlite.benchmarks.report import labels, plots
+from jmedlite.benchmarks.report import page as report_page
 from jmedlite.benchmarks.report.report import Report, recommendation, report
 from tests.support import runs as run_builder
 from tests.support.commands import run_text
@@ -31,9 +34,11 @@ JS = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three levels, two languages, three ways of asking."""
+    """Three levels, two languages, three ways of asking, two kinds of text."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    return run_builder.small(folder, n=40, methods=("letter", "text", "generate"))
+    names = [f"qwen-{level}" for level in ("BF16", "Q8_0", "Q4_K_M")]
+    distance = [line for text in ("exam-ja", "notes") for line in run_builder.distances(names, text)]
+    return run_builder.small(folder, n=40, methods=("letter", "text", "generate"), distance=distance)
 
 
 @pytest.fixture(scope="module")
@@ -384,14 +389,14 @@ class Page(HTMLParser):
         super().__init__()
         self.numbers: list[tuple[float, str]] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.text = self.script = ""
         self._value: str | None = None
         self._open: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "input"):
             self._open.append(tag)
         if tag == "data":
             self._value = dict(attrs)["value"]
@@ -404,6 +409,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._value is not None:
             self.numbers.append((float(self._value), data))
+        elif "script" in self._open:
+            self.script += data
         elif "style" not in self._open:
             self.text += data
 
@@ -441,11 +448,23 @@ def test_every_number_on_the_page_is_in_the_json(found: Report, lang: str) -> No
         assert text in ("95",) or any(says(text, v) for v in known), text
 
 
-def test_nothing_is_loaded_and_nothing_runs(found: Report) -> None:
+def policy(page: Page) -> dict[str, str]:
+    """What the page lets the browser do."""
+    (told,) = (a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+    return dict(part.strip().split(" ", 1) for part in str(told).split(";"))
+
+
+def test_nothing_is_loaded_and_one_known_script_runs(found: Report) -> None:
+    ours = (Path(report_page.__file__).parent / "report.js").read_text(encoding="utf-8").strip()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function|fetch|XMLHttp|import", ours)
     for lang in ("en", "ja"):
         html = found.html(lang)
         page = Page(html)
-        assert not {"script", "iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
+        assert not {"iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
+        assert [a for tag, a in page.tags if tag == "script"] == [{}] and page.script == ours
+        digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
+        assert policy(page) == {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:",
+                                "script-src": f"'sha256-{digest}'"}  # fmt: skip
         for tag, attributes in page.tags:
             for name, value in attributes.items():
                 assert not name.startswith("on"), (tag, name)
@@ -455,6 +474,55 @@ def test_nothing_is_loaded_and_nothing_runs(found: Report) -> None:
         assert set(re.findall(r"url\((.)", html)) <= {"#"}
         ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
         assert len(ids) == len(set(ids))
+
+
+def test_items_with_their_outcomes(small: Path, found: Report) -> None:
+    """Flipped or not, every item is there once, with what became of it under every model."""
+    answers = {(a["model"], a["task"], a["id"]): a for a in lines(small, "items") if a["method"] == "letter"}
+    v = view(found.document)
+    there = [*v["flipped"], *v["unchanged"]]
+    assert len({(i["task"], i["id"]) for i in there}) == len(there) == 80 == v["n_flipped"] + v["n_unchanged"]
+    for item in there:
+        for model, outcome in item["outcomes"].items():
+            a = answers[model, item["task"], item["id"]]
+            assert outcome["correct"] == a["correct"] and outcome["within_noise"] == (a["margin"] < 0.11)
+        assert bool(item.get("changed")) == any(o["kind"] for o in item["outcomes"].values())
+    page = Page(found.html("en"))
+    told = [a for tag, a in page.tags if tag == "details" and a.get("class") == "item"]
+    first = there[0]
+    codes = {None: "-", "right_to_wrong": "a", "wrong_to_right": "b", "wrong_to_wrong": "c"}
+    assert str(told[0]["data-answers"]).split() == [
+        f"{i}{'r' if o['correct'] else 'w'}{codes[o['kind']]}" for i, o in enumerate(first["outcomes"].values())
+    ]
+
+
+def test_files_by_size_whatever_they_are_called(tmp_path: Path) -> None:
+    """Two files of one level: the smaller and nearer one is named beside the other, and one as large."""
+    sizes = {"BF16": 15.2, "Q4_K_M": 5.0, "UD-Q4_K_XL": 4.95, "Q3_K_L": 4.0}
+    models = [
+        run_builder.model("Q4_K_M" if "Q4" in x else x, name=f"qwen-{x}", label=x, n_bytes=int(1e9 * size),
+                          made_here=False, quantized_by="Unsloth <b>" if "UD" in x else None, sha256=f"{i:064x}")
+        for i, (x, size) in enumerate(sizes.items())
+    ]  # fmt: skip
+    questions = [run_builder.question(i) for i in range(10)]
+    items = [run_builder.answer(q, m["name"], True) for m in models for q in questions]
+    distance = [line for text in ("a", "b") for line in run_builder.distances([m["name"] for m in models], text)]
+    for line in distance:
+        if line["model"] == "qwen-UD-Q4_K_XL":
+            line["kl_mean"] /= 10
+    found = report([run_builder.write(tmp_path / "run", models, questions, items, distance=distance)])
+    assert [(x["model"], x["as_large"], x["nearer"]) for x in found.document["by_size"]] == [
+        ("qwen-Q3_K_L", [], []), ("qwen-UD-Q4_K_XL", ["qwen-Q4_K_M"], []),
+        ("qwen-Q4_K_M", ["qwen-UD-Q4_K_XL"], ["qwen-UD-Q4_K_XL"]), ("qwen-BF16", [], []),
+    ]  # fmt: skip
+    assert [m["label"] for m in found.document["models"]] == list(sizes)
+    assert "Unsloth <b>" in Page(found.html("ja")).text
+    # of another text, context or reference nothing is compared
+    distance[-1]["n_tokens"] += 1
+    distance[2]["n_ctx"] = 256
+    (tmp_path / "run" / "distance.jsonl").write_text("".join(json.dumps(x) + "\n" for x in distance), encoding="utf-8")
+    nearer = {x["model"]: x["nearer"] for x in report([tmp_path / "run"]).document["by_size"]}
+    assert nearer["qwen-Q4_K_M"] == ["qwen-UD-Q4_K_XL"]  # on the text that both read alike
 
 
 def test_order_of_the_page(found: Report) -> None:
@@ -479,7 +547,7 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
              for i, q in enumerate(questions)]  # fmt: skip
     made = report([run_builder.write(tmp_path / "run", models, questions, items)])
     page = Page(made.html("en"))
-    assert "script" not in {tag for tag, _ in page.tags} and JS in page.text
+    assert JS not in page.script and [tag for tag, _ in page.tags].count("script") == 1 and JS in page.text
     markdown = made.markdown("en") + made.model_card().split("---", 2)[2]
     assert "<script" not in markdown.replace(r"\<script", "") and "[x](" not in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
@@ -521,13 +589,16 @@ def test_names_in_plots_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path
     figures: list[Figure] = []
     save = plots._svg
     monkeypatch.setattr(plots, "_svg", lambda figure, *rest: (figures.append(figure), save(figure, *rest))[1])
-    folder = level_run(tmp_path / "run", dict.fromkeys(run_builder.SIZES, 3), n=200)
-    plots.draw(report([folder]).document, labels.page_text("ja"))
-    for figure in figures[:2]:
-        assert figure.axes[0].get_xlim()[0] == 0
+    names = [f"qwen-{level}" for level in run_builder.SIZES]
+    near = {"kl_mean": 0.02, "kl_interval": [0.018, 0.021]}
+    distance = [line for text in ("exam", "notes") for line in run_builder.distances(names, text, **near)]
+    folder = level_run(tmp_path / "run", dict.fromkeys(run_builder.SIZES, 3), n=200, distance=distance)
+    for lang in labels.LANGUAGES:
+        plots.draw(report([folder]).document, labels.page_text(lang))
+    for figure, expected in zip(figures, [7, 7, 0, 6] * 2, strict=True):
         renderer = figure._get_renderer()  # type: ignore[attr-defined]
         boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
-        assert len(boxes) == 7
+        assert len(boxes) == expected
         for i, box in enumerate(boxes):
             assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
             assert not any(box.overlaps(other) for other in boxes[:i])
@@ -623,9 +694,41 @@ def test_in_a_browser(found: Report, tmp_path: Path, lang: str) -> None:
             page.emulate_media(media=media, color_scheme=scheme)
             page.goto(path.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            if media == "print":  # on paper nothing scrolls, so every table must fit
-                fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth + 1)"
-                assert page.evaluate(fits)
+            fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth + 1)"
+            assert page.evaluate(fits)  # no column is off the screen, or the paper
+            if width == 1440:
+                _filter(page, found.document)
             page.close()
         browser.close()
     assert set(seen) == {path.as_uri()}
+
+
+def _filter(page: Any, document: dict[str, Any]) -> None:
+    """The items of the first view, chosen by outcome, group, flip, noise and words."""
+    v = document["views"][0]
+    there = [*v["flipped"], *v["unchanged"]]
+    model = document["models"][2]["key"]
+    section = page.locator(".items").first
+
+    def shown(**chosen: str) -> int:
+        for name in ("words", "model", "outcome", "flip", "group"):
+            field, value = section.locator(f"[name={name}]"), chosen.get(name, "")
+            field.fill(value) if name == "words" else field.select_option(value)
+        return int(section.locator("details.item:not([hidden])").count())
+
+    def count(of: Callable[[dict[str, Any]], bool]) -> int:
+        return sum(map(of, there))
+
+    assert shown() == len(there)
+    assert shown(model="2", outcome="w") == count(lambda i: not i["outcomes"][model]["correct"]) > 0
+    assert shown(flip="a") == count(lambda i: any(o["kind"] == "right_to_wrong" for o in i["outcomes"].values())) > 0
+    assert shown(flip="none") == v["n_unchanged"]
+    option = section.locator("[name=group] option", has_text=there[0]["group"]).get_attribute("value")
+    assert shown(group=option) == count(lambda i: i["group"] == there[0]["group"])
+    assert shown(words="ＱＵＥＳＴＩＯＮ 7:") == count(
+        lambda i: "Question" in i["question"] and "7:" in i["question"]
+    )  # letters of any width
+    assert shown(words="<b>") == 0
+    shown()
+    section.locator("[name=noise]").check()
+    assert shown() == count(lambda i: any(o["within_noise"] for o in i["outcomes"].values()))

@@ -46,20 +46,11 @@ def check(value: Any, kind: Any, seen: Seen, where: str = "document") -> None:
 
 def full(folder: Path, base: str) -> Path:
     """A run that has something to say in every section."""
-    distance = {
-        "text_sha256": "ab" * 32, "n_ctx": 512, "n_chunks": 2, "n_tokens": 512, "perplexity": 7.0,
-        "perplexity_error": 0.1,
-    }  # fmt: skip
-    apart = {
-        "kl_mean": 0.1, "kl_error": 0.01, "kl_median": 0.1, "kl_quantiles": {"0.99": 0.5}, "kl_max": 2.0,
-        "top_agreement": 0.9, "top_agreement_error": 0.01, "log_ratio": 0.1, "log_ratio_error": 0.01,
-    }  # fmt: skip
     names = [f"{base}-{level}" for level in ("BF16", "Q8_0", "Q4_K_M")]
     run_builder.small(
         folder, n=20, base=base, settings={"preset": "jmedllm"}, methods=("letter", "text", "generate"),
         measures=[run_builder.measure(name, r, vram_bytes={"CUDA0": 5}) for r in range(2) for name in names],
-        distance=[{"model": name, "reference": names[0] if i else None, **distance, **(apart if i else {})}
-                  for i, name in enumerate(names)],
+        distance=run_builder.distances(names),
     )  # fmt: skip
     head = (folder / "run.json").read_text(encoding="utf-8")
     questions = folder / "questions.jsonl"
@@ -67,7 +58,8 @@ def full(folder: Path, base: str) -> Path:
         '"excluded": null', '"excluded": null, "marks": {"exam": "112", "section": "general", "points": 1}'
     )
     questions.write_text(marked, encoding="utf-8")
-    adapted = head.replace('"adapters": []', '"adapters": [{"name": "a", "weight": 1.0}]')
+    matrix = '"matrix": {"file": "m", "dataset": null, "n_tensors": 3, "n_chunks": 9}'
+    adapted = head.replace('"adapters": []', f'"adapters": [{{"name": "a", "weight": 1.0}}], {matrix}')
     (folder / "run.json").write_text(adapted, encoding="utf-8")
     return folder
 
@@ -88,7 +80,8 @@ def test_every_field_of_the_document_has_its_type_and_every_type_its_fields(tmp_
     check(found.document, sections.Document, seen)
     check(report([with_a_conflict(tmp_path / "conflict")]).document, sections.Document, seen)
     typed = {kind for kind in vars(sections).values() if is_typeddict(kind)}
-    assert typed - set(seen) == {sections.Compared, sections.Counts}  # only others are made of them
+    # only others are made of these
+    assert typed - set(seen) == {sections.Compared, sections.Counts, sections.Asked}
     for names in (sections.Baseline, sections.Kind):
         assert seen[names] == set(get_args(names))
 

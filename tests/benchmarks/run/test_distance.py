@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import scipy.stats
 
 import jmedlite
 from jmedlite.base import gguf as layout
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, IoFault, NativeError, UsageError
 from jmedlite.benchmarks.backends.base import Loading
 from jmedlite.benchmarks.run import distance
-from jmedlite.benchmarks.run.distance import SCRATCH, measure_distance
+from jmedlite.benchmarks.run.distance import SCRATCH, Text, measure_distance
 from jmedlite.benchmarks.run.distance_worker import N_ROWS, Kept, scored
-from jmedlite.benchmarks.run.divergence import STEPS, Space, record, summarize_distance
+from jmedlite.benchmarks.run.divergence import STEPS, Space, block_intervals, record, summarize_distance
 from jmedlite.calibration.compute import shipped_text
 from tests.support import builders
 from tests.support.ggufs import write_experts
@@ -61,7 +62,9 @@ def scratch(tmp_path: Path) -> Path:
 
 
 def measure(models: Models, text: Path, scratch: Path, reference: str = "F32", **options: Any) -> list[dict[str, Any]]:
-    found = list(measure_distance(models, reference, text, LOADING, scratch=scratch, **{"n_ctx": CTX, **options}))
+    found = list(
+        measure_distance(models, reference, Text.read(text), LOADING, scratch=scratch, **{"n_ctx": CTX, **options})
+    )
     assert list(scratch.iterdir()) == []
     return found
 
@@ -149,7 +152,9 @@ def test_a_model_is_no_distance_from_itself(models: Models, text: Path, scratch:
 def test_threads_share_rows(models: Models, text: Path, scratch: Path) -> None:
     one = measure(models[:2], text, scratch, chunks=2)
     two = list(
-        measure_distance(models[:2], "F32", text, Loading(3, gpu_layers="0"), scratch=scratch, n_ctx=CTX, chunks=2)
+        measure_distance(
+            models[:2], "F32", Text.read(text), Loading(3, gpu_layers="0"), scratch=scratch, n_ctx=CTX, chunks=2
+        )
     )
     assert [flat(x) for x in two] == [pytest.approx(flat(x), rel=1e-5, abs=1e-6) for x in one]
 
@@ -207,6 +212,29 @@ def test_certain_distributions() -> None:
     assert space.compare(base, 1, rows, 1) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9), True)
 
 
+def test_intervals_are_of_whole_blocks_drawn_again() -> None:
+    """The same draws, with numpy's own quantiles over the drawn positions; blocks that differ make them wider."""
+    random = np.random.default_rng(1)
+    blocks = random.gamma(0.3, random.uniform(0.1, 3, (12, 1)) ** 2, (12, 40))
+    found = block_intervals(blocks, samples=60, seed=5)
+    draws = np.random.default_rng(5).multinomial(12, [1 / 12] * 12, size=60)
+    low = scipy.stats.norm.cdf(math.sqrt(12 / 11) * scipy.stats.t.ppf(0.025, 11))  # Hesterberg's: wider for few blocks
+    drawn = [np.repeat(blocks, times, axis=0) for times in draws]
+    assert found["kl_interval"] == pytest.approx(np.quantile([x.mean() for x in drawn], (low, 1 - low)))
+    for q, interval in found["kl_quantile_intervals"].items():
+        assert interval == pytest.approx(np.quantile([np.quantile(x, float(q)) for x in drawn], (low, 1 - low)))
+    shuffled = block_intervals(random.permutation(blocks.ravel()).reshape(blocks.shape))
+    width = lambda x: x["kl_interval"][1] - x["kl_interval"][0]  # noqa: E731
+    assert width(block_intervals(blocks)) > 1.5 * width(shuffled)
+
+
+def test_no_intervals_of_few_blocks() -> None:
+    few, many = np.ones((9, 4)), np.ones((10, 4))
+    for blocks, expected in ((few, None), (many, [1, 1])):
+        flat = blocks.ravel()
+        assert summarize_distance(flat, flat, flat, flat > 0, len(blocks))["kl_interval"] == expected
+
+
 def test_one_position_has_no_error() -> None:
     one = np.array([2.0])
     found = summarize_distance(one, one, np.array([0.5]), np.array([True]))
@@ -225,7 +253,14 @@ def test_storage_is_bounded_and_stated(
     told: list[str] = []
     found = []
     for line in measure_distance(
-        models, "F32", text, LOADING, n_ctx=CTX, scratch=scratch, max_scratch=2 * per_chunk + 1, notice=told.append
+        models,
+        "F32",
+        Text.read(text),
+        LOADING,
+        n_ctx=CTX,
+        scratch=scratch,
+        max_scratch=2 * per_chunk + 1,
+        notice=told.append,
     ):
         found.append(line)
         kept = scratch / SCRATCH
@@ -298,12 +333,23 @@ def test_done_models_are_left_alone(models: Models, text: Path, scratch: Path) -
     assert again("Q4_K_M", "Q8_0") == whole[:1]
     assert again("F32", "Q4_K_M", "Q8_0") == []
     assert heard == []
+    with pytest.raises(
+        DataError, match=r"text\.txt: 2 chunks of it were read .* now \d+ would be; repeat --text-chunks"
+    ):
+        measure(models, text, scratch, done=["F32", "Q4_K_M"], n_done=2)
 
 
 def test_progress_and_an_early_end(models: Models, text: Path, scratch: Path) -> None:
     heard: list[tuple[object, ...]] = []
     lines = measure_distance(
-        models, "F32", text, LOADING, scratch=scratch, n_ctx=CTX, chunks=2, progress=lambda *x: heard.append(x)
+        models,
+        "F32",
+        Text.read(text),
+        LOADING,
+        scratch=scratch,
+        n_ctx=CTX,
+        chunks=2,
+        progress=lambda *x: heard.append(x),
     )
     assert next(lines)["model"] == "F32"
     assert heard == [("text", 0, 2, "F32"), ("text", 1, 2, "F32"), ("text", 2, 2, "F32")]
@@ -316,14 +362,14 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from jmedlite.benchmarks.backends.base import Loading
-from jmedlite.benchmarks.run.distance import measure_distance
+from jmedlite.benchmarks.run.distance import Text, measure_distance
 def progress(stage, done, total, name):
     if done:
         print("here", flush=True)
         time.sleep(60)
 reference, level, text, scratch = map(Path, sys.argv[1:])
-list(measure_distance([("F32", reference), ("Q4_K_M", level)], "F32", text, Loading(1), scratch=scratch, n_ctx=96,
-                      progress=progress))
+list(measure_distance([("F32", reference), ("Q4_K_M", level)], "F32", Text.read(text), Loading(1), scratch=scratch,
+                      n_ctx=96, progress=progress))
 """
 
 
@@ -382,7 +428,7 @@ def test_other_vocabularies(
     models: Models, text: Path, scratch: Path, tmp_path: Path, make: Callable[[Path], Path], words: str
 ) -> None:
     lines = measure_distance(
-        [("other", make(tmp_path)), models[0]], "F32", text, LOADING, scratch=scratch, n_ctx=CTX, chunks=2
+        [("other", make(tmp_path)), models[0]], "F32", Text.read(text), LOADING, scratch=scratch, n_ctx=CTX, chunks=2
     )
     assert next(lines)["model"] == "F32"
     with pytest.raises(DataError, match=words) as e:
@@ -437,7 +483,7 @@ def test_missing_places(models: Models, text: Path, scratch: Path, tmp_path: Pat
     with pytest.raises(InputMissing):
         measure([models[0], ("none", tmp_path / "none.gguf")], text, scratch)
     with pytest.raises(IoFault, match="nowhere"):
-        list(measure_distance(models, "F32", text, LOADING, scratch=tmp_path / "nowhere", n_ctx=CTX))
+        list(measure_distance(models, "F32", Text.read(text), LOADING, scratch=tmp_path / "nowhere", n_ctx=CTX))
 
 
 # ------------------------------------------------------------------------------------------- llama-perplexity
@@ -481,7 +527,12 @@ def test_equals_llama_perplexity(model: Path | None, tmp_path: Path, scratch: Pa
     done = subprocess.run([*tool, "-m", level, "--kl-divergence"], check=True, capture_output=True)
     theirs = printed(done.stdout.decode() + done.stderr.decode())
     _, line = measure_distance(
-        [("BF16", model), ("Q4_K_M", level)], "BF16", text, Loading(2, gpu_layers="0"), scratch=scratch, chunks=3
+        [("BF16", model), ("Q4_K_M", level)],
+        "BF16",
+        Text.read(text),
+        Loading(2, gpu_layers="0"),
+        scratch=scratch,
+        chunks=3,
     )
     ours = flat(line)
     assert theirs.keys() == ours.keys()

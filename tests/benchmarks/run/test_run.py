@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -268,40 +269,52 @@ def test_faults_before_anything_is_written(levels: Path, task: Path, tmp_path: P
     assert not out.exists()
 
 
-def test_distance_on_a_text(levels: Path, task: Path, tmp_path: Path) -> None:
-    text = tmp_path / "t.txt"
+def test_distance_on_texts(levels: Path, task: Path, tmp_path: Path) -> None:
+    text, other = tmp_path / "t.txt", tmp_path / "other.txt"
     text.write_text("The heart pumps the blood. 心臓は血液を送り出す。\n" * 60, encoding="utf-8")
-    more = (
-        "--rounds",
-        "0",
-        "--limit",
-        "2",
-        "--lang",
-        "en",
-        "--text",
-        str(text),
-        "--text-ctx",
-        "64",
-        "--text-chunks",
-        "3",
-    )
-    for _ in range(2):  # the second time finds everything there
-        done = run_text(*command(levels, task, tmp_path / "run", *more))
-        assert done.returncode == 0, done.stderr
-        found = lines(tmp_path / "run" / DISTANCE)
-        assert len(found) == 3
-    assert found[0]["reference"] is None
-    assert {x["reference"] for x in found[1:]} == {found[0]["model"]}
-    assert 0 < found[1]["kl_mean"] < found[2]["kl_mean"]
+    other.write_text("def pump(blood): return blood[::-1]\n" * 60, encoding="utf-8")
+    more: dict[str, Any] = {"rounds": 0, "limit": 2, "text_ctx": 32, "text_chunks": 10}
+    options = [x for name, value in more.items() for x in (f"--{name.replace('_', '-')}", str(value))]
+    texts = ["--text", str(text), "--text", f"code={other}"]
+    done = run_text(*command(levels, task, tmp_path / "run", "--lang", "en", *options, *texts))
+    assert done.returncode == 0, done.stderr
+    found = lines(tmp_path / "run" / DISTANCE)
+    assert [(x["text"], x["text_sha256"]) for x in found] == [
+        (name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in (("t", text), ("code", other))
+        for _ in range(3)
+    ]  # fmt: skip
+    for of_reference, near, far in (found[:3], found[3:]):
+        assert of_reference["reference"] is None and near["reference"] == far["reference"] == of_reference["model"]
+        assert 0 < near["kl_mean"] < far["kl_mean"]
+        low, high = far["kl_interval"]
+        assert low < far["kl_mean"] < high
+        assert far["kl_quantile_intervals"]["0.999"][0] <= far["kl_quantiles"]["0.999"]
     assert not list((tmp_path / "run").glob("*.scratch"))
-    text.write_text("Something else. " * 200)
-    with pytest.raises(DataError, match="another text"):
-        jmedlite.bench(
-            [levels], tasks=[str(task)], out=tmp_path / "run", rounds=0, threads=1, limit=2, languages=("en",),
-            text=text, text_ctx=64,
-        )  # fmt: skip
+    # a run of the time when texts had no names goes on, and so does one that lost a line
+    old = [{k: v for k, v in x.items() if k != "text" and "interval" not in k} for x in found[:3]]
+    (tmp_path / "run" / DISTANCE).write_text("".join(json.dumps(x) + "\n" for x in old), encoding="utf-8")
+    more |= {"threads": 1, "languages": ("en",), "text": {"t": text, "code": other}}
+    jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "run", **more)
+    assert lines(tmp_path / "run" / DISTANCE) == [*old, *found[3:]]
+    other.write_text("Something else. " * 200)
+    with pytest.raises(DataError, match="another text code"):
+        jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "run", **more)
     with pytest.raises(UsageError, match="--reference nobody"):
         jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "other", text=text, reference="nobody")
+
+
+def test_a_text_that_changes_meanwhile_is_noticed(levels: Path, task: Path, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("The heart pumps the blood.\n" * 90, encoding="utf-8")
+
+    def change(stage: str, done: int, *_: object) -> None:
+        if stage == "text" and done:
+            text.write_text("The heart pumps the flood.\n" * 90, encoding="utf-8")
+
+    with pytest.raises(IoFault, match=r"t\.txt: was changed or replaced while it was read"):
+        jmedlite.bench([levels], tasks=[str(task)], out=tmp_path / "run", rounds=0, threads=1, limit=2, text=text,
+                       languages=("en",), text_ctx=64, text_chunks=2, progress=change)  # fmt: skip
+    assert not (tmp_path / "run" / DISTANCE).exists()
 
 
 def test_an_early_stop_is_for_reason_and_resumes(levels: Path, tmp_path: Path) -> None:
