@@ -164,6 +164,7 @@ def main() -> int:
     """Bend, try, count."""
     parse = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parse.add_argument("-n", type=int, default=300, help="copies")
+    parse.add_argument("--minutes", type=float, default=math.inf, help="at most so long")
     parse.add_argument("--seconds", type=float, default=10, help="of the processor; what takes longer is a finding")
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--keep", type=Path, help="where findings are kept")
@@ -184,7 +185,9 @@ def main() -> int:
         out = folder / "out"
         out.mkdir()
         started = time.monotonic()
-        for i in range(given.n):
+        n = 0
+        while n < given.n and time.monotonic() - started < 60 * given.minutes:
+            i, n = n, n + 1
             rng = random.Random(f"{given.seed} {i}")
             kind, source = rng.choice(kinds)
             bent = folder / "bent.gguf"
@@ -207,7 +210,7 @@ def main() -> int:
     for command in dict.fromkeys(c for c, _ in counts):
         row = [counts[command, code] for code in codes]
         print(f"| `{command}` | {sum(row):,} | {' | '.join(map(str, row))} |")
-    print(f"\n{given.n:,} files, {sum(counts.values()):,} commands, {seconds:.0f} s, {findings} findings")
+    print(f"\n{n:,} files, {sum(counts.values()):,} commands, {seconds:.0f} s, {findings} findings")
     return int(findings > 0)
 
 

@@ -91,7 +91,7 @@ def small_disk(n_bytes: int) -> Iterator[Path]:
 def small_group(n_bytes: int) -> Iterator[Prepare]:
     """A cgroup with so much memory, which a process can enter; PermissionError where none can be made."""
     for root, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
-        group = Path("/sys/fs/cgroup") / root / f"jmedlite-{os.getpid()}"
+        group = Path("/sys/fs/cgroup") / root / f"jmedlite-{os.getpid()}-{n_bytes}"
         try:
             group.mkdir()
             (group / limit).write_text(str(n_bytes))
