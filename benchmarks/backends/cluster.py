@@ -255,7 +255,7 @@ class ClusterModel:
 
     def _results(self, shard: Shard) -> list[tuple[int, list[RawAnswer]]]:
         try:
-            address, found = shard.future.result()
+            address, found = self._result(shard.future)
         except self._library.KilledWorker as e:
             raise NativeError(
                 f"the workers die over the same questions ({e.last_worker.address} last); see their logs, it may be "
@@ -271,6 +271,16 @@ class ClusterModel:
             ) from None
         answers: list[tuple[int, list[RawAnswer]]] = self._value(address, found)
         return answers
+
+    def _result(self, future: Any) -> tuple[str, Any]:
+        """What a shard gave. Its worker may leave before it is fetched: then another has to answer it anew."""
+        while True:
+            try:
+                found: tuple[str, Any] = future.result(timeout=1)
+                return found
+            except TimeoutError:
+                if not self._workers():
+                    self._wait_for_one()
 
     # --------------------------------------------------------------------------------------------------- end
 
