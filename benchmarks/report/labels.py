@@ -279,10 +279,10 @@ _PAGE: dict[str, tuple[str, str]] = {
         "(Holm-adjusted). All {n} levels are one family of claims: tested from the widest to the narrowest, each at "
         "its share of 5 % and that of the wider ones shown before it (fallback procedure), so that the chance of "
         "recommending any level that loses more is at most 5 % over the whole report.",
-        "主解析：{primary}（{declared}）。主解析で低下が{margin}ポイント未満と示され、かつ他の解析やどの問題群でも"
-        "それを超える低下が示されない（ホルム補正）レベルだけを「示された」とします。全{n}レベルをひとまとまりの主張として、"
-        "幅の広いものから順に、5％の取り分と、先に示されたレベルの分とで検定します（フォールバック法）。これを超えて低下する"
-        "レベルを一つでも推奨する確率は、報告全体で5％以下です。",
+        "主解析：{primary}（{declared}）。主解析で低下が{margin}ポイント未満と示され、かつ他の解析やどの問題群でもそれを超える"
+        "低下が示されない（ホルム補正）レベルだけを推奨します。全{n}レベルをひとまとまりの主張とし、5％を分け合って幅の広いもの"
+        "から順に検定し、示されたレベルの分は次に引き継ぎます（フォールバック法）。これを超えて低下するレベルを一つでも推奨する"
+        "確率は、報告全体で5％以下です。",
     ),
     "declared": ("declared before the run", "実行前に宣言"),
     "by_default": (

@@ -20,7 +20,7 @@ from .read import read_run
 from .sections import Document
 from .verdict import reasons
 
-FORMAT, VERSION = "jmedlite.recommendation", 1
+FORMAT, VERSION = "jmedlite.recommendation", 2
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,13 @@ def report(
 def recommendation(found: Report) -> dict[str, Any]:
     """The report's answer alone: one entry for each model with its levels."""
     document = found.document
-    keys: Final = ("family", "kind", "key", "level", "file", "sha256", "reference", "view", "reason", "candidates")
+    keys: Final = ("family", "kind", "partial", "key", "level", "file", "sha256", "reference", "view", "runner_up",
+                   "reason", "candidates")  # fmt: skip
     return {
         "format": FORMAT,
         "version": VERSION,
         "options": document["options"],
+        "primary": document["primary"],
         "recommendations": [{key: verdict[key] for key in keys} for verdict in document["verdicts"]],
         "warnings": document["warnings"],
         "notice": document["notice"],
