@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from jmedlite.base.gguf import tells_otherwise
 from jmedlite.benchmarks.records import FAILED
 from jmedlite.benchmarks.scoring import low_mass
 
@@ -24,7 +25,21 @@ _OFTEN = 0.05  # share of responses that name no choice, from which it is said
 
 def cautions(laid: Pool) -> list[Bilingual]:
     """Sentences in every language, in order of weight."""
-    return [*_declared(laid), *_unfinished(laid), *_apart(laid), *_differences(laid.runs), *_answers(laid)]
+    return [
+        *_declared(laid),
+        *_unfinished(laid),
+        *_apart(laid),
+        *_differences(laid.runs),
+        *_named(laid),
+        *_answers(laid),
+    ]
+
+
+def _named(laid: Pool) -> Iterable[Bilingual]:
+    """Files whose names contradict their headers."""
+    for e in laid.entrants:
+        if e.model.label and e.model.level and tells_otherwise(e.model.label, e.model.level):
+            yield say("w_named_otherwise", model=e.key, label=e.model.label, level=e.model.level)
 
 
 def _name(run: Run) -> str:

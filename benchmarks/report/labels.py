@@ -206,6 +206,10 @@ _TEXT: dict[str, tuple[str, str]] = {
         "{model}の正答率{accuracy}％（95％信頼区間{low}～{high}）は、何も知らなくても得られる{floor}％（{name}）を上回るとは"
         "示されていません。当て推量どうしに差は出ないため、低下が見られないことにはほとんど意味がありません。",
     ),
+    "w_named_otherwise": (
+        "{model} is called {label}, but its header says {level}: what is in the file is what the header says.",
+        "{model}の名前は{label}ですが、ヘッダーには{level}とあります。ファイルの中身はヘッダーのとおりです。",
+    ),
     "w_no_noise": (
         "How far scores move by batching alone was not measured (noise.jsonl is empty).",
         "バッチの組み方だけで得点がどれだけ動くかは、測定されていません（noise.jsonlが空です）。",

@@ -186,7 +186,7 @@ def _in_units(units: Units, value: float | None) -> Markup:
     if value is None:
         return _number(None, None)
     number, unit = in_units(value, units)
-    return Markup('<data value="{}">{}</data> {}').format(repr(value), number, unit)
+    return Markup('<data value="{}">{}</data>\N{NO-BREAK SPACE}{}').format(repr(value), number, unit)
 
 
 def _moment(created: str) -> str:

@@ -500,7 +500,7 @@ def test_files_by_size_whatever_they_are_called(tmp_path: Path) -> None:
     """Two files of one level: the smaller and nearer one is named beside the other, and one as large."""
     sizes = {"BF16": 15.2, "Q4_K_M": 5.0, "UD-Q4_K_XL": 4.95, "Q3_K_L": 4.0}
     models = [
-        run_builder.model("Q4_K_M" if "Q4" in x else x, name=f"qwen-{x}", label=x, n_bytes=int(1e9 * size),
+        run_builder.model("BF16" if x == "BF16" else "Q4_K_M", name=f"qwen-{x}", label=x, n_bytes=int(1e9 * size),
                           made_here=False, quantized_by="Unsloth <b>" if "UD" in x else None, sha256=f"{i:064x}")
         for i, (x, size) in enumerate(sizes.items())
     ]  # fmt: skip
@@ -517,6 +517,8 @@ def test_files_by_size_whatever_they_are_called(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [m["label"] for m in found.document["models"]] == list(sizes)
     assert "Unsloth <b>" in Page(found.html("ja")).text
+    (told,) = (w["en"] for w in found.document["warnings"] if "header" in w["en"])
+    assert told.startswith("qwen-Q3_K_L is called Q3_K_L, but its header says Q4_K_M")
     # of another text, context or reference nothing is compared
     distance[-1]["n_tokens"] += 1
     distance[2]["n_ctx"] = 256
