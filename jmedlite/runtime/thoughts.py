@@ -147,9 +147,9 @@ class ThoughtStream:
         """Whether the answer stands between tags of its own."""
         return bool(self._closer)
 
-    def settle(self) -> None:
-        """Whatever comes now is the answer."""
-        self.state, self._held, self._bare = ANSWERING, "", True
+    def settle(self, *, bare: bool = True) -> None:
+        """Whatever comes now is the answer; `bare` where that begins without white space."""
+        self.state, self._held, self._bare = ANSWERING, "", bare
 
     def close(self) -> None:
         """The thought is over, by somebody else's word; half a tag is dropped."""

@@ -78,7 +78,7 @@ class Starter:
         self._one_at_a_time = threading.Lock()
         self._cold, self._prefix = subprocess.Popen, child_command("")[:-1]
 
-    def Popen(self, command: list[str], **options: Any) -> Any:  # noqa: N802 - its name there
+    def Popen(self, command: list[str], **options: Any) -> Any:
         if subprocess.Popen is not self._cold or command[:-1] != self._prefix:  # a test has its own, or another program
             return subprocess.Popen(command, **options)
         with self._one_at_a_time:
