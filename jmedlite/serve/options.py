@@ -24,13 +24,9 @@ class ServeOptions:
     port: int = option(8080, low=0, high=65535, help="Port; 0: any that is free.")
     parallel: int = option(4, flags=("--parallel", "-n"), low=1, high=64, help="Questions answered at once.")
     queue: int = option(16, low=0, high=10_000, help="Questions that may wait; more are refused at once.")
-    key_file: str | None = option(
-        None, typed=Path, read=str, metavar="FILE", help="File with the key."
-    )
+    key_file: str | None = option(None, typed=Path, read=str, metavar="FILE", help="File with the key.")
     tls_cert: str | None = option(None, typed=Path, read=str, metavar="FILE", help="Certificate (PEM), for https.")
-    tls_key: str | None = option(
-        None, typed=Path, read=str, metavar="FILE", help="Its private key (PEM)."
-    )
+    tls_key: str | None = option(None, typed=Path, read=str, metavar="FILE", help="Its private key (PEM).")
     behind_proxy: bool = option(False, help="A proxy encrypts: listen without https on an address of the network.")
     allow_host: tuple[str, ...] = option((), typed=str, metavar="NAME", help="A name this server is reached by.")
     open: bool = option(False, help="Open the page in the browser.")
