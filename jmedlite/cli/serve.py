@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,12 +41,17 @@ def serve(
         if key:
             console.note(f"key (shown this once): {key}")
         console.note(f"{' '.join(NOTICE.values())} Ctrl-C ends it.")
-        if options.open:
-            import webbrowser
-
-            webbrowser.open(address)
+        if options.open:  # beside the server, since a browser in the terminal would hold it up
+            threading.Thread(target=_open, args=(address,), daemon=True).start()
 
     run(path, options, loading, more=_judged(path), on_plan=console.note, on_start=started)
+
+
+def _open(address: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(address):
+        console.note(f"no browser could be opened; open {address} in yours")
 
 
 def _judged(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Lanes: many answers at once in one context, each a sequence of its own, the next tokens of all in one batch.
 
 Every answer runs in a thread of its own, by the same code as one that is alone (worker.py): a `Lane` is to it what an
-`Evaluator` is there. What the lanes want evaluated is gathered by the thread that decodes. It waits until no lane is
-still choosing from the logits of the batch before, which the next one would overwrite.
+`Evaluator` is there. What the lanes want evaluated is gathered by the thread that decodes, which gives each of them
+logits of its own. It waits for those who still choose their next token, since one batch for all is quicker than two,
+but not for long: a grammar may take its time.
 
 How tokens are grouped into batches decides their rounding, so an answer given beside others may differ in its last bits
 from the same one alone.
@@ -10,6 +11,7 @@ from the same one alone.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections import deque
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from jmedlite.base.errors import JmedliteError, as_expected
 
 from .added_tokens import common_prefix
-from .context import BatchRow, Context
+from .context import BatchRow, Context, finite_max
 from .evaluation import ContextSettings, log_probability
 from .loading import LoadedModel
 from .offload import CELL, N_OUTPUTS, N_UBATCH
@@ -31,8 +33,12 @@ from .protocol import Stopped
 STEP_SECONDS = 0.5  # the longest that those who write wait for somebody's prompt, in one batch
 MIN_SHARE = 32  # rows of prompts in a batch beside those who write, however slow the machine
 PATIENCE = 2.0  # seconds: the longest batch, which nothing can end early
+CHOOSING_SECONDS = 0.05  # or as long as a batch takes, if that is longer: the wait for those who choose
 WORTH_SHARING = 16  # tokens: fewer are evaluated as soon as shared
 SLACK = 64  # cells that an answer may take beyond what it asked for: the tags that end a thought
+
+
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Lane:
@@ -45,9 +51,15 @@ class Lane:
         self.reserved = 0
         self.wanted: list[int] = []  # tokens that wait for a batch
         self.all_outputs = self.in_batch = False
-        self.rows: list[int] = []  # of the last batch, whose logits are this lane's
+        self.outputs: list[NDArray[np.float32]] = []  # logits (n_vocab,) at the outputs of its last batch
         self.fault: JmedliteError | None = None
         self.scored_at = 0  # the last batch in which it had all of its logits
+        self.evaluated = threading.Condition(lanes.lock)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it waits for a batch. A single token ends soon enough, whoever no longer wants it."""
+        return bool(self.wanted) and not (len(self.wanted) > 1 and self._stop.is_set())
 
     def reserve(self, n_tokens: int) -> None:
         """Wait for cells for `n_tokens` (at most the settings' n_ctx), in the order in which lanes ask."""
@@ -67,7 +79,7 @@ class Lane:
     def keep(self, n: int) -> None:
         """Forget all but the first `n` tokens; all of them where this kind of memory can't forget a part."""
         if n < len(self.tokens):
-            self.tokens = self.lanes.cut(self.sequence, self.tokens, n)
+            self.lanes.cut(self, n)
 
     def evaluate(self, tokens: Sequence[int], *, all_outputs: bool = False) -> None:
         """Evaluate tokens after those that are there, beside the other lanes'. Raises Stopped, NativeError.
@@ -81,12 +93,21 @@ class Lane:
         self.evaluate([token])
 
     def logits(self, index: int = -1) -> NDArray[np.float32]:
-        """Logits (n_vocab,) at an output of the last batch; a view that is good until the next evaluation."""
-        return self.lanes.logits(self.rows[index])
+        """Logits (n_vocab,) at an output of its last batch; raises DataError where they are not finite."""
+        self.lanes.check(self.outputs[index])
+        return self.outputs[index]
 
     def sample(self, chain: Any) -> int:
-        """The token that llama.cpp's sampler chain takes after what is evaluated."""
-        return self.lanes.sample(chain, self.rows[-1])
+        """The token that llama.cpp's sampler chain takes from the last logits, as llama_sampler_sample does."""
+        llama = self.lanes.loaded.llama
+        candidates = self.lanes.candidates.copy()
+        candidates["logit"] = self.outputs[-1]
+        pointer = candidates.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
+        found = llama.llama_token_data_array(data=pointer, size=len(candidates), selected=-1, sorted=False)
+        llama.llama_sampler_apply(chain, ctypes.byref(found))
+        token = int(found.data[found.selected].id)
+        llama.llama_sampler_accept(chain, token)
+        return token
 
     def log_probabilities(self, tokens: Sequence[int]) -> list[tuple[float, bool]]:
         """As `Evaluator.log_probabilities`."""
@@ -118,14 +139,19 @@ class Lanes:
             n_outputs_max=n + N_OUTPUTS,
             kv_unified=True,  # one pool of cells for all
         )
-        self._lock = threading.Condition()
-        self._native = threading.Lock()  # whoever uses the context outside a batch
+        self.candidates = np.zeros(self._context.n_vocab, CANDIDATE)
+        self.candidates["id"] = np.arange(self._context.n_vocab)
+        self.lock = threading.Lock()  # of all that follows, and of the lanes' own; taken before `_native`
+        self._native = threading.Lock()  # whoever uses the context
+        self._work, self._room = threading.Condition(self.lock), threading.Condition(self.lock)
         self._idle = {sequence: list[int]() for sequence in range(n)}  # tokens, the least recently used first
         self._taken: dict[int, Lane] = {}
         self._waiting: deque[Lane] = deque()
         self._admitted: list[Lane] = []
         self._choosing: set[Lane] = set()
+        self._is_resting = False  # the thread that decodes has nothing to do
         self._rate = 0.0  # tokens of prompts per second, in the last batch that had many
+        self._seconds = 0.0  # of the last batch
         self._n_batches = 0
 
     # ------------------------------------------------------------------------------------------------- lanes
@@ -136,8 +162,8 @@ class Lanes:
 
     def end(self, lane: Lane) -> None:
         """The answer is over; its tokens stay where they are until their cells are needed."""
-        with self._lock:
-            self._choosing.discard(lane)
+        with self.lock:
+            self._chosen(lane)
             lane.wanted.clear()
             if lane in self._waiting:
                 self._waiting.remove(lane)
@@ -147,21 +173,21 @@ class Lanes:
                 del self._taken[lane.sequence]
                 self._idle[lane.sequence] = lane.tokens  # the most recently used comes last
                 lane.sequence = -1
-            self._lock.notify_all()
+            self._room.notify_all()
 
     def wait_for_room(self, lane: Lane, stop: threading.Event) -> None:
         """Until it is this lane's turn, and its cells and a sequence are free. Raises Stopped."""
-        with self._lock:
+        with self.lock:
             self._waiting.append(lane)
             while not (self._waiting[0] is lane and self._has_room(lane)):
                 if stop.is_set():
                     self._waiting.remove(lane)
-                    self._lock.notify_all()
+                    self._room.notify_all()
                     raise Stopped
-                self._lock.wait(0.1)
+                self._room.wait(0.1)
             self._waiting.popleft()
             self._admitted.append(lane)
-            self._lock.notify_all()
+            self._room.notify_all()
 
     def _has_room(self, lane: Lane) -> bool:
         reserved = sum(other.reserved for other in self._admitted)
@@ -169,13 +195,13 @@ class Lanes:
 
     def seat(self, lane: Lane, prompt: Sequence[int]) -> None:
         """Give a lane the free sequence that holds most of its prompt's beginning, or a copy of another's beginning."""
-        with self._lock, self._native:
+        with self.lock, self._native:
             shared = {s: common_prefix(tokens, prompt) for s, tokens in self._idle.items()}
-            # one that holds as much as others is the one that nobody used for longest, or that holds least else
+            # one that holds as much as others is the one that nobody used for longest, or that holds nothing else
             own = max(shared, key=lambda s: (shared[s], not self._idle[s]))
             lane.sequence, lane.tokens = own, self._idle.pop(own)
-            lane.tokens = self._cut(own, lane.tokens, shared[own])
             self._taken[own] = lane
+            self._cut(lane, shared[own])
             held = {**self._idle, **{s: other.tokens for s, other in self._taken.items() if s != own}}
             best = max(held, key=lambda s: common_prefix(held[s], prompt), default=own)
             n = common_prefix(held[best], prompt) if best != own else 0
@@ -189,39 +215,40 @@ class Lanes:
         for sequence in list(self._idle):
             if promised + sum(map(len, self._idle.values())) <= self.settings.n_ctx:
                 return
-            self._idle[sequence] = self._cut(sequence, self._idle[sequence], 0)
+            self._forget(sequence)
+            self._idle[sequence] = []
 
     def _copy(self, source: int, target: int, n: int) -> bool:
         """Let a sequence begin with another's first `n` tokens, where its memory is one that can be shared so."""
         memory, llama = self._context.memory, self.loaded.llama
         if llama.llama_memory_seq_pos_min(memory, source) != 0:  # a window or a state, which has no beginning any more
             return False
-        llama.llama_memory_seq_rm(memory, target, -1, -1)
+        self._forget(target)
         llama.llama_memory_seq_cp(memory, source, target, 0, n)
         return True
 
-    def cut(self, sequence: int, tokens: list[int], n: int) -> list[int]:
-        """What a sequence of `tokens` holds once all but the first `n` were to be forgotten."""
-        with self._native:
-            return self._cut(sequence, tokens, n)
+    def cut(self, lane: Lane, n: int) -> None:
+        """Let a lane hold no more than its first `n` tokens; nothing where its memory can't forget a part."""
+        with self.lock, self._native:
+            self._cut(lane, n)
 
-    def _cut(self, sequence: int, tokens: list[int], n: int) -> list[int]:
-        if n >= len(tokens):
-            return tokens
+    def _cut(self, lane: Lane, n: int) -> None:
+        if n >= len(lane.tokens):
+            return
         memory, llama = self._context.memory, self.loaded.llama
-        whole = llama.llama_memory_seq_pos_min(memory, sequence) <= 0
-        if n and whole and llama.llama_memory_seq_rm(memory, sequence, n, -1):
-            return tokens[:n]
-        llama.llama_memory_seq_rm(memory, sequence, -1, -1)
-        return []
+        whole = llama.llama_memory_seq_pos_min(memory, lane.sequence) <= 0
+        if n and whole and llama.llama_memory_seq_rm(memory, lane.sequence, n, -1):
+            lane.tokens = lane.tokens[:n]
+        else:
+            self._forget(lane.sequence)
+            lane.tokens = []
 
-    def logits(self, row: int) -> NDArray[np.float32]:
-        with self._native:
-            return self._context.finite_logits(row)[0]
+    def _forget(self, sequence: int) -> None:
+        self.loaded.llama.llama_memory_seq_rm(self._context.memory, sequence, -1, -1)
 
-    def sample(self, chain: Any, row: int) -> int:
-        with self._native:
-            return int(self.loaded.llama.llama_sampler_sample(chain, self._context.pointer, row))
+    def check(self, logits: NDArray[np.float32]) -> None:
+        """Raise DataError where they are not finite."""
+        self._context.named(finite_max, logits)
 
     # ----------------------------------------------------------------------------------------------- batches
 
@@ -229,43 +256,59 @@ class Lanes:
         """Have tokens evaluated, and wait for it; the lane then chooses, until it wants something or ends."""
         if not tokens:
             return
-        with self._lock:
-            lane.wanted, lane.all_outputs, lane.rows = list(tokens), all_outputs, []
-            self._choosing.discard(lane)
-            self._lock.notify_all()
+        with self.lock:
+            lane.wanted, lane.all_outputs = list(tokens), all_outputs
+            self._chosen(lane)
             while lane.wanted and lane.fault is None:
-                if stop.is_set() and len(lane.wanted) > 1 and not lane.in_batch:  # a single token ends soon enough
+                if not lane.is_ready and not lane.in_batch:
                     lane.wanted = []
                     raise Stopped
-                self._lock.wait(0.1 if len(lane.wanted) > 1 else None)
+                lane.evaluated.wait(0.1 if len(lane.wanted) > 1 else None)
             if lane.fault is not None:
                 raise lane.fault
 
+    def _chosen(self, lane: Lane) -> None:
+        """A lane chooses no longer; the thread that decodes hears of the last one, and of any where it rests."""
+        self._choosing.discard(lane)
+        if self._is_resting or not self._choosing:
+            self._work.notify()
+
     def decode_forever(self) -> None:
-        """Decode what the lanes want; returns never. A fault is every waiting lane's."""
+        """Decode what the lanes want; returns never. A fault is that of all who were in its batch."""
         while True:
-            with self._lock:
-                while self._choosing or not any(lane.wanted for lane in self._taken.values()):
-                    self._lock.wait()
+            with self.lock:
+                self._wait_for_work()
                 shares = self._share()
                 self._n_batches += 1
+            if not shares:  # stopped meanwhile
+                continue
             began = time.monotonic()
             fault: JmedliteError | None = None
-            try:
-                with self._native:
+            with self._native:
+                try:
                     self._context.decode(self._rows(shares))
-            except Exception as e:
-                fault = as_expected(e)
-            with self._lock:
+                    self._hand_out(shares)
+                except Exception as e:
+                    fault = as_expected(e)
+                    for lane in shares:  # parts of the batch may have been evaluated
+                        self._forget(lane.sequence)
+            self._seconds = time.monotonic() - began
+            with self.lock:
                 self._settle(shares, fault)
-                n = sum(shares.values())
-                if n >= MIN_SHARE:
-                    self._rate = n / max(1e-6, time.monotonic() - began)
-                self._lock.notify_all()
+
+    def _wait_for_work(self) -> None:
+        """Until somebody wants something, and those who choose have chosen, or taken too long for it."""
+        self._is_resting = True
+        while not any(lane.is_ready for lane in self._taken.values()):
+            self._work.wait()
+        self._is_resting = False
+        until = time.monotonic() + max(CHOOSING_SECONDS, self._seconds)
+        while self._choosing and (left := until - time.monotonic()) > 0:
+            self._work.wait(left)
 
     def _share(self) -> dict[Lane, int]:
         """How many tokens of which lane this batch has: one of each, and equal shares of what is left for prompts."""
-        wanting = [lane for lane in self._taken.values() if lane.wanted]
+        wanting = [lane for lane in self._taken.values() if lane.is_ready]
         scoring = [lane for lane in wanting if lane.all_outputs]
         shares = dict.fromkeys((lane for lane in wanting if not lane.all_outputs), 1)
         hungry = [lane for lane in shares if len(lane.wanted) > 1]
@@ -297,18 +340,26 @@ class Lanes:
                 rows.append(BatchRow(lane.wanted[i], first + i, (lane.sequence,), is_output))
         return rows
 
+    def _hand_out(self, shares: Mapping[Lane, int]) -> None:
+        """Give whoever has all that it wanted its logits, before the next batch takes their place."""
+        after = 0
+        for lane, n in shares.items():
+            after += n
+            if n == len(lane.wanted):
+                rows = range(after - n, after) if lane.all_outputs else [after - 1]
+                lane.outputs = [self._context.logits(row).copy() for row in rows]
+
     def _settle(self, shares: Mapping[Lane, int], fault: JmedliteError | None) -> None:
         """Note what the batch has done: its tokens are there, and who has all that it wanted may choose."""
-        row = 0
+        n_tokens = sum(shares.values())
+        if n_tokens >= MIN_SHARE:
+            self._rate = n_tokens / max(1e-6, self._seconds)
         for lane, n in shares.items():
             lane.in_batch = False
-            if fault is not None:  # parts of the batch may have been evaluated
-                lane.fault, lane.wanted = fault, []
-                self.loaded.llama.llama_memory_seq_rm(self._context.memory, lane.sequence, -1, -1)
-                lane.tokens = []
-                continue
-            lane.tokens, lane.wanted = lane.tokens + lane.wanted[:n], lane.wanted[n:]
-            row += n
+            if fault is not None:
+                lane.fault, lane.wanted, lane.tokens = fault, [], []
+            else:
+                lane.tokens, lane.wanted = lane.tokens + lane.wanted[:n], lane.wanted[n:]
             if not lane.wanted:
-                lane.rows = list(range(row - n, row)) if lane.all_outputs else [row - 1]
                 self._choosing.add(lane)
+                lane.evaluated.notify()

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from jmedlite.base.errors import Interrupted, as_expected
@@ -80,18 +81,17 @@ def serve_together(
     if loading.failed:
         return
 
-    def answer(request: Request, stop: threading.Event) -> None:
-        def emit_own(event: str, **fields: Any) -> None:
-            emit(event, id=request["id"], **fields)
-
+    def answer(request: Request, emit_own: Emit) -> None:
         with suppress(BrokenPipeError), _Faults(emit_own):
-            operations[request["op"]](held, request, emit_own, stop)
+            operations[request["op"]](held, request, emit_own, stops[request["id"]])
         stops.pop(request["id"], None)
 
     def begin_all() -> None:
         while True:
             request = requests.get()
-            threading.Thread(target=answer, args=(request, stops[request["id"]]), daemon=True).start()
+            emit_own = partial(emit, id=request["id"])
+            with suppress(BrokenPipeError), _Faults(emit_own):  # the system may have no more threads to give
+                threading.Thread(target=answer, args=(request, emit_own), daemon=True).start()
 
     threading.Thread(target=begin_all, daemon=True).start()
     work(held)

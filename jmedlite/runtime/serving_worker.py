@@ -28,6 +28,8 @@ from .thoughts import AnswerReader
 from .token_scores import token_score
 from .worker import AnswerEngine, context_settings, facts_of
 
+CELLS_EACH = 4096  # of the context, for each answer, unless --ctx says otherwise: all of them are taken at the start
+
 
 class Serving:
     """A loaded model and its lanes; `lanes` of the load request is how many answers there may be at once."""
@@ -36,13 +38,11 @@ class Serving:
         if request.get("json_schema") is not None:
             check_schema(request["json_schema"], emit)
         self.loaded = loaded = LoadedModel(request, emit)
-        settings = context_settings(loaded)
-        if short := loaded.n_ctx_short:  # llama.cpp goes by the context's size, and most texts are short
-            settings = replace(settings, n_ctx=min(short, settings.n_ctx))
-        self.lanes = Lanes(loaded, settings, int(request["lanes"]))
+        settings, n_lanes = context_settings(loaded), int(request["lanes"])
+        self.lanes = Lanes(loaded, replace(settings, n_ctx=_n_ctx(loaded, settings.n_ctx, n_lanes)), n_lanes)
         self.schemas = SchemaMasks(loaded.vocabulary)
         loaded.integrity.check()  # not in the middle of everybody's answers
-        emit("loaded", **facts_of(loaded, settings))
+        emit("loaded", **facts_of(loaded, self.lanes.settings))
 
     def ask(self, request: Request, emit: Emit, stop: threading.Event) -> None:
         """As `AnswerEngine.ask`."""
@@ -54,6 +54,19 @@ class Serving:
 
     def _in_a_lane(self, emit: Emit, stop: threading.Event) -> LaneEngine:
         return LaneEngine(self.loaded, self.lanes.begin(stop), self.schemas, stop)
+
+
+def _n_ctx(loaded: LoadedModel, n_ctx: int, n_lanes: int) -> int:
+    """Cells for all answers together. Raises UsageError for more than one kind of rotary factors is right for."""
+    short = loaded.n_ctx_short  # llama.cpp goes by the context's size, and most texts are short
+    if loaded.request.get("ctx"):
+        if short and n_ctx > short:
+            raise UsageError(
+                f"--ctx {n_ctx}: {loaded.path.name} has other rotary factors for texts of over {short:,} tokens, and a "
+                f"context that several share has those of one kind; take at most {short}"
+            )
+        return n_ctx
+    return min(n_ctx, CELLS_EACH * n_lanes, short or n_ctx)
 
 
 class LaneEngine(AnswerEngine):

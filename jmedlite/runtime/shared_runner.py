@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import NativeError
+from jmedlite.base.errors import JmedliteError
 
 from .load_options import LoadOptions
 from .process import SharedChild
@@ -60,12 +60,12 @@ class SharedRunner:
     def submit(self, request: dict[str, Any], on_event: Callable[[Event], None]) -> Callable[[], None]:
         """Send an `ask` or a `complete`; its events come in another thread, the last one is `end` or `error`.
 
-        Returns what ends it early. Raises NativeError where the process has died and does not start.
+        Returns what ends it early. Raises what the process died of, where it is not to be started again yet.
         """
         with self._lock:
+            if fault := self.fault:
+                raise fault
             if self._child.dead is not None:
-                if time.monotonic() - self._started < AGAIN:
-                    raise self._child.dead
                 self._child.close()
                 self._child = self._start()
             child = self._child
@@ -73,10 +73,10 @@ class SharedRunner:
         return lambda: child.cancel(request_id)
 
     @property
-    def fault(self) -> NativeError | None:
+    def fault(self) -> JmedliteError | None:
         """Why nothing can be asked now, where that is so."""
-        dead = self._child.dead
-        return dead if isinstance(dead, NativeError) else None
+        is_early = time.monotonic() - self._started < AGAIN
+        return self._child.dead if is_early else None
 
     def close(self) -> None:
         """End the child and free the model."""

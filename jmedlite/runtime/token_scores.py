@@ -12,7 +12,7 @@ from .thoughts import ANSWERING, UNDECIDED, AnswerReader
 if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
-MOST_ALTERNATIVES = 20  # OpenAI's bound
+MOST_ALTERNATIVES = 100  # OpenAI has 20, llama-server any number
 
 
 def token_score(vocabulary: Vocabulary, logits: NDArray[np.float32], token: int, n: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class ScoreKeeper:
         self._vocabulary, self._n = vocabulary, n
         self._last: dict[str, Any] = {}
         self._held: list[dict[str, Any]] = []
-        self._n_read = 0
+        self._n_read = self._n_begun = 0
 
     def choose(self, logits: NDArray[np.float32], token: int) -> None:
         """A token was chosen from these logits; the answer may still do without it."""
@@ -47,6 +47,8 @@ class ScoreKeeper:
 
     def sure(self, reader: AnswerReader) -> list[dict[str, Any]]:
         """What is sure to be of the answer, once the token chosen last was read."""
+        if reader.n_begun != self._n_begun:
+            self._n_begun, self._n_read, self._held = reader.n_begun, 0, []
         if reader.n_written != self._n_read:
             self._n_read = reader.n_written
             self._held.append(self._last)

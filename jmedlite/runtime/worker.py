@@ -209,7 +209,8 @@ class AnswerEngine:
         if limit >= self.loaded.n_ctx_train:
             advice = f"shorten the question{self.loaded.context_ends}"
         else:
-            advice = "raise --ctx or shorten it" if self.loaded.request.get("ctx") else "shorten it, or free memory"
+            is_chosen = self.loaded.request.get("ctx") or limit < self.loaded.plan.n_ctx
+            advice = "raise --ctx or shorten it" if is_chosen else "shorten it, or free memory"
         raise ContextFull(
             f"the question is too long: prompt and question have {n_prompt:,} tokens, the context has {limit:,}; "
             + advice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,19 @@ class QueueFull(JmedliteError):
 
 
 class Answers:
-    """The one way from a connection to the model: beside those that it answers at once, `queue` questions may wait."""
+    """The one way from a connection to the model: beside those that it answers at once, `queue` questions may wait.
+
+    A question counts until the model is done with it, however slowly its answer is read.
+    """
 
     def __init__(self, runner: SharedRunner, queue: int) -> None:
         self._runner, self._most, self.n = runner, runner.lanes + queue, 0
         self.parallel = runner.lanes
+
+    @property
+    def fault(self) -> JmedliteError | None:
+        """Why nothing is answered, where that is so."""
+        return self._runner.fault
 
     async def ask(self, request: Mapping[str, Any]) -> AsyncIterator[Event]:
         """The events of one request, the last one `end`; whoever stops reading ends the answer.
@@ -29,20 +38,29 @@ class Answers:
         if self.n >= self._most:
             raise QueueFull("too many questions wait for an answer; try again in a few seconds")
         self.n += 1
-        stop: Callable[[], None] | None = None
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def hand_over(event: Event) -> None:
+            if event["event"] in ("end", "error"):
+                self.n -= 1
+            events.put_nowait(event)
+
+        def from_thread(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(hand_over, event)
+
+        # in threads: the pipe to the model's process may be full, or the process must be started anew
+        sending = loop.run_in_executor(None, self._runner.submit, dict(request), from_thread)
+        sending.add_done_callback(self._was_sent)
+        is_whole = False
         try:
-            loop = asyncio.get_running_loop()
-            events: asyncio.Queue[Event] = asyncio.Queue()
-
-            def hand_over(event: Event) -> None:
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-            stop = await loop.run_in_executor(None, self._runner.submit, dict(request), hand_over)
+            await asyncio.shield(sending)
             is_first = request["op"] == "ask"  # an answer begins without white space
             while True:
                 event = await events.get()
+                is_whole = event["event"] in ("end", "error")
                 if event["event"] == "error":
-                    stop = None
                     raise BY_NAME.get(event["kind"], JmedliteError)(event["message"])
                 if event["event"] == "token" and is_first:
                     event = {**event, "text": event["text"].lstrip()}
@@ -50,10 +68,17 @@ class Answers:
                         continue
                     is_first = False
                 yield event
-                if event["event"] == "end":
-                    stop = None
+                if is_whole:
                     return
         finally:
+            if not is_whole:  # also where it is only about to be sent
+                sending.add_done_callback(lambda sent: _stop(loop, sent))
+
+    def _was_sent(self, sent: asyncio.Future[Callable[[], None]]) -> None:
+        if sent.cancelled() or sent.exception():
             self.n -= 1
-            if stop:
-                stop()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, sent: asyncio.Future[Callable[[], None]]) -> None:
+    if not sent.cancelled() and not sent.exception():
+        loop.run_in_executor(None, sent.result())

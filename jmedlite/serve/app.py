@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import mimetypes
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -20,14 +19,14 @@ from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageErr
 from jmedlite.runtime.shared_runner import Event
 
 from .answering import Answers, QueueFull
-from .guard import Guard, error_body
-from .replies import ChatReply, TextReply, usage
-from .requests import ChatRequest, CompletionRequest, read_request
+from .guard import PAGE, Guard, error_body
+from .replies import ChatReply, Reply, TextReply, usage
+from .requests import Asked, ChatRequest, CompletionRequest, read_request
 
 T = TypeVar("T")
 Chunks = AsyncIterator[dict[str, Any]]
 Endpoint = Callable[[Request], Awaitable[Response]]
-PAGE = Path(__file__).with_name("page")
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MAX_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30.0  # for a request to arrive in
 RETRY_SECONDS = 5
@@ -48,9 +47,8 @@ class About:
 def make_app(answers: Answers, about: About, names: frozenset[str], key: str | None) -> Starlette:
     """The ASGI application."""
     api = Api(answers, about)
-    pages = [Route(f"/{'' if f.name == 'index.html' else f.name}", _file(f)) for f in sorted(PAGE.iterdir())]
     routes = [
-        *pages,
+        *(Route(path, _file(file)) for path, file in PAGE.items()),
         Route("/health", api.health),
         Route("/api/info", api.info),
         Route("/v1/models", api.models),
@@ -80,7 +78,7 @@ def _told(endpoint: Endpoint) -> Endpoint:
 
 
 def _file(path: Path) -> Endpoint:
-    body, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    body, kind = path.read_bytes(), KINDS[path.suffix]  # Windows' registry may have other ideas of a .js
 
     async def send(request: Request) -> Response:
         return Response(body, media_type=kind)
@@ -95,7 +93,7 @@ class Api:
         self.answers, self.about = answers, about
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return fault_response(self.answers.fault) if self.answers.fault else JSONResponse({"status": "ok"})
 
     async def info(self, request: Request) -> Response:
         return JSONResponse(self.about.facts)
@@ -123,19 +121,20 @@ class Api:
             return self._unknown(str(asked.model))
         wanted, reply = asked.to_child(), ChatReply(self.about.name, self.about.told)
         if asked.stream:
-            return await self._streamed(self._chat_chunks(wanted, reply, _tells_usage(asked)))
+            return await _streamed(request, self._chat_chunks(wanted, reply, asked))
         events = await _unless_gone(request, self._all(wanted))
-        return JSONResponse(reply.body([reply.choice(events)], events[-1:]))
+        return JSONResponse(reply.body([reply.choice(events)], events[-1:], asked.warnings))
 
-    async def _chat_chunks(self, wanted: dict[str, Any], reply: ChatReply, tells: bool) -> Chunks:
+    async def _chat_chunks(self, wanted: dict[str, Any], reply: ChatReply, asked: ChatRequest) -> Chunks:
+        yield reply.chunk([reply.first()], **self.about.told)
+        async for chunk in self._chunks(wanted, reply, asked):
+            yield chunk
+
+    async def _chunks(self, wanted: dict[str, Any], reply: Reply, asked: Asked) -> Chunks:
         async with aclosing(self.answers.ask(wanted)) as events:  # type: ignore[type-var]
-            is_first = True
             async for event in events:
-                if is_first:
-                    yield reply.chunk([reply.first()], **self.about.told)
-                    is_first = False
-                yield reply.chunk([reply.piece(event)])
-                if event["event"] == "end" and tells:
+                yield reply.chunk([reply.piece(event)], **reply.about([event], asked.warnings))
+                if event["event"] == "end" and asked.tells_usage:
                     yield reply.chunk([], usage=usage([event]))
 
     async def complete(self, request: Request) -> Response:
@@ -147,18 +146,10 @@ class Api:
         if asked.stream:
             if len(wanted) > 1:
                 raise UsageError("stream: one prompt at a time can be streamed")
-            return await self._streamed(self._text_chunks(wanted[0], reply, _tells_usage(asked)))
-        found = [await _unless_gone(request, self._all(one)) for one in wanted] if len(wanted) == 1 else (
-            await _unless_gone(request, self._together(wanted)))  # fmt: skip
-        choices = [reply.choice(i, events, bool(asked.echo)) for i, events in enumerate(found)]
-        return JSONResponse(reply.body(choices, [events[-1] for events in found]))
-
-    async def _text_chunks(self, wanted: dict[str, Any], reply: TextReply, tells: bool) -> Chunks:
-        async with aclosing(self.answers.ask(wanted)) as events:  # type: ignore[type-var]
-            async for event in events:
-                yield reply.chunk([reply.piece(0, event)])
-                if event["event"] == "end" and tells:
-                    yield reply.chunk([], usage=usage([event]))
+            return await _streamed(request, self._chunks(wanted[0], reply, asked))
+        found = await _unless_gone(request, self._together(wanted))
+        choices = [reply.choice(events, i) for i, events in enumerate(found)]
+        return JSONResponse(reply.body(choices, [events[-1] for events in found], asked.warnings))
 
     async def _all(self, wanted: dict[str, Any]) -> list[Event]:
         async with aclosing(self.answers.ask(wanted)) as events:  # type: ignore[type-var]
@@ -176,30 +167,40 @@ class Api:
             tasks = [group.create_task(one(request)) for request in wanted]
         return [task.result() for task in tasks]
 
-    async def _streamed(self, chunks: Chunks) -> Response:
-        """Server-sent events. What fails before the first is an error of the request, later an event of its own."""
-        first = await anext(chunks)
 
-        async def lines() -> AsyncIterator[bytes]:
-            async with aclosing(chunks):  # type: ignore[type-var]
-                yield _line(first)
-                try:
-                    async for chunk in chunks:
-                        yield _line(chunk)
-                except Exception as e:
-                    fault = as_expected(e)
-                    yield _line(error_body(type(fault).__name__, str(fault)))
-                yield b"data: [DONE]\n\n"
+async def _streamed(request: Request, chunks: Chunks) -> Response:
+    """Server-sent events. What fails before the model has said anything is an error of the request, later an event."""
+    begun: list[dict[str, Any]] = []
 
-        return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    async def begin() -> None:
+        async for chunk in chunks:
+            begun.append(chunk)
+            if _says_something(chunk):
+                return
+
+    await _unless_gone(request, begin())
+
+    async def lines() -> AsyncIterator[bytes]:
+        async with aclosing(chunks):  # type: ignore[type-var]
+            for chunk in begun:
+                yield _line(chunk)
+            try:
+                async for chunk in chunks:
+                    yield _line(chunk)
+            except Exception as e:
+                fault = as_expected(e)
+                yield _line(error_body(type(fault).__name__, str(fault)))
+            yield b"data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _says_something(chunk: Mapping[str, Any]) -> bool:
+    return any(choice.get("delta") != ChatReply.first()["delta"] for choice in chunk["choices"])
 
 
 def _line(chunk: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _tells_usage(asked: ChatRequest | CompletionRequest) -> bool:
-    return bool(asked.stream_options and asked.stream_options.include_usage)
 
 
 async def _body(request: Request) -> bytes:
@@ -243,6 +244,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         raise Gone from None
     finally:
         watching.cancel()
+        working.cancel()
 
 
 STATUS: dict[type[BaseException], int] = {

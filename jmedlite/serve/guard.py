@@ -11,6 +11,7 @@ import hmac
 import json
 import socket
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .options import ServeOptions
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-OPEN = frozenset({"/", "/page.css", "/page.js", "/texts.js", "/favicon.ico", "/health"})  # hold nothing of anybody's
+PAGE = {  # by path: files that hold nothing of anybody's
+    "/" if file.name == "index.html" else f"/{file.name}": file
+    for file in sorted(Path(__file__).with_name("page").iterdir())
+}
+OPEN = frozenset({*PAGE, "/health"})
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -42,7 +47,7 @@ def own_names(options: ServeOptions) -> frozenset[str]:
     if not options.is_local:
         import psutil
 
-        names.add(socket.gethostname())
+        names |= {socket.gethostname(), f"{socket.gethostname()}.local"}
         names |= {a.address.partition("%")[0] for found in psutil.net_if_addrs().values() for a in found}
     return frozenset(name.lower() for name in names)
 
@@ -78,7 +83,7 @@ class Guard:
         if host not in self.names:
             return 403, "wrong_host", "this server is not reached by that name; give the name with --allow-host"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower():
+        if origin is not None and origin.lower().partition("://")[2] != headers["host"].lower():
             return 403, "wrong_origin", "another page may not ask this server"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and path not in OPEN:
             return 403, "wrong_origin", "another page may not ask this server"

@@ -20,9 +20,23 @@ class Reply:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._about = dict(about)
 
-    def body(self, choices: Sequence[Mapping[str, Any]], ends: Sequence[Event]) -> dict[str, Any]:
+    def body(
+        self, choices: Sequence[Mapping[str, Any]], ends: Sequence[Event], warnings: Sequence[str]
+    ) -> dict[str, Any]:
         """The whole reply."""
-        return {**self._head, "object": self.kind, "choices": list(choices), "usage": usage(ends), **self._about}
+        told = {**self._about["jmedlite"], **self.about(ends, warnings).get("jmedlite", {})}
+        return {**self._head, "object": self.kind, "choices": list(choices), "usage": usage(ends), "jmedlite": told}
+
+    @staticmethod
+    def about(ends: Sequence[Event], warnings: Sequence[str]) -> dict[str, Any]:
+        """What is said of the request at its end: what of it had no effect."""
+        ended = [e for e in ends if e["event"] == "end"]
+        found = [*(warnings if ended else ()), *(text for e in ended for text in e.get("warnings", ()))]
+        return {"jmedlite": {"warnings": list(dict.fromkeys(found))}} if found else {}
+
+    def piece(self, event: Event) -> dict[str, Any]:
+        """The choice of a chunk."""
+        raise NotImplementedError
 
     def chunk(self, choices: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """A piece of it."""
@@ -49,9 +63,7 @@ class ChatReply(Reply):
     def first() -> dict[str, Any]:
         return {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
 
-    @staticmethod
-    def piece(event: Event) -> dict[str, Any]:
-        """The choice of a chunk."""
+    def piece(self, event: Event) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": None, "logprobs": None}
         if event["event"] == "token":
             choice["delta"] = {"content": event["text"]}
@@ -67,21 +79,25 @@ class ChatReply(Reply):
 class TextReply(Reply):
     kind, prefix = "text_completion", "cmpl"
 
+    def __init__(self, model: str, about: Mapping[str, Any]) -> None:
+        super().__init__(model, about)
+        self._at = 0  # characters of the tokens so far
+
     @staticmethod
-    def choice(index: int, events: Sequence[Event], echo: bool) -> dict[str, Any]:
+    def choice(events: Sequence[Event], index: int) -> dict[str, Any]:
+        """One choice of a whole reply."""
         scored = [e for e in events if e["event"] == "scored"]
-        before = "".join(_texts(events, "echo")) if echo else ""
-        text = before + "".join(_texts(events, "token"))
+        text = "".join([*_texts(events, "echo"), *_texts(events, "token")])
         return {"index": index, "text": text, "finish_reason": FINISHED[events[-1]["stop"]],
                 "logprobs": text_scores(scored) if scored else None}  # fmt: skip
 
-    @staticmethod
-    def piece(index: int, event: Event) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "text": "", "finish_reason": None, "logprobs": None}
+    def piece(self, event: Event) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "text": "", "finish_reason": None, "logprobs": None}
         if event["event"] in ("token", "echo"):
             choice["text"] = event["text"]
         elif event["event"] == "scored":
-            choice["logprobs"] = text_scores([event])
+            choice["logprobs"] = scores = text_scores([event], self._at)
+            self._at += len(scores["tokens"][0])
         else:
             choice["finish_reason"] = FINISHED[event["stop"]]
         return choice
@@ -106,10 +122,10 @@ def chat_score(event: Event) -> dict[str, Any]:
     return {**told(event), "top_logprobs": [told(t) for t in event["top"]]}
 
 
-def text_scores(events: Sequence[Event]) -> dict[str, Any]:
-    """The older form: parallel lists. The first token of all has neither ln p nor alternatives."""
+def text_scores(events: Sequence[Event], at: int = 0) -> dict[str, Any]:
+    """The older form, parallel lists, from character `at` on. A prompt begins with a token that has no ln p."""
     tokens = [token_text(e["bytes"]) for e in events]
-    offsets, at = [], 0
+    offsets = []
     for token in tokens:
         offsets.append(at)
         at += len(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -18,13 +19,16 @@ MAX_PROMPTS = 128  # of one request
 MAX_VALUES = 1_000_000
 # what a caller says of himself or to the company, without any effect on an answer
 NO_MATTER = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-OF_MESSAGES = frozenset({"role", "content", "name", "reasoning_content", "refusal", "annotations"})
+# what clients send back of an answer; a thought stays out of later turns, as the templates themselves have it
+OF_MESSAGES = frozenset({"role", "content", "reasoning_content", "refusal", "annotations"})
 # fields whose only value is the one that is meant where they are absent
 ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
     "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False), "functions": ([],),
     "modalities": (["text"],), "suffix": ("",), "cache_prompt": (True,),
 }  # fmt: skip
+
+FLAG = re.compile(r"--([a-z][a-z-]*)")
 
 T = TypeVar("T")
 
@@ -53,6 +57,25 @@ class Asked:
     grammar: str | None = None
     json_schema: Any = None
 
+    def __post_init__(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise UsageError("stream_options: has no effect without stream; leave it away")
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream's last chunk tells the tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the answer's schema has no effect."""
+        return Sampling(json_schema=self.schema).warnings()
+
+    @property
+    def schema(self) -> Any:
+        """The JSON schema of the answer; None for none."""
+        return self.json_schema
+
     def sampling(self, **more: Any) -> Sampling:
         """The options of the answer; raises UsageError or DataError."""
         if self.repeat_penalty is not None and self.repetition_penalty is not None:
@@ -70,10 +93,13 @@ class Asked:
             "seed": self.seed,
             "stop": tuple(stop),
             "grammar": self.grammar,
-            "json_schema": self.json_schema,
+            "json_schema": self.schema,
             **more,
         }
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
+        try:
+            return Sampling(**{name: value for name, value in given.items() if value is not None})
+        except UsageError as e:  # names of the command line's, which are those of fields with other hyphens
+            raise UsageError(FLAG.sub(lambda found: found[1].replace("-", "_"), str(e))) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +118,13 @@ class ChatRequest(Asked):
     def to_child(self) -> dict[str, Any]:
         """The request to the process that holds the model."""
         system, turns = _turns(self.messages)
-        begun = None
-        if turns[-1][0] == "assistant":
-            if not self.continue_final_message:
-                raise UsageError("messages: the last one is the assistant's; ask with a user's message, or give "
-                                 "continue_final_message: true to have it go on")  # fmt: skip
+        begun, is_begun = None, turns[-1][0] == "assistant"
+        if is_begun != bool(self.continue_final_message):
+            raise UsageError("messages: continue_final_message: true has the last one go on, which must be the "
+                             "assistant's, and is needed where it is")  # fmt: skip
+        if self.add_generation_prompt is not None and self.add_generation_prompt == is_begun:
+            raise UsageError("add_generation_prompt: is false where continue_final_message is true, and true else")
+        if is_begun:
             begun = turns.pop()[1]
         if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
             raise UsageError("messages: expected user and assistant in turn, the user's first and last")
@@ -104,15 +132,9 @@ class ChatRequest(Asked):
             check_question(text)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise UsageError("max_tokens and max_completion_tokens are two names of one thing; give one")
-        more: dict[str, Any] = {"think_budget": self.think_budget, "template_vars": self.chat_template_kwargs or {}}
-        if self.max_completion_tokens is not None:
-            more["max_tokens"] = self.max_completion_tokens
-        if self.reasoning_effort is not None:
-            if self.reasoning_effort != "none":
-                more["template_vars"] = {"reasoning_effort": self.reasoning_effort, **more["template_vars"]}
-            else:
-                more["think"] = False
-        more |= _form(self.response_format)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise UsageError("top_logprobs: has no effect without logprobs: true; give both")
+        more = self._more()
         return {
             "op": "ask",
             "messages": [{"role": role, "content": text} for role, text in turns],
@@ -122,6 +144,25 @@ class ChatRequest(Asked):
             "logprobs": _likeliest(self.top_logprobs or 0) if self.logprobs else None,
             "sampling": vars(self.sampling(**more)),
         }
+
+    @property
+    def schema(self) -> Any:
+        form = _form(self.response_format)
+        if form is not None and self.json_schema is not None:
+            raise UsageError("response_format and json_schema are two names of one thing; give one")
+        return self.json_schema if form is None else form
+
+    def _more(self) -> dict[str, Any]:
+        """Options of the answer that only a chat has."""
+        more: dict[str, Any] = {"think_budget": self.think_budget, "template_vars": self.chat_template_kwargs or {}}
+        if self.max_completion_tokens is not None:
+            more["max_tokens"] = self.max_completion_tokens
+        if self.reasoning_effort is not None:
+            if self.reasoning_effort != "none":
+                more["template_vars"] = {"reasoning_effort": self.reasoning_effort} | more["template_vars"]
+            else:
+                more["think"] = False
+        return more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +255,18 @@ def _text(content: Any, where: str) -> str:
     raise UsageError(f"{where}: its content is no text; this server takes nothing else")
 
 
-def _form(given: Any) -> dict[str, Any]:
-    """What a `response_format` asks of the answer."""
+def _form(given: Any) -> Mapping[str, Any] | bool | None:
+    """The schema that a `response_format` asks for; None for none."""
     kind = given.get("type") if isinstance(given, Mapping) else None
     if given is None or kind == "text":
-        return {}
+        return None
     if kind == "json_object":
-        return {"json_schema": {"type": "object"}}
+        return {"type": "object"}
     if kind == "json_schema":
         named = given.get("json_schema", given)
         schema = named.get("schema") if isinstance(named, Mapping) else None
         if isinstance(schema, Mapping | bool):
-            return {"json_schema": schema}
+            return schema
     raise UsageError("response_format: expected text, json_object, or json_schema with a schema")
 
 

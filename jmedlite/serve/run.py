@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import time
@@ -9,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jmedlite.base.errors import CannotCreate, DataError
 from jmedlite.base.inputs import read_text
@@ -24,6 +27,44 @@ from .options import ServeOptions
 
 MAX_KEY, MIN_KEY = 4096, 16  # characters
 MAX_CONNECTIONS = 512
+EVERY_ADDRESS = ("0.0.0.0", "::")
+HEAD_SECONDS = 15.0  # for a request's head to arrive in, and between requests
+UNREAD_SECONDS = 60  # after which whoever reads nothing is dropped
+ENDING_SECONDS = 3  # for answers that are being given when the server ends
+
+
+class Impatient(H11Protocol):
+    """HTTP that drops who opens a connection and then says nothing: 512 of those, and nobody else would be heard."""
+
+    _clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE and self._clock:
+            self._clock.cancel()
+            self._clock = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._clock:
+            self._clock.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._clock is None:
+            self._clock = self.loop.call_later(HEAD_SECONDS, self._drop)
+
+    def _drop(self) -> None:
+        self._clock = None
+        if self.conn.their_state is h11.IDLE:
+            self.transport.abort()
 
 
 def read_key(options: ServeOptions) -> tuple[str | None, bool]:
@@ -60,24 +101,33 @@ def serve(
             log_level="error",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=3,
+            http=Impatient,
+            ws="none",
+            timeout_keep_alive=int(HEAD_SECONDS),
+            timeout_graceful_shutdown=ENDING_SECONDS,
             limit_concurrency=MAX_CONNECTIONS,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
             proxy_headers=False,
             lifespan="off",
         )
-        scheme = "https" if options.tls_cert else "http"
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        on_start(f"{scheme}://{host}:{listening.getsockname()[1]}/", key if made else None)
+        on_start(address_of(options, listening.getsockname()[1]), key if made else None)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def address_of(options: ServeOptions, port: int) -> str:
+    """Where the page is found; behind an address that stands for all of this machine's, by its name."""
+    host = socket.gethostname() if options.host in EVERY_ADDRESS else options.host
+    return f"{'https' if options.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _listen(options: ServeOptions) -> socket.socket:
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((options.host, options.port), family=family, backlog=128)
+        listening = socket.create_server((options.host, options.port), family=family, backlog=128)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have what the listening socket has
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
+        return listening
     except OSError as e:
         raise CannotCreate(
             f"--host {options.host} --port {options.port}: can't be listened on ({e.strerror or e}); is another server "

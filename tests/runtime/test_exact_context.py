@@ -13,7 +13,7 @@ from jmedlite.base.gguf import EXACT_CONTEXT, check_model, read_header
 from jmedlite.benchmarks.backends.local_worker import Prompts
 from jmedlite.runtime.fitting import shape_on_this_machine
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.worker import AnswerEngine
+from jmedlite.runtime.worker import AnswerEngine, facts_of
 from tests.support import builders
 
 WINDOW = 64
@@ -58,7 +58,8 @@ def asked(engine: AnswerEngine, text: str, n: int) -> dict[str, Any]:
 
 def test_nothing_longer_is_asked(windowed: Path) -> None:
     engine = AnswerEngine.load(request(windowed), quiet)
-    assert engine.facts()["n_ctx_train"] == engine.facts()["n_ctx"] == WINDOW
+    facts = facts_of(engine.loaded, engine.evaluator.settings)
+    assert facts["n_ctx_train"] == facts["n_ctx"] == WINDOW
     with pytest.raises(ContextFull, match=rf"have 1\d\d tokens, the context has {WINDOW}; .*{WHY}"):
         asked(engine, "x" * 100, 8)
     ended = asked(engine, "x", 100)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 MESSAGE = 1 << 20  # bytes; an environment is far smaller
 SERVED = (
     "benchmarks.backends.local_worker", "benchmarks.run.costs", "benchmarks.run.distance_worker", "calibration.worker",
-    "runtime.type_probe_worker", "runtime.worker",
+    "runtime.serving_worker", "runtime.type_probe_worker", "runtime.worker",
 )  # fmt: skip
 
 

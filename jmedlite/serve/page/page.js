@@ -7,6 +7,7 @@ let info = null;
 let key = sessionStorage.getItem("key") || "";
 let turns = []; // {role, content} of the conversation, in this tab's memory alone
 let running = null; // AbortController of the answer that is being given
+let talk = 0; // number of the conversation: an answer to an earlier one is no part of this
 
 const say = (name) => TEXTS[lang][name];
 
@@ -38,12 +39,15 @@ function size(bytes) {
 function showInfo() {
   if (!info) return;
   $("model").textContent = [info.title || info.file, info.level].filter(Boolean).join(" · ");
-  const verdict = info.verdict;
+  document.title = `${info.title || info.file} — jmedlite`;
+  const license = info.license || say("licenseless"), verdict = info.verdict || say("unreported");
+  $("brief").replaceChildren(...[["license", license], ["verdict", verdict]].flatMap(([name, value]) => [
+    make("span", "name", `${say(name)}: `), make("span", "value", value),
+  ]));
+  $("about").hidden = false;
   const rows = [
-    ["file", info.file], ["level", info.level], ["size", info.size && size(info.size)],
-    ["license", info.license || say("licenseless")],
-    ["window", `${info.n_ctx.toLocaleString()} tokens`],
-    ["verdict", verdict || say("unreported")],
+    ["file", info.file], ["level", info.level], ["size", info.size && size(info.size)], ["license", license],
+    ["window", `${info.n_ctx.toLocaleString()} ${say("tokens")}`], ["verdict", verdict],
   ];
   $("facts").replaceChildren(...rows.filter(([, value]) => value).flatMap(([name, value]) => [
     make("dt", "", say(name)), make("dd", "", value),
@@ -143,15 +147,26 @@ function near() {
   return window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
 }
 
+function reason(status, error) {
+  if (status === 401) return say("keyrefused");
+  if (status === 503) return say("busy");
+  if (error.code === "context_length_exceeded") return say("full");
+  return `${say("failed")} ${error.message || ""}`.trim();
+}
+
 async function answer(question) {
   showError("");
   if (!info) await load();
-  if (!info) return;
+  if (!info) {
+    $("question").value = question;
+    return;
+  }
+  const ours = talk;
   const asked = addTurn("user", question);
   const { turn, body } = addTurn("assistant", "");
   body.setAttribute("aria-busy", "true");
   body.append(make("span", "cursor"));
-  running = new AbortController();
+  const control = running = new AbortController();
   $("send").hidden = true;
   $("stop").hidden = false;
   $("status").textContent = say("waiting");
@@ -163,16 +178,16 @@ async function answer(question) {
   ];
   try {
     const response = await fetch("/v1/chat/completions", {
-      method: "POST", headers: headers(), signal: running.signal,
+      method: "POST", headers: headers(), signal: control.signal,
       body: JSON.stringify({ messages, stream: true }),
     });
     if (!response.ok) {
       const said = (await response.json()).error || {};
-      failed = response.status === 503 ? say("busy") : said.message || say("again");
+      failed = reason(response.status, said);
       if (response.status === 401) { info = null; key = ""; sessionStorage.removeItem("key"); load(); }
     } else {
       for await (const chunk of events(response.body)) {
-        if (chunk.error) { failed = chunk.error.message; break; }
+        if (chunk.error) { failed = reason(200, chunk.error); break; }
         const choice = chunk.choices[0];
         if (!choice) continue;
         const follow = near();
@@ -193,6 +208,7 @@ async function answer(question) {
     if (error.name === "AbortError") note = "stopped";
     else failed = say("lost");
   }
+  if (ours !== talk) return; // a new conversation has begun
   running = null;
   body.removeAttribute("aria-busy");
   body.textContent = text;
@@ -223,7 +239,11 @@ function plain() {
 
 function begin() {
   if (running) running.abort();
+  running = null;
+  talk += 1;
   turns = [];
+  $("send").hidden = false;
+  $("stop").hidden = true;
   for (const turn of document.querySelectorAll(".turn")) turn.remove();
   $("empty").hidden = false;
   showError("");
