@@ -42,12 +42,13 @@ def serve(
             console.note(f"key (shown this once): {key}")
         console.note(f"{' '.join(NOTICE.values())} Ctrl-C ends it.")
         if options.open:  # beside the server, since a browser in the terminal would hold it up
-            threading.Thread(target=_open, args=(address,), daemon=True).start()
+            threading.Thread(target=open_page, args=(address,), daemon=True).start()
 
     run(path, options, loading, more=_judged(path), on_plan=console.note, on_start=started)
 
 
-def _open(address: str) -> None:
+def open_page(address: str) -> None:
+    """Show the page in the browser, or say that there is none."""
     import webbrowser
 
     if not webbrowser.open(address):

@@ -35,6 +35,7 @@ MIN_SHARE = 32  # rows of prompts in a batch beside those who write, however slo
 PATIENCE = 2.0  # seconds: the longest batch, which nothing can end early
 CHOOSING_SECONDS = 0.05  # or as long as a batch takes, if that is longer: the wait for those who choose
 WORTH_SHARING = 16  # tokens: fewer are evaluated as soon as shared
+KEPT = 4  # sequences for each answer that there may be at once: conversations that may go on
 SLACK = 64  # cells that an answer may take beyond what it asked for: the tags that end a thought
 
 
@@ -129,13 +130,16 @@ class Lanes:
 
     def __init__(self, loaded: LoadedModel, settings: ContextSettings, n: int) -> None:
         self.loaded, self.settings, self.n = loaded, settings, n
+        llama, model = loaded.llama, loaded.model
+        has_state = llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
+        n_sequences = n if has_state else min(KEPT * n, llama.llama_max_parallel_sequences())  # a state takes memory
         self._context = Context(
             loaded,
             n_ctx=-(-settings.n_ctx // CELL) * CELL,
             n_batch=N_UBATCH,
             n_threads=settings.n_threads,
             advice="try a smaller --ctx",
-            n_sequences=n,
+            n_sequences=n_sequences,
             n_outputs_max=n + N_OUTPUTS,
             kv_unified=True,  # one pool of cells for all
         )
@@ -144,7 +148,7 @@ class Lanes:
         self.lock = threading.Lock()  # of all that follows, and of the lanes' own; taken before `_native`
         self._native = threading.Lock()  # whoever uses the context
         self._work, self._room = threading.Condition(self.lock), threading.Condition(self.lock)
-        self._idle = {sequence: list[int]() for sequence in range(n)}  # tokens, the least recently used first
+        self._idle = {sequence: list[int]() for sequence in range(n_sequences)}  # tokens, the least recently used first
         self._taken: dict[int, Lane] = {}
         self._waiting: deque[Lane] = deque()
         self._admitted: list[Lane] = []
@@ -194,20 +198,30 @@ class Lanes:
         return len(self._admitted) < self.n and reserved + lane.reserved <= self.settings.n_ctx
 
     def seat(self, lane: Lane, prompt: Sequence[int]) -> None:
-        """Give a lane the free sequence that holds most of its prompt's beginning, or a copy of another's beginning."""
+        """Give a lane a free sequence that holds its prompt's beginning: the one that ends so, or a copy of one.
+
+        The copy takes the place of nothing, or of what nobody used for longest.
+        """
         with self.lock, self._native:
-            shared = {s: common_prefix(tokens, prompt) for s, tokens in self._idle.items()}
-            # one that holds as much as others is the one that nobody used for longest, or that holds nothing else
-            own = max(shared, key=lambda s: (shared[s], not self._idle[s]))
+            held = {**self._idle, **{s: other.tokens for s, other in self._taken.items()}}
+            shared = {s: common_prefix(tokens, prompt) for s, tokens in held.items()}
+            best = max(shared, key=lambda s: shared[s])
+            n = shared[best]
+            goes_on = best in self._idle and len(held[best]) - n < WORTH_SHARING
+            own = best if goes_on else min(self._idle, key=lambda s: bool(self._idle[s]))  # the first of the empty ones
             lane.sequence, lane.tokens = own, self._idle.pop(own)
             self._taken[own] = lane
-            self._cut(lane, shared[own])
-            held = {**self._idle, **{s: other.tokens for s, other in self._taken.items() if s != own}}
-            best = max(held, key=lambda s: common_prefix(held[s], prompt), default=own)
-            n = common_prefix(held[best], prompt) if best != own else 0
-            if n >= max(WORTH_SHARING, len(lane.tokens) + 1) and self._copy(best, own, n):
+            if own != best and n >= max(WORTH_SHARING, shared[own] + 1) and self._is_whole(best):
+                self._forget(own)
+                self.loaded.llama.llama_memory_seq_cp(self._context.memory, best, own, 0, n)
                 lane.tokens = held[best][:n]
+            else:
+                self._cut(lane, shared[own])
             self._make_room()
+
+    def _is_whole(self, sequence: int) -> bool:
+        """Whether a sequence's beginning is there still: a window or a state has none."""
+        return int(self.loaded.llama.llama_memory_seq_pos_min(self._context.memory, sequence)) == 0
 
     def _make_room(self) -> None:
         """Forget what ended longest ago, until the cells that are promised are there."""
@@ -218,15 +232,6 @@ class Lanes:
             self._forget(sequence)
             self._idle[sequence] = []
 
-    def _copy(self, source: int, target: int, n: int) -> bool:
-        """Let a sequence begin with another's first `n` tokens, where its memory is one that can be shared so."""
-        memory, llama = self._context.memory, self.loaded.llama
-        if llama.llama_memory_seq_pos_min(memory, source) != 0:  # a window or a state, which has no beginning any more
-            return False
-        self._forget(target)
-        llama.llama_memory_seq_cp(memory, source, target, 0, n)
-        return True
-
     def cut(self, lane: Lane, n: int) -> None:
         """Let a lane hold no more than its first `n` tokens; nothing where its memory can't forget a part."""
         with self.lock, self._native:
@@ -235,9 +240,8 @@ class Lanes:
     def _cut(self, lane: Lane, n: int) -> None:
         if n >= len(lane.tokens):
             return
-        memory, llama = self._context.memory, self.loaded.llama
-        whole = llama.llama_memory_seq_pos_min(memory, lane.sequence) <= 0
-        if n and whole and llama.llama_memory_seq_rm(memory, lane.sequence, n, -1):
+        rm, memory = self.loaded.llama.llama_memory_seq_rm, self._context.memory
+        if n and self._is_whole(lane.sequence) and rm(memory, lane.sequence, n, -1):
             lane.tokens = lane.tokens[:n]
         else:
             self._forget(lane.sequence)

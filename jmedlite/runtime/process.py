@@ -219,7 +219,7 @@ class SharedChild(Child):
             with self._lock:
                 ended = event["event"] in ("error", self._last)
                 on_event = self._wanted.pop(event["id"], None) if ended else self._wanted.get(event["id"])
-            if on_event:
+            if on_event is not None:
                 on_event(event)
         with self._lock:
             self.dead = fault = NativeError("the model was closed") if self._closing else self._death()

@@ -52,7 +52,12 @@ class ScoreKeeper:
         if reader.n_written != self._n_read:
             self._n_read = reader.n_written
             self._held.append(self._last)
-        if reader.state == UNDECIDED:
-            return []
+        return [] if reader.state == UNDECIDED else self._take(reader)
+
+    def rest(self, reader: AnswerReader) -> list[dict[str, Any]]:
+        """What is left at the end: of an answer that could still have become a thought."""
+        return self._take(reader)
+
+    def _take(self, reader: AnswerReader) -> list[dict[str, Any]]:
         found, self._held = self._held, []
-        return found if reader.state == ANSWERING else []
+        return found if reader.state in (UNDECIDED, ANSWERING) else []

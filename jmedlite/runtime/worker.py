@@ -272,6 +272,8 @@ class AnswerEngine:
                     emit("token", text=text)
             except Stopped:
                 stop = "stopped"
+            for score in scores.rest(reader) if scores else ():
+                emit("scored", **score)
         ended = time.monotonic()
         evaluated, first = [*times[1:], ended, ended][:2]
         return {

@@ -24,6 +24,7 @@ class Answers:
     def __init__(self, runner: SharedRunner, queue: int) -> None:
         self._runner, self._most, self.n = runner, runner.lanes + queue, 0
         self.parallel = runner.lanes
+        self._given: set[asyncio.Future[Callable[[], None]]] = set()  # what ends each answer that is being given
 
     @property
     def fault(self) -> JmedliteError | None:
@@ -53,6 +54,7 @@ class Answers:
         # in threads: the pipe to the model's process may be full, or the process must be started anew
         sending = loop.run_in_executor(None, self._runner.submit, dict(request), from_thread)
         sending.add_done_callback(self._was_sent)
+        self._given.add(sending)
         is_whole = False
         try:
             await asyncio.shield(sending)
@@ -71,8 +73,15 @@ class Answers:
                 if is_whole:
                     return
         finally:
+            self._given.discard(sending)
             if not is_whole:  # also where it is only about to be sent
                 sending.add_done_callback(lambda sent: _stop(loop, sent))
+
+    def end_all(self) -> None:
+        """End every answer that is being given, as if each reader had stopped it."""
+        loop = asyncio.get_running_loop()
+        for sending in self._given:
+            sending.add_done_callback(lambda sent: _stop(loop, sent))
 
     def _was_sent(self, sent: asyncio.Future[Callable[[], None]]) -> None:
         if sent.cancelled() or sent.exception():

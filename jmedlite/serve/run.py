@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from jmedlite.base.errors import CannotCreate, DataError
+from jmedlite.base.errors import CannotCreate, DataError, InputMissing
 from jmedlite.base.inputs import read_text
 from jmedlite.runtime.chat_template import NOTICE, SYSTEM
 from jmedlite.runtime.load_options import LoadOptions
@@ -77,6 +80,27 @@ def read_key(options: ServeOptions) -> tuple[str | None, bool]:
     return (None, False) if options.is_local and not options.behind_proxy else (secrets.token_urlsafe(24), True)
 
 
+def check_certificate(options: ServeOptions) -> None:
+    """Raise DataError or InputMissing where the certificate can't be used, before a model is loaded for minutes."""
+    if options.tls_cert is None or options.tls_key is None:
+        return
+    for file in (options.tls_cert, options.tls_key):
+        if not Path(file).is_file():
+            raise InputMissing(f"{file}: no such file; expected a certificate and its private key, both PEM")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            options.tls_cert,
+            options.tls_key,
+            password="",  # or it would be asked for
+        )
+    except (OSError, ValueError) as e:  # ssl.SSLError is the first
+        why = getattr(e, "reason", None) or e
+        raise DataError(
+            f"--tls-cert {options.tls_cert} --tls-key {options.tls_key}: are no certificate and its private key, both "
+            f"PEM and without a password ({why})"
+        ) from None
+
+
 def serve(
     model: Path,
     options: ServeOptions,
@@ -92,27 +116,46 @@ def serve(
     here. Raises CannotCreate where the address is taken, and what loading a model raises.
     """
     key, made = read_key(options)
-    listening = _listen(options)
+    check_certificate(options)
+    listening = listen(options)
     with listening, SharedRunner(model, loading, lanes=options.parallel, on_plan=on_plan) as runner:
         about = About(model.stem, {**about_model(runner, model), **more})
-        app = make_app(Answers(runner, options.queue), about, own_names(options), key)
-        config = uvicorn.Config(
-            app,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            http=Impatient,
-            ws="none",
-            timeout_keep_alive=int(HEAD_SECONDS),
-            timeout_graceful_shutdown=ENDING_SECONDS,
-            limit_concurrency=MAX_CONNECTIONS,
-            ssl_certfile=options.tls_cert,
-            ssl_keyfile=options.tls_key,
-            proxy_headers=False,
-            lifespan="off",
-        )
+        answers = Answers(runner, options.queue)
+        app = make_app(answers, about, own_names(options), key)
         on_start(address_of(options, listening.getsockname()[1]), key if made else None)
-        uvicorn.Server(config).run(sockets=[listening])
+        server_of(app, answers, options).run(sockets=[listening])
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which ends on SIGINT and SIGTERM: answers end then where they are."""
+
+    def __init__(self, config: uvicorn.Config, answers: Answers) -> None:
+        super().__init__(config)
+        self._answers = answers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._answers.end_all()
+        await super().shutdown(sockets)
+
+
+def server_of(app: Starlette, answers: Answers, options: ServeOptions) -> Server:
+    """The server of an application: it logs no request, and nothing of what fails in one but for whoever debugs."""
+    config = uvicorn.Config(
+        app,
+        log_level="error" if os.environ.get("JMEDLITE_DEBUG") else "critical",
+        access_log=False,
+        server_header=False,
+        http=Impatient,
+        ws="none",
+        timeout_keep_alive=int(HEAD_SECONDS),
+        timeout_graceful_shutdown=ENDING_SECONDS,
+        limit_concurrency=MAX_CONNECTIONS,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+        proxy_headers=False,
+        lifespan="off",
+    )
+    return Server(config, answers)
 
 
 def address_of(options: ServeOptions, port: int) -> str:
@@ -121,7 +164,8 @@ def address_of(options: ServeOptions, port: int) -> str:
     return f"{'https' if options.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def listen(options: ServeOptions) -> socket.socket:
+    """The socket; raises CannotCreate where it can't be had."""
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((options.host, options.port), family=family, backlog=128)
