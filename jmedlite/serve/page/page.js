@@ -228,7 +228,7 @@ async function answer(question) {
     }
   }
   if (text) turns.push({ role: "user", content: question }, { role: "assistant", content: text });
-  $("status").textContent = failed || say(note || "done");
+  $("status").textContent = failed ? "" : say(note || "done"); // an error is an alert of its own
   $("question").focus();
 }
 
