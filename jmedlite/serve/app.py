@@ -142,7 +142,7 @@ class Api:
         if asked.model not in (None, self.about.name):
             return self._unknown(str(asked.model))
         wanted = [asked.to_child(prompt) for prompt in asked.prompts()]
-        reply = TextReply(self.about.name, self.about.told)
+        reply = TextReply(self.about.name, self.about.told, bool(asked.return_tokens_as_token_ids))
         if asked.stream:
             if len(wanted) > 1:
                 raise UsageError("stream: one prompt at a time can be streamed")

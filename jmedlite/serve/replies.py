@@ -79,25 +79,25 @@ class ChatReply(Reply):
 class TextReply(Reply):
     kind, prefix = "text_completion", "cmpl"
 
-    def __init__(self, model: str, about: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, about: Mapping[str, Any], as_ids: bool) -> None:
         super().__init__(model, about)
+        self._as_ids = as_ids
         self._at = 0  # characters of the tokens so far
 
-    @staticmethod
-    def choice(events: Sequence[Event], index: int) -> dict[str, Any]:
+    def choice(self, events: Sequence[Event], index: int) -> dict[str, Any]:
         """One choice of a whole reply."""
         scored = [e for e in events if e["event"] == "scored"]
         text = "".join([*_texts(events, "echo"), *_texts(events, "token")])
         return {"index": index, "text": text, "finish_reason": FINISHED[events[-1]["stop"]],
-                "logprobs": text_scores(scored) if scored else None}  # fmt: skip
+                "logprobs": text_scores(scored, 0, self._as_ids) if scored else None}  # fmt: skip
 
     def piece(self, event: Event) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "text": "", "finish_reason": None, "logprobs": None}
         if event["event"] in ("token", "echo"):
             choice["text"] = event["text"]
         elif event["event"] == "scored":
-            choice["logprobs"] = scores = text_scores([event], self._at)
-            self._at += len(scores["tokens"][0])
+            choice["logprobs"] = text_scores([event], self._at, self._as_ids)
+            self._at += len(token_text(event))
         else:
             choice["finish_reason"] = FINISHED[event["stop"]]
         return choice
@@ -117,36 +117,37 @@ def usage(ends: Sequence[Event]) -> dict[str, Any]:
 
 def chat_score(event: Event) -> dict[str, Any]:
     def told(token: Mapping[str, Any]) -> dict[str, Any]:
-        return {"token": token_text(token["bytes"]), "logprob": token["ln_p"], "bytes": token["bytes"]}
+        return {"token": token_text(token), "logprob": token["ln_p"], "bytes": token["bytes"]}
 
     return {**told(event), "top_logprobs": [told(t) for t in event["top"]]}
 
 
-def text_scores(events: Sequence[Event], at: int = 0) -> dict[str, Any]:
+def text_scores(events: Sequence[Event], at: int, as_ids: bool) -> dict[str, Any]:
     """The older form, parallel lists, from character `at` on. A prompt begins with a token that has no ln p."""
-    tokens = [token_text(e["bytes"]) for e in events]
     offsets = []
-    for token in tokens:
+    for event in events:
         offsets.append(at)
-        at += len(token)
+        at += len(token_text(event))
     return {
-        "tokens": tokens,
+        "tokens": [token_text(e, as_ids) for e in events],
         "token_logprobs": [e["ln_p"] for e in events],
-        "top_logprobs": [None if e["ln_p"] is None else _alternatives(e) for e in events],
+        "top_logprobs": [None if e["ln_p"] is None else _alternatives(e, as_ids) for e in events],
         "text_offset": offsets,
     }
 
 
-def _alternatives(event: Event) -> dict[str, float]:
+def _alternatives(event: Event, as_ids: bool) -> dict[str, float]:
     found: dict[str, float] = {}
     for token in event["top"]:  # the likeliest first: of two that read the same, it is the one that counts
-        found.setdefault(token_text(token["bytes"]), token["ln_p"])
+        found.setdefault(token_text(token, as_ids), token["ln_p"])
     return found
 
 
-def token_text(raw: Sequence[int]) -> str:
-    """A token as text; one that is a part of a character as OpenAI's API writes it."""
-    blob = bytes(raw)
+def token_text(token: Mapping[str, Any], as_ids: bool = False) -> str:
+    """A token as text, or as its id; one that is a part of a character as OpenAI's API writes it."""
+    if as_ids:
+        return f"token_id:{token['token']}"
+    blob = bytes(token["bytes"])
     try:
         return blob.decode("utf-8")
     except UnicodeDecodeError:

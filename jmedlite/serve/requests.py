@@ -78,7 +78,8 @@ class Asked:
 
     def sampling(self, **more: Any) -> Sampling:
         """The options of the answer; raises UsageError or DataError."""
-        if self.repeat_penalty is not None and self.repetition_penalty is not None:
+        penalties = {self.repeat_penalty, self.repetition_penalty} - {None}
+        if len(penalties) > 1:
             raise UsageError("repeat_penalty and repetition_penalty are two names of one thing; give one")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if not (isinstance(stop, list) and all(isinstance(text, str) for text in stop)):
@@ -89,7 +90,7 @@ class Asked:
             "top_p": 1.0 if self.top_p is None else self.top_p,  # as OpenAI's API has it
             "top_k": 0 if self.top_k is None else max(0, self.top_k),
             "min_p": self.min_p,
-            "repeat_penalty": self.repetition_penalty if self.repeat_penalty is None else self.repeat_penalty,
+            "repeat_penalty": next(iter(penalties), None),
             "seed": self.seed,
             "stop": tuple(stop),
             "grammar": self.grammar,
@@ -170,6 +171,7 @@ class CompletionRequest(Asked):
     prompt: Any
     echo: bool | None = None
     logprobs: int | None = None
+    return_tokens_as_token_ids: bool | None = None  # vLLM's: `token_id:7` for a token's text, which others may share
 
     def prompts(self) -> list[str | list[int]]:
         """Texts, or tokens."""

@@ -156,6 +156,11 @@ def test_completions(client: TestClient) -> None:
     assert longer["text"].startswith("the hello fever")
     assert "".join(longer["logprobs"]["tokens"])[: len("the hello fever")] == "the hello fever"
     assert all(x < 0 for x in longer["logprobs"]["token_logprobs"][1:])
+    ids = complete(client, prompt="hello", echo=True, logprobs=2, max_tokens=1, return_tokens_as_token_ids=True)
+    numbered = ids["choices"][0]["logprobs"]
+    assert numbered["text_offset"] == [0, 5]
+    for name in (*numbered["tokens"], *numbered["top_logprobs"][1]):
+        assert name.removeprefix("token_id:").isdecimal()
     stream = {"prompt": "the hello", "stream": True, "logprobs": 1, "echo": True, "max_tokens": 3}
     pieces = [c["choices"][0] for c in chunks(client.post(TEXT, json=stream).text)]
     same = complete(client, prompt="the hello", logprobs=1, echo=True, max_tokens=3)["choices"][0]
@@ -180,7 +185,7 @@ def test_completions(client: TestClient) -> None:
         ({"top_p": 2}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "two names"),
-        ({"repeat_penalty": 1, "repetition_penalty": 1}, "two names"),
+        ({"repeat_penalty": 1, "repetition_penalty": 2}, "two names"),
         ({"stop": [""]}, "stop"),
         ({"stop": 5}, "stop"),
         ({"top_logprobs": 5}, "top_logprobs: has no effect"),
@@ -255,7 +260,7 @@ def test_every_field_reaches_the_model_or_the_reply() -> None:
         "repetition_penalty": 2, "seed": 3, "stop": "x", "grammar": "root ::= [a]", "json_schema": {"type": "array"},
     }  # fmt: skip
     elsewhere = {"model", "messages", "prompt", "stream", "stream_options", "top_logprobs", "add_generation_prompt",
-                 "continue_final_message"}  # fmt: skip
+                 "continue_final_message", "return_tokens_as_token_ids"}  # fmt: skip
     for path, kind, own, base in (
         (CHAT, ChatRequest, chat_only, {"messages": USER}),
         (TEXT, CompletionRequest, {"echo": True, "logprobs": 1}, {"prompt": "x"}),
