@@ -23,7 +23,7 @@ def serve(
     *,
     model: ModelFile = None,
     options: ServeOptions,
-    loading: LoadOptions,
+    loading: Annotated[LoadOptions, "ctx", "gpu_layers", "kv_type", "flash_attn", "threads", "lora", "force"],
 ) -> None:
     """Serve a page to ask on and an OpenAI-compatible API, to this machine alone unless you say otherwise."""
     from jmedlite.convert.adapters.lora import parse_spec

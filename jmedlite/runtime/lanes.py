@@ -27,7 +27,7 @@ from .added_tokens import common_prefix
 from .context import BatchRow, Context, finite_max
 from .evaluation import ContextSettings, log_probability
 from .loading import LoadedModel
-from .offload import CELL, N_OUTPUTS, N_UBATCH
+from .offload import CELL, N_OUTPUTS, N_UBATCH, n_sequences
 from .protocol import Stopped
 
 STEP_SECONDS = 0.5  # the longest that those who write wait for somebody's prompt, in one batch
@@ -35,7 +35,6 @@ MIN_SHARE = 32  # rows of prompts in a batch beside those who write, however slo
 PATIENCE = 2.0  # seconds: the longest batch, which nothing can end early
 CHOOSING_SECONDS = 0.05  # or as long as a batch takes, if that is longer: the wait for those who choose
 WORTH_SHARING = 16  # tokens: fewer are evaluated as soon as shared
-KEPT = 4  # sequences for each answer that there may be at once: conversations that may go on
 SLACK = 64  # cells that an answer may take beyond what it asked for: the tags that end a thought
 
 
@@ -132,15 +131,15 @@ class Lanes:
         self.loaded, self.settings, self.n = loaded, settings, n
         llama, model = loaded.llama, loaded.model
         has_state = llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
-        n_sequences = n if has_state else min(KEPT * n, llama.llama_max_parallel_sequences())  # a state takes memory
+        n_kept = n if has_state else n_sequences(n)  # a state takes memory
         self._context = Context(
             loaded,
             n_ctx=-(-settings.n_ctx // CELL) * CELL,
             n_batch=N_UBATCH,
             n_threads=settings.n_threads,
             advice="try a smaller --ctx",
-            n_sequences=n_sequences,
-            n_outputs_max=n + N_OUTPUTS,
+            n_sequences=n_kept,
+            n_outputs_max=n_kept + N_OUTPUTS,
             kv_unified=True,  # one pool of cells for all
         )
         self.candidates = np.zeros(self._context.n_vocab, CANDIDATE)
@@ -148,7 +147,7 @@ class Lanes:
         self.lock = threading.Lock()  # of all that follows, and of the lanes' own; taken before `_native`
         self._native = threading.Lock()  # whoever uses the context
         self._work, self._room = threading.Condition(self.lock), threading.Condition(self.lock)
-        self._idle = {sequence: list[int]() for sequence in range(n_sequences)}  # tokens, the least recently used first
+        self._idle = {sequence: list[int]() for sequence in range(n_kept)}  # tokens, the least recently used first
         self._taken: dict[int, Lane] = {}
         self._waiting: deque[Lane] = deque()
         self._admitted: list[Lane] = []

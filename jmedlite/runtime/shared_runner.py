@@ -11,6 +11,7 @@ from typing import Any
 from jmedlite.base.errors import JmedliteError
 
 from .load_options import LoadOptions
+from .offload import N_OUTPUTS, n_sequences
 from .process import SharedChild
 from .runner import ADVICE, load_request
 
@@ -34,7 +35,7 @@ class SharedRunner:
         on_plan: Callable[[str], None] | None = None,
     ) -> None:
         self.path, self.lanes = Path(model), lanes
-        self._load = {**load_request(self.path, options), "lanes": lanes}
+        self._load = {**load_request(self.path, options), "lanes": lanes, "n_outputs": n_sequences(lanes) + N_OUTPUTS}
         self._lock = threading.Lock()
         self._started = 0.0
         self._child = self._start(on_plan)

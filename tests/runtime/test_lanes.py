@@ -17,8 +17,8 @@ import jmedlite
 from jmedlite.base.errors import ContextFull, DataError, NativeError, UsageError
 from jmedlite.runtime import shared_runner
 from jmedlite.runtime.context import Context
-from jmedlite.runtime.lanes import KEPT
 from jmedlite.runtime.load_options import LoadOptions
+from jmedlite.runtime.offload import n_sequences
 from jmedlite.runtime.protocol import Stopped
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.serving_worker import Serving
@@ -92,7 +92,7 @@ class Asked:
 
 
 def start(path: Path, **more: Any) -> Serving:
-    serving = Serving(load_of(path, lanes=LANES, **more), lambda event, **fields: None)
+    serving = Serving({"lanes": LANES, **load_of(path, **more)}, lambda event, **fields: None)
     threading.Thread(target=serving.lanes.decode_forever, daemon=True).start()
     return serving
 
@@ -181,7 +181,7 @@ def test_an_answer_waits_for_cells_and_then_comes(serving: Serving) -> None:
     first = [next(e["at"] for e in one.events if e["event"] == "token") for one in small]
     assert min(first) > large.end["at"]
     assert serving.lanes._admitted == []
-    assert len(serving.lanes._idle) == KEPT * LANES
+    assert len(serving.lanes._idle) == n_sequences(LANES)
 
 
 def test_stops(serving: Serving) -> None:
@@ -290,6 +290,14 @@ def test_a_prompt_is_scored(serving: Serving, models: dict[str, Path]) -> None:
         assert isinstance(Asked(serving, completing(bad, 1)).done().fault, kind)
 
 
+@pytest.mark.parametrize("n", [1, 16, 64])
+def test_any_number_of_lanes(models: dict[str, Path], n: int) -> None:
+    """llama.cpp ends the process where it has reserved fewer logits than there are sequences."""
+    serving = start(models["whole"], lanes=n)
+    asked = [Asked(serving, asking(f"{i}", max_tokens=2)) for i in range(min(n, 8))]
+    assert all(one.done().end["n_generated"] == 2 for one in asked)
+
+
 def test_a_context_is_as_large_as_the_answers_need(models: dict[str, Path]) -> None:
     assert start(models["whole"], ctx=None).lanes.settings.n_ctx == 4096 * LANES
 
@@ -319,7 +327,9 @@ class Heard(list[dict[str, Any]]):
 def test_a_process_that_dies_tells_all_and_starts_anew(runner: SharedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = [Heard() for _ in range(3)]
     stops = [runner.submit(asking("long", max_tokens=1 << 14), one) for one in heard]
-    assert heard[0].changed.wait(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while not any(one.changed.wait(0.01) for one in heard):
+        assert time.monotonic() < deadline
     os.kill(runner._child.process.pid, signal.SIGKILL)
     for one, stop in zip(heard, stops, strict=True):
         assert one.ended.wait(SECONDS)
