@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runtime.runner", "calibration.compute"):
             patch.setattr(f"jmedlite.{module}.physical_cores", lambda: 1)
-        for command in ("ASK", "CHAT", "BENCH", "IMATRIX"):
+        for command in ("ASK", "CHAT", "SERVE", "BENCH", "IMATRIX"):
             patch.setenv(f"JMEDLITE_{command}_THREADS", "1")
         yield
 

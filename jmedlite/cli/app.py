@@ -32,6 +32,7 @@ from .models import models
 from .quantize import quantize
 from .recommend import recommend
 from .report import report
+from .serve import serve
 from .use import use
 from .verify import verify
 
@@ -60,7 +61,7 @@ def root(
     """Medical language models on one laptop: merge LoRA, quantize to GGUF in one pass, ask offline."""
 
 
-COMMANDS = (quantize, imatrix, ask, chat, models, use, doctor, bench, demo, inspect, verify, report, recommend)
+COMMANDS = (quantize, imatrix, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report, recommend)
 for _command in COMMANDS:
     app.command(cls=Command)(_command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +14,7 @@ from .protocol import Emit
 
 T = TypeVar("T")
 MEMORY = 1 << 30  # bytes more than are taken already
+_ONE_AT_A_TIME = threading.Lock()  # there is one clock
 
 
 @contextmanager
@@ -40,17 +42,18 @@ def bounded(emit: Emit, what: str, seconds: float, work: Callable[[], T]) -> T:
     The clock is a thread of C, for one call into C can keep the interpreter's lock for hours, and every thread of
     Python with it. It has no way to write an event, so that comes first.
     """
-    emit("bounded", message=f"{what} ran for over {seconds:g} s")
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        with limited_memory(MEMORY):
-            return work()
-    except MemoryError:
-        raise DataError(f"{what} needs too much memory") from None
-    except JmedliteError:
-        raise
-    except Exception as e:  # whatever it is, it must be said what was worked on
-        fault = as_expected(e)
-        raise type(fault)(f"{what}: {fault}") from e
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    with _ONE_AT_A_TIME:
+        emit("bounded", message=f"{what} ran for over {seconds:g} s")
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        try:
+            with limited_memory(MEMORY):
+                return work()
+        except MemoryError:
+            raise DataError(f"{what} needs too much memory") from None
+        except JmedliteError:
+            raise
+        except Exception as e:  # whatever it is, it must be said what was worked on
+            fault = as_expected(e)
+            raise type(fault)(f"{what}: {fault}") from e
+        finally:
+            faulthandler.cancel_dump_traceback_later()

@@ -57,11 +57,6 @@ class Evaluator:
     # ------------------------------------------------------------------------------------------------ context
 
     @property
-    def context(self) -> Any:
-        """The llama_context pointer, for sampling."""
-        return self._held.pointer
-
-    @property
     def _held(self) -> Context:
         assert self._context is not None, "reserve comes first"
         return self._context
@@ -121,9 +116,9 @@ class Evaluator:
             self._clear()
 
     def _state(self) -> State:
-        size = self.llama.llama_state_seq_get_size(self.context, 0)
+        size = self.llama.llama_state_seq_get_size(self._held.pointer, 0)
         state = bytearray(size)  # no copies: it can be as large as the cache of keys and values
-        n = self.llama.llama_state_seq_get_data(self.context, (ctypes.c_uint8 * size).from_buffer(state), size, 0)
+        n = self.llama.llama_state_seq_get_data(self._held.pointer, (ctypes.c_uint8 * size).from_buffer(state), size, 0)
         return memoryview(state)[:n]
 
     def _restore(self, state: State) -> bool:
@@ -131,7 +126,7 @@ class Evaluator:
         self._clear()
         kind = ctypes.c_uint8 * len(state)
         buffer = kind.from_buffer_copy(state) if state.readonly else kind.from_buffer(state)
-        if state and self.llama.llama_state_seq_set_data(self.context, buffer, len(state), 0) == len(state):
+        if state and self.llama.llama_state_seq_set_data(self._held.pointer, buffer, len(state), 0) == len(state):
             return True
         self._clear()
         return False
@@ -221,16 +216,20 @@ class Evaluator:
         """
         return self._held.finite_logits(index)[0]
 
+    def sample(self, chain: Any) -> int:
+        """The token that llama.cpp's sampler chain takes after what is evaluated."""
+        return int(self.llama.llama_sampler_sample(chain, self._held.pointer, -1))
+
     def log_probabilities(self, tokens: Sequence[int]) -> list[tuple[float, bool]]:
         """(ln p of the token given all before it, whether it was the most likely) for each; evaluates all but the last.
 
         The logits for the first one must be there already.
         """
-        found = [_score(self.logits(), tokens[0])]
+        found = [log_probability(self.logits(), tokens[0])]
         for at in range(0, len(tokens) - 1, N_OUTPUTS):
             part = tokens[at : min(at + N_OUTPUTS, len(tokens) - 1)]
             self._decode(part, all_outputs=True)
-            found += [_score(self.logits(i), tokens[at + 1 + i]) for i in range(len(part))]
+            found += [log_probability(self.logits(i), tokens[at + 1 + i]) for i in range(len(part))]
         return found
 
     # ------------------------------------------------------------------------------------------ conversations
@@ -256,7 +255,8 @@ class Evaluator:
         return len(self.tokens)
 
 
-def _score(logits: NDArray[np.float32], token: int) -> tuple[float, bool]:
+def log_probability(logits: NDArray[np.float32], token: int) -> tuple[float, bool]:
+    """(ln p of a token under logits (n_vocab,), whether it is the most likely one)."""
     top = int(logits.argmax())
     shifted = logits.astype(np.float64) - float(logits[top])
     return float(shifted[token] - np.log(np.exp(shifted).sum())), top == token

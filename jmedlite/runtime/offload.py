@@ -28,6 +28,10 @@ from jmedlite.base.gguf import EXACT_CONTEXT, Tensor, nbytes
 N_UBATCH = 512  # tokens evaluated at once
 N_OUTPUTS = 32  # tokens of one batch whose logits are kept
 CELL = 256  # llama.cpp rounds n_ctx up to a multiple of this
+KEPT, MOST_KEPT = (
+    4,
+    32,
+)  # sequences for each answer that there may be at once, since conversations go on; no more of them
 FLOORS = (4096, 2048, 1024, 512)  # contexts worth having, the best first
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # columns of the table
 MARGIN = 512 << 20  # of free memory, for the system and for what the formulas don't know
@@ -80,6 +84,11 @@ class Shape:
     @property
     def data_bytes(self) -> int:
         return sum(self.blocks) + self.output_own + self.rest
+
+
+def n_sequences(n_lanes: int) -> int:
+    """Sequences of a context that gives `n_lanes` answers at once; llama.cpp reserves logits for each of them."""
+    return max(n_lanes, min(KEPT * n_lanes, MOST_KEPT))
 
 
 def repacking(cpu_features: Iterable[str]) -> dict[Type, int]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any
 
@@ -169,3 +169,60 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class SharedChild(Child):
+    """A child that works on several requests at once (protocol.serve_together): `submit` them after the first.
+
+    Where it dies, everybody who waits gets an `error` event with the reason, and `dead` is set.
+    """
+
+    _closing = False
+
+    def listen(self) -> None:
+        """From now on, events are read by a thread and handed to whom they are for."""
+        self._wanted: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._lock = threading.Lock()
+        self.dead: JmedliteError | None = None
+        threading.Thread(target=self._dispatch, daemon=True).start()
+
+    def close(self) -> None:
+        self._closing = True
+        super().close()
+
+    def submit(self, request: dict[str, Any], on_event: Callable[[dict[str, Any]], None], last: str) -> int:
+        """Send a request; `on_event` gets its events, in another thread, up to `last` or `error`. The request's id."""
+        with self._lock:
+            if self.dead is not None:
+                raise self.dead
+            self._last_id += 1
+            request_id, self._last = self._last_id, last
+            self._wanted[request_id] = on_event
+            self._send({**request, "id": request_id})
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """End a request early, if it has not ended."""
+        with self._lock, contextlib.suppress(JmedliteError):
+            if request_id in self._wanted and self.dead is None:
+                self._send({"op": "stop", "id": request_id})
+
+    def _dispatch(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if not line.endswith(b"\n"):
+                break
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "bounded":
+                self._bound = event["message"]
+                continue
+            with self._lock:
+                ended = event["event"] in ("error", self._last)
+                on_event = self._wanted.pop(event["id"], None) if ended else self._wanted.get(event["id"])
+            if on_event is not None:
+                on_event(event)
+        with self._lock:
+            self.dead = fault = NativeError("the model was closed") if self._closing else self._death()
+            waiting, self._wanted = list(self._wanted.values()), {}
+        for on_event in waiting:
+            on_event({"event": "error", "kind": type(fault).__name__, "code": fault.exit_code, "message": str(fault)})

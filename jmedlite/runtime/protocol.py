@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from jmedlite.base.errors import Interrupted, as_expected
@@ -55,6 +56,56 @@ def serve(
             request = requests.get()
             with _Faults(emit):
                 (operations or {})[request["op"]](held, request, emit)
+
+
+def serve_together(
+    load: Callable[[Request, Emit], T],
+    operations: Mapping[str, Callable[[T, Request, Emit, threading.Event], None]],
+    work: Callable[[T], None],
+) -> None:
+    """The life of a child that works on several requests at once, each in a thread of its own.
+
+    As `serve`, but every event of a request has its `id`, and any request may be stopped; `work` is what the main
+    thread does, for ever.
+    """
+    protect_process()
+    emit = open_events()
+    requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    stops: dict[int, threading.Event] = {}
+    threading.Thread(target=_listen_together, args=(requests, stops), daemon=True).start()
+    first = requests.get()
+    if first["main_thread"]:
+        die_with_parent()
+    with _Faults(emit) as loading:
+        held = load(first, emit)
+    if loading.failed:
+        return
+
+    def answer(request: Request, emit_own: Emit) -> None:
+        with suppress(BrokenPipeError), _Faults(emit_own):
+            operations[request["op"]](held, request, emit_own, stops[request["id"]])
+        stops.pop(request["id"], None)
+
+    def begin_all() -> None:
+        while True:
+            request = requests.get()
+            emit_own = partial(emit, id=request["id"])
+            with suppress(BrokenPipeError), _Faults(emit_own):  # the system may have no more threads to give
+                threading.Thread(target=answer, args=(request, emit_own), daemon=True).start()
+
+    threading.Thread(target=begin_all, daemon=True).start()
+    work(held)
+
+
+def _listen_together(requests: queue.SimpleQueue[Request], stops: dict[int, threading.Event]) -> None:
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        if request["op"] != "stop":
+            stops[request["id"]] = threading.Event()
+            requests.put(request)
+        elif stop := stops.get(request["id"]):
+            stop.set()
+    os._exit(0)
 
 
 class _Faults:
@@ -98,10 +149,13 @@ def open_events() -> Emit:
     """
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
+    one_at_a_time = threading.Lock()
 
     def emit(event: str, **fields: Any) -> None:
-        events.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
-        events.flush()
+        line = json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n"
+        with one_at_a_time:
+            events.write(line)
+            events.flush()
 
     return emit
 

@@ -44,21 +44,8 @@ class Runner:
         json_schema: str | Mapping[str, Any] | bool | None = None,
         **options: Any,
     ) -> None:
-        self.path = path = Path(model)
-        if not path.exists():
-            raise InputMissing(f"{model}: no such GGUF file")
-        wanted = with_options(LoadOptions, options)
-        load = {
-            "op": "load",
-            "path": str(path.resolve()),
-            **vars(wanted),
-            "gpu_layers": str(wanted.gpu_layers),
-            "ctx": None if wanted.ctx == "auto" else int(wanted.ctx),
-            "threads": wanted.threads or physical_cores(),
-            "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],
-            "cache": str(cache) if wanted.cache and (cache := cache_folder()) else None,
-            "json_schema": Sampling(json_schema=json_schema).json_schema,
-        }
+        self.path = Path(model)
+        load = load_request(self.path, with_options(LoadOptions, options), json_schema)
         self.timings: dict[str, float] = {}
         self.child = Child("jmedlite.runtime.worker", ADVICE)
         try:
@@ -220,6 +207,25 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def load_request(
+    model: Path, wanted: LoadOptions, json_schema: str | Mapping[str, Any] | bool | None = None
+) -> dict[str, Any]:
+    """What a child is asked to load. Raises InputMissing."""
+    if not model.exists():
+        raise InputMissing(f"{model}: no such GGUF file")
+    return {
+        "op": "load",
+        "path": str(model.resolve()),
+        **vars(wanted),
+        "gpu_layers": str(wanted.gpu_layers),
+        "ctx": None if wanted.ctx == "auto" else int(wanted.ctx),
+        "threads": wanted.threads or physical_cores(),
+        "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],
+        "cache": str(cache) if wanted.cache and (cache := cache_folder()) else None,
+        "json_schema": Sampling(json_schema=json_schema).json_schema,
+    }
 
 
 def check_question(question: str) -> None:

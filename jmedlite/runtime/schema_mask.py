@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,20 +108,22 @@ class SchemaMasks:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
         self._last: tuple[str, LLMatcher] | None = None
+        self._one_at_a_time = threading.Lock()
 
     def begin(self, schema: str, emit: Emit) -> SchemaMask:
         """The mask of one answer. Raises DataError for a schema that can't be followed."""
         from llguidance import LLMatcher
 
-        if self._last is None or self._last[0] != schema:
-            grammar = check_schema(schema, emit)
-            # not beside the prompt, whose evaluation asks Python before every node whether it shall stop
-            tokenizer = self._tokenizer = self._tokenizer or make_tokenizer(self._vocabulary)
-            self._last = (
-                schema,
-                bounded(emit, "the JSON schema", SECONDS, lambda: LLMatcher(tokenizer, grammar, log_level=0)),
-            )
-        return SchemaMask(self._last[1].deep_copy(), self._vocabulary)
+        with self._one_at_a_time:
+            if self._last is None or self._last[0] != schema:
+                grammar = check_schema(schema, emit)
+                # not beside the prompt, whose evaluation asks Python before every node whether it shall stop
+                tokenizer = self._tokenizer = self._tokenizer or make_tokenizer(self._vocabulary)
+                self._last = (
+                    schema,
+                    bounded(emit, "the JSON schema", SECONDS, lambda: LLMatcher(tokenizer, grammar, log_level=0)),
+                )
+            return SchemaMask(self._last[1].deep_copy(), self._vocabulary)
 
 
 class SchemaMask:

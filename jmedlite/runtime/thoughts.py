@@ -147,9 +147,9 @@ class ThoughtStream:
         """Whether the answer stands between tags of its own."""
         return bool(self._closer)
 
-    def settle(self) -> None:
-        """Whatever comes now is the answer."""
-        self.state, self._held, self._bare = ANSWERING, "", True
+    def settle(self, *, bare: bool = True) -> None:
+        """Whatever comes now is the answer; `bare` where that begins without white space."""
+        self.state, self._held, self._bare = ANSWERING, "", bare
 
     def close(self) -> None:
         """The thought is over, by somebody else's word; half a tag is dropped."""
@@ -260,7 +260,7 @@ class AnswerReader:
         self.vocabulary, self.budget = vocabulary, budget
         self.stream = ThoughtStream(forms, opened)
         self.thought = self.answer = ""
-        self.n_written = self.n_thought = 0
+        self.n_written = self.n_thought = self.n_begun = 0  # how often the answer has begun anew
         self.by_budget = self.has_text = False
         self._tags = vocabulary.controls_in(tuple(_tags_of(forms)))
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
@@ -312,7 +312,7 @@ class AnswerReader:
     def begin_anew(self) -> None:
         """The answer begins, without a thought: what was read so far counts for nothing."""
         self.stream.settle()
-        self.n_written = 0
+        self.n_written, self.n_begun = 0, self.n_begun + 1
         self._bytes.reset()
 
     def open_answer(self) -> list[int]:

@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jmedlite.base.errors import ContextFull, DataError, UsageError
 
@@ -26,11 +29,16 @@ from .schema_mask import SchemaMask, SchemaMasks, check_schema
 from .state_cache import fingerprint
 from .stops import StopTexts, turn_header
 from .thoughts import BETWEEN, THINKING, UNDECIDED, AnswerReader, forms_in, is_closed, opened_by
+from .token_scores import ScoreKeeper
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from .lanes import Lane
 
 TEMPLATE_SECONDS = 1.0
 
 T = TypeVar("T")
+Score = Callable[[NDArray[np.float32], int], None]
 
 
 def of_template(emit: Emit, work: Callable[[], T]) -> T:
@@ -81,11 +89,13 @@ class Choosing:
     """How the next token is chosen: as the answer's options say, or with `bound` false, without the answer's form.
 
     A context manager, which frees llama.cpp's samplers. `mask` is of the answer's schema, if it has one, and begins
-    where it is first used.
+    where it is first used. `score` is told the logits that each token is chosen from, before any mask, and the token.
     """
 
-    def __init__(self, engine: AnswerEngine, sampling: Sampling, mask: SchemaMask | None) -> None:
-        self.engine, self.mask = engine, mask
+    def __init__(
+        self, engine: AnswerEngine, sampling: Sampling, mask: SchemaMask | None, score: Score | None = None
+    ) -> None:
+        self.engine, self.mask, self.score = engine, mask, score
         kinds = [sampling] if sampling.grammar is None else [sampling.unbound(), sampling]
         self._chains = [make_chain(engine.llama, engine.vocabulary.vocab, kind) for kind in kinds]
 
@@ -98,12 +108,15 @@ class Choosing:
         """The token that follows what is evaluated."""
         evaluator, mask = self.engine.evaluator, self.mask if bound else None
         logits = evaluator.logits()
+        told = logits.copy() if self.score else logits
         if mask:
             mask.apply(logits)
         chain = self._chains[-1 if bound else 0]
-        sample = self.engine.llama.llama_sampler_sample
-        token = int(sample(chain, evaluator.context, -1)) if chain else int(logits.argmax())
-        return mask.take(token, logits) if mask else token
+        token = evaluator.sample(chain) if chain else int(logits.argmax())
+        token = mask.take(token, logits) if mask else token
+        if self.score:
+            self.score(told, token)
+        return token
 
     def __enter__(self) -> Choosing:
         return self
@@ -113,27 +126,56 @@ class Choosing:
             self.engine.llama.llama_sampler_free(chain)
 
 
-class AnswerEngine:
-    """A loaded model that answers; `request` is the load request (`loading`), with `threads` besides."""
+def context_settings(loaded: LoadedModel) -> ContextSettings:
+    """The context of a model that was loaded to answer; its load request has `threads`."""
+    wanted = loaded.request
+    return ContextSettings(
+        n_ctx=loaded.plan.n_ctx,
+        full=bool(wanted.get("ctx")),
+        n_threads=int(wanted["threads"]),
+        facts={
+            "model": loaded.mark,
+            "lora": [(fingerprint([Path(p)]), scale) for p, scale in wanted["lora"]],
+            "engine": engine_build(),
+            **{k: wanted[k] for k in ("kv_type", "flash_attn", "threads")},
+            "offload": [loaded.plan.n_gpu_layers, *loaded.plan.split],
+        },
+    )
 
-    def __init__(self, request: Request, emit: Emit, stop: threading.Event | None = None) -> None:
-        self.loaded = loaded = LoadedModel(request, emit)
-        self.llama, self.vocabulary, self.stop = loaded.llama, loaded.vocabulary, stop or threading.Event()
-        wanted = loaded.request
-        settings = ContextSettings(
-            n_ctx=loaded.plan.n_ctx,
-            full=bool(wanted.get("ctx")),
-            n_threads=int(wanted["threads"]),
-            facts={
-                "model": loaded.mark,
-                "lora": [(fingerprint([Path(p)]), scale) for p, scale in wanted["lora"]],
-                "engine": engine_build(),
-                **{k: wanted[k] for k in ("kv_type", "flash_attn", "threads")},
-                "offload": [loaded.plan.n_gpu_layers, *loaded.plan.split],
-            },
-        )
-        self.evaluator = Evaluator(loaded, settings, self.stop)
-        self.schemas = SchemaMasks(self.vocabulary)
+
+def facts_of(loaded: LoadedModel, settings: ContextSettings) -> dict[str, Any]:
+    """What the parent shows of a loaded model."""
+    meta = loaded.header.metadata
+    licenses = (meta.get("general.license.name"), meta.get("general.license"))
+    return {
+        "name": meta.get("general.name") or loaded.path.stem,
+        "license": next((x for x in licenses if isinstance(x, str) and x), None),
+        "architecture": meta["general.architecture"],
+        "n_ctx_train": loaded.n_ctx_train,
+        "n_ctx": settings.n_ctx,
+        "n_gpu_layers": loaded.plan.n_gpu_layers,
+        "n_threads": settings.n_threads,
+        "chat_template": "tokenizer.chat_template" in meta,
+        "load_seconds": loaded.load_seconds,
+    }
+
+
+class AnswerEngine:
+    """A loaded model that answers, one question at a time; `stop` ends an answer early."""
+
+    def __init__(
+        self, loaded: LoadedModel, evaluator: Evaluator | Lane, schemas: SchemaMasks, stop: threading.Event
+    ) -> None:
+        self.loaded, self.evaluator, self.schemas, self.stop = loaded, evaluator, schemas, stop
+        self.llama, self.vocabulary = loaded.llama, loaded.vocabulary
+
+    @classmethod
+    def load(cls, request: Request, emit: Emit, stop: threading.Event | None = None) -> AnswerEngine:
+        """The engine of a load request (`loading`), with `threads` besides."""
+        stop = stop or threading.Event()
+        loaded = LoadedModel(request, emit)
+        evaluator = Evaluator(loaded, context_settings(loaded), stop)
+        return cls(loaded, evaluator, SchemaMasks(loaded.vocabulary), stop)
 
     # ------------------------------------------------------------------------------------------------ prompts
 
@@ -167,7 +209,8 @@ class AnswerEngine:
         if limit >= self.loaded.n_ctx_train:
             advice = f"shorten the question{self.loaded.context_ends}"
         else:
-            advice = "raise --ctx or shorten it" if self.loaded.request.get("ctx") else "shorten it, or free memory"
+            is_chosen = self.loaded.request.get("ctx") or limit < self.loaded.plan.n_ctx
+            advice = "raise --ctx or shorten it" if is_chosen else "shorten it, or free memory"
         raise ContextFull(
             f"the question is too long: prompt and question have {n_prompt:,} tokens, the context has {limit:,}; "
             + advice
@@ -187,10 +230,25 @@ class AnswerEngine:
         self._check_room(len(prompt), min(request.get("reserve", 0), sampling.max_tokens))
         stops = StopTexts(self._stop_texts(sampling, parts))
         reader = self._reader(parts, sampling)
+        facts = self._answer(request, emit, sampling, (prompt, prefix), reader, stops, started)
+        self._check_text(sampling, facts["stop"], reader)
+        emit("end", warnings=warnings, **facts)
+
+    def _answer(
+        self, request: Request, emit: Emit, sampling: Sampling, prompted: tuple[Sequence[int], Sequence[int]],
+        reader: AnswerReader, stops: StopTexts, started: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What follows a prompt (and the prefix that it shares with others), as events; facts of how it went.
+
+        With `logprobs` N in the request, `scored` events tell ln p of each token of the answer, and the N likeliest.
+        """
+        prompt, prefix = prompted
         schema = sampling.json_schema
         mask = self.schemas.begin(schema, emit) if isinstance(schema, str) else None
         n_cached, times, stop = 0, [started], "stopped"
-        with Choosing(self, sampling, mask) as choosing:
+        n_likeliest = request.get("logprobs")
+        scores = None if n_likeliest is None else ScoreKeeper(self.vocabulary, n_likeliest)
+        with Choosing(self, sampling, mask, scores.choose if scores else None) as choosing:
             try:
                 room = len(prompt) + sampling.max_tokens + (sampling.think_budget or 0)
                 room, short = min(self.evaluator.settings.n_ctx, room), self.loaded.n_ctx_short
@@ -199,6 +257,8 @@ class AnswerEngine:
                 self.loaded.integrity.check()
                 times.append(time.monotonic())
                 for stop, thought, answer in self._generate(choosing, reader, sampling):
+                    for score in scores.sure(reader) if scores else ():
+                        emit("scored", **score)
                     if thought:
                         emit("thought", text=thought)
                     if text := stops.take(answer):
@@ -212,25 +272,24 @@ class AnswerEngine:
                     emit("token", text=text)
             except Stopped:
                 stop = "stopped"
-        self._check_text(sampling, stop, reader)
+            for score in scores.rest(reader) if scores else ():
+                emit("scored", **score)
         ended = time.monotonic()
-        prompted, first = [*times[1:], ended, ended][:2]
-        emit(
-            "end",
-            stop=stop,
-            n_prompt=len(prompt),
-            n_cached=n_cached,
-            n_generated=reader.n_written,
-            n_thought=reader.n_thought,
-            thought_open=reader.state == THINKING,
-            thought_closed_by_budget=reader.by_budget,
-            warnings=warnings,
-            n_ctx=self.evaluator.settings.n_ctx,
-            load_seconds=self.loaded.load_seconds,
-            prompt_seconds=prompted - started,
-            first_token_seconds=first - started,
-            generation_seconds=ended - prompted,
-        )
+        evaluated, first = [*times[1:], ended, ended][:2]
+        return {
+            "stop": stop,
+            "n_prompt": len(prompt),
+            "n_cached": n_cached,
+            "n_generated": reader.n_written,
+            "n_thought": reader.n_thought,
+            "thought_open": reader.state == THINKING,
+            "thought_closed_by_budget": reader.by_budget,
+            "n_ctx": self.evaluator.settings.n_ctx,
+            "load_seconds": self.loaded.load_seconds,
+            "prompt_seconds": evaluated - started,
+            "first_token_seconds": first - started,
+            "generation_seconds": ended - evaluated,
+        }
 
     def _check_text(self, sampling: Sampling, stop: str, reader: AnswerReader) -> None:
         """Raise DataError where a model that was free to say anything has said nothing.
@@ -347,36 +406,21 @@ class AnswerEngine:
 
     def save(self, request: Request, emit: Emit) -> None:
         """Keep what is evaluated on disk."""
+        assert isinstance(self.evaluator, Evaluator)
         emit("saved", done=self.evaluator.save_conversation(request["name"]))
 
     def resume(self, request: Request, emit: Emit) -> None:
         """Bring back what was kept."""
+        assert isinstance(self.evaluator, Evaluator)
         emit("resumed", n_tokens=self.evaluator.load_conversation(request["name"]))
-
-    def facts(self) -> dict[str, Any]:
-        """What the parent shows of the loaded model."""
-        loaded = self.loaded
-        meta = loaded.header.metadata
-        licenses = (meta.get("general.license.name"), meta.get("general.license"))
-        return {
-            "name": meta.get("general.name") or loaded.path.stem,
-            "license": next((x for x in licenses if isinstance(x, str) and x), None),
-            "architecture": meta["general.architecture"],
-            "n_ctx_train": loaded.n_ctx_train,
-            "n_ctx": self.evaluator.settings.n_ctx,
-            "n_gpu_layers": loaded.plan.n_gpu_layers,
-            "n_threads": self.evaluator.settings.n_threads,
-            "chat_template": "tokenizer.chat_template" in meta,
-            "load_seconds": loaded.load_seconds,
-        }
 
 
 def load(request: Request, emit: Emit, stop: threading.Event) -> AnswerEngine:
     """Load a model; the `loaded` event says what it is. A schema that will be asked for is looked at before."""
     if request.get("json_schema") is not None:
         check_schema(request["json_schema"], emit)
-    engine = AnswerEngine(request, emit, stop)
-    emit("loaded", **engine.facts())
+    engine = AnswerEngine.load(request, emit, stop)
+    emit("loaded", **facts_of(engine.loaded, engine.evaluator.settings))
     return engine
 
 

@@ -13,7 +13,7 @@ from jmedlite.base.gguf import EXACT_CONTEXT, check_model, read_header
 from jmedlite.benchmarks.backends.local_worker import Prompts
 from jmedlite.runtime.fitting import shape_on_this_machine
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.worker import AnswerEngine
+from jmedlite.runtime.worker import AnswerEngine, facts_of
 from tests.support import builders
 
 WINDOW = 64
@@ -57,8 +57,9 @@ def asked(engine: AnswerEngine, text: str, n: int) -> dict[str, Any]:
 
 
 def test_nothing_longer_is_asked(windowed: Path) -> None:
-    engine = AnswerEngine(request(windowed), quiet)
-    assert engine.facts()["n_ctx_train"] == engine.facts()["n_ctx"] == WINDOW
+    engine = AnswerEngine.load(request(windowed), quiet)
+    facts = facts_of(engine.loaded, engine.evaluator.settings)
+    assert facts["n_ctx_train"] == facts["n_ctx"] == WINDOW
     with pytest.raises(ContextFull, match=rf"have 1\d\d tokens, the context has {WINDOW}; .*{WHY}"):
         asked(engine, "x" * 100, 8)
     ended = asked(engine, "x", 100)
@@ -91,7 +92,7 @@ def test_plans_are_made_for_the_exact_range(windowed: Path) -> None:
 
 def test_longrope_goes_by_the_text(longrope: Path) -> None:
     """The factors are those of the text's length, whatever was asked before and however long the answer may be."""
-    engine = AnswerEngine(request(longrope), quiet)
+    engine = AnswerEngine.load(request(longrope), quiet)
     evaluator = engine.evaluator
     short, long = (asked(engine, "x" * 40, n) for n in (20, 250))
     assert short["n_generated"] == 20

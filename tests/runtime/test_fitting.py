@@ -61,7 +61,7 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     monkeypatch.setattr("jmedlite.runtime.loading.devices", lambda: [cpu | {"kind": "GPU"}] * 2)
     monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda **_: Machine(8_000_000_000, gpus))
     load = {"path": str(endless_gguf), "threads": 1, "gpu_layers": n_gpu_layers, "ctx": 512, "force": True}
-    engine = AnswerEngine(load, lambda event, **fields: None)
+    engine = AnswerEngine.load(load, lambda event, **fields: None)
     assert engine.loaded.plan.n_gpu_layers == sum(engine.loaded.plan.split) == n_gpu_layers
     pieces: list[str] = []
     request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}

@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(model: Path) -> AnswerEngine:
     load = {"path": str(model), "threads": 1, "kv_type": "f16", "flash_attn": "auto", "gpu_layers": "0"}
-    return AnswerEngine(load, lambda event, **fields: None)
+    return AnswerEngine.load(load, lambda event, **fields: None)
 
 
 def asking(question: str) -> list[Message]:
@@ -186,7 +186,7 @@ def test_weights_that_are_zero_are_damage(model: Path, tmp_path: Path) -> None:
     bent = BentGguf(model)
     bent.data = bytes(len(bent.data))
     load = {"path": str(bent.save(tmp_path / "zeros.gguf")), "threads": 1, "gpu_layers": "0"}
-    engine = AnswerEngine(load, lambda event, **fields: None)
+    engine = AnswerEngine.load(load, lambda event, **fields: None)
     request = {"messages": [{"role": "user", "content": "q"}], "system": "", "sampling": {}}
     with pytest.raises(DataError, match=r"zeros\.gguf: the model finds every token as likely as any other"):
         engine.ask(request, lambda event, **fields: None)

@@ -79,3 +79,43 @@ def write_experts(path: Path, n_experts: int = 4, n_used: int = 2) -> None:
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
+
+
+def write_recurrent(path: Path, n_inner: int = 64, n_state: int = 4, n_conv: int = 4, n_rank: int = 4) -> None:
+    """A tiny Mamba, whose memory is a state that nothing can be taken out of again, by gguf-py."""
+    tokenizer = builders.byte_level_tokenizer()
+    vocab = [*tokenizer["model"]["vocab"], *builders.SPECIALS]
+    n, width = len(vocab), 32
+    rng = np.random.default_rng(5)
+    w = gguf.GGUFWriter(path, "mamba")
+    for add, value in (
+        (w.add_context_length, 4096), (w.add_embedding_length, width), (w.add_block_count, 2),
+        (w.add_feed_forward_length, 0), (w.add_head_count, 0), (w.add_layer_norm_rms_eps, 1e-6),
+        (w.add_ssm_conv_kernel, n_conv), (w.add_ssm_inner_size, n_inner), (w.add_ssm_state_size, n_state),
+        (w.add_ssm_time_step_rank, n_rank), (w.add_tokenizer_model, "gpt2"), (w.add_tokenizer_pre, "qwen2"),
+        (w.add_token_list, vocab), (w.add_token_types, [1] * (n - 3) + [3] * 3), (w.add_eos_token_id, n - 1),
+        (w.add_token_merges, [" ".join(m) for m in builders.MERGES]), (w.add_chat_template, builders.CHATML),
+    ):  # fmt: skip
+        add(value)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32) * np.float32(0.3)
+
+    head = draw(n, width)
+    head[-3:] = 0  # it never ends its answer
+    for name, x in {"token_embd.weight": draw(n, width), "output_norm.weight": np.ones(width, np.float32)}.items():
+        w.add_tensor(name, x)
+    w.add_tensor("output.weight", head)
+    for i in range(2):
+        for name, x in {
+            "attn_norm.weight": np.ones(width, np.float32), "ssm_in.weight": draw(2 * n_inner, width),
+            "ssm_conv1d.weight": draw(n_inner, n_conv), "ssm_conv1d.bias": draw(n_inner),
+            "ssm_x.weight": draw(n_rank + 2 * n_state, n_inner), "ssm_dt.weight": draw(n_inner, n_rank),
+            "ssm_dt.bias": draw(n_inner), "ssm_a": -np.exp(draw(n_inner, n_state)), "ssm_d": draw(n_inner),
+            "ssm_out.weight": draw(width, n_inner),
+        }.items():  # fmt: skip
+            w.add_tensor(f"blk.{i}.{name}", x)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 MESSAGE = 1 << 20  # bytes; an environment is far smaller
 SERVED = (
     "benchmarks.backends.local_worker", "benchmarks.run.costs", "benchmarks.run.distance_worker", "calibration.worker",
-    "runtime.type_probe_worker", "runtime.worker",
+    "runtime.serving_worker", "runtime.type_probe_worker", "runtime.worker",
 )  # fmt: skip
 
 
@@ -48,20 +48,24 @@ class WarmChild:
             os.close(descriptor)
         self.stdin, self.stdout = os.fdopen(in_write, "wb"), os.fdopen(out_read, "rb")
         self.returncode: int | None = None
+        self._one_at_a_time = threading.Lock()  # several threads may wait for its end
 
     def poll(self) -> int | None:
-        if self.returncode is None:
+        with self._one_at_a_time:
+            if self.returncode is not None:
+                return self.returncode
             with selectors.DefaultSelector() as selector:
                 selector.register(self._status, selectors.EVENT_READ)
-                if selector.select(0):
-                    self.wait()
-        return self.returncode
+                if not selector.select(0):
+                    return None
+        return self.wait()
 
     def wait(self) -> int:
-        if self.returncode is None:
-            self.returncode = int(os.read(self._status, 32))
-            os.close(self._status)
-        return self.returncode
+        with self._one_at_a_time:
+            if self.returncode is None:
+                self.returncode = int(os.read(self._status, 32))
+                os.close(self._status)
+            return self.returncode
 
     def kill(self) -> None:
         if self.poll() is None:
