@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from jmedlite.base.errors import ContextFull, DataError, JmedliteError, UsageError, as_expected
+from jmedlite.base.inputs import read_text
 from jmedlite.runtime.shared_runner import Event
 
 from .answering import Answers, QueueFull
@@ -27,6 +28,7 @@ T = TypeVar("T")
 Chunks = AsyncIterator[dict[str, Any]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MAX_FILE = 1 << 20  # bytes of a file of the page
 MAX_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30.0  # for a request to arrive in
 RETRY_SECONDS = 5
@@ -78,7 +80,7 @@ def _told(endpoint: Endpoint) -> Endpoint:
 
 
 def _file(path: Path) -> Endpoint:
-    body, kind = path.read_bytes(), KINDS[path.suffix]  # Windows' registry may have other ideas of a .js
+    body, kind = read_text(path, MAX_FILE), KINDS[path.suffix]  # Windows' registry may have other ideas of a .js
 
     async def send(request: Request) -> Response:
         return Response(body, media_type=kind)

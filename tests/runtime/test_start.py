@@ -29,9 +29,9 @@ sys.addaudithook(watch)
 def test_every_child_loads_llama_cpp_before_numpy(tmp_path: Path) -> None:
     """A build for GPUs with a C++ runtime of its own crashed where numpy came first."""
     code = "".join(p.read_text(encoding="utf-8") for folder in FOLDERS for p in folder.rglob("*.py"))
-    modules = set(re.findall(r"\b(?:Child|child_command)\(\s*\"([\w.]+)\"", code))
+    modules = set(re.findall(r"\b(?:Child|SharedChild|child_command)\(\s*\"([\w.]+)\"", code))
     assert {m.split(".")[1] for m in modules} == {"benchmarks", "calibration", "runtime"}
-    assert len(modules) >= 7
+    assert len(modules) >= 8
     assert code.count("sys.executable") == 2  # here, and for an adapter's patterns, which need no library at all
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
