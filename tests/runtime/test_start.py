@@ -57,4 +57,6 @@ def test_threads_that_wait_give_their_processor_back(monkeypatch: pytest.MonkeyP
         if own:
             monkeypatch.setenv("GOMP_SPINCOUNT", own)
         with Child("jmedlite.runtime.worker", "") as child:
-            assert psutil.Process(child.process.pid).environ()["GOMP_SPINCOUNT"] == spins
+            while not (environment := psutil.Process(child.process.pid).environ()):
+                pass  # between closing the parent's pipe and having an environment, a new process has none
+            assert environment["GOMP_SPINCOUNT"] == spins
