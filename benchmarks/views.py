@@ -34,6 +34,12 @@ class View:
             return answer.per_token.picks
         return answer.picks or ()
 
+    def scores(self, answer: AnswerRecord) -> tuple[float, ...] | None:
+        """What the choices are compared by, in nats; similarities for `generate`."""
+        if self.kind == "per_token" and answer.scores and answer.n_tokens:
+            return tuple(score / n for score, n in zip(answer.scores, answer.n_tokens, strict=True))
+        return answer.scores
+
     def margin(self, answer: AnswerRecord) -> float | None:
         """By how many nats the decision fell (similarity, for `generate`); None where that is not known."""
         if self.kind == "per_token":

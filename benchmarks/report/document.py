@@ -249,7 +249,7 @@ def _view(
     sheets = {e.key: laid.sheets[view.method].get(e.key, {}) for e in laid.entrants}
     orders = orders_of(sheets, laid.facts)
     exams = exam_points(laid, view)
-    flipped, unchanged = items(laid, view, references) if view.key == view.method else ([], [])
+    flipped, unchanged = items(laid, view, references) if laid.counts(view) else ([], [])
     n_claims = sum(bool(sheets[e.key]) and references.get(e.family) not in (None, e.key) for e in laid.entrants)
     results = [_result(laid, view, e, references.get(e.family), options, n_claims) for e in laid.entrants]
     compared = {r["model"]: r["comparison"] for r in results if r["comparison"] and r["comparison"]["n"]}
@@ -274,6 +274,7 @@ def _view(
         "languages": _languages(laid, view),
         "exams": exams,
         "exam_sentences": sentences(laid, exams, references),
+        "has_items": laid.counts(view),
         "n_flipped": len(flipped),
         "flipped_by_kind": {kind: sum(f["kind"] == kind for f in flipped) for kind in sections.KINDS},
         "flipped": flipped,

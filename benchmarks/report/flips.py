@@ -33,9 +33,9 @@ def items(laid: Pool, view: View, references: Mapping[str, str]) -> tuple[list[F
             answers = {key: sheet[unit] for key, sheet in sheets.items() if unit in sheet}
             outcomes = {key: _outcome(view, a, before, noise[key].get(a.task)) for key, a in answers.items()}
             groups = {side: of[unit[0]] for side, of in sides.items() if unit[0] in of}
-            asked = _asked(laid, unit, groups, family, reference, before, outcomes)
+            asked = _asked(laid, view, unit, groups, family, reference, before, outcomes)
             changed: list[Changed] = [
-                {**_given(answers[key], key), "kind": kind} for key, o in outcomes.items() if (kind := o["kind"])
+                {**_given(view, answers[key], key), "kind": kind} for key, o in outcomes.items() if (kind := o["kind"])
             ]
             if changed:
                 worst = min((c["kind"] for c in changed), key=KINDS.index)
@@ -61,6 +61,7 @@ def _outcome(view: View, answer: AnswerRecord, before: AnswerRecord, noise: floa
 
 def _asked(
     laid: Pool,
+    view: View,
     unit: Unit,
     groups: dict[str, str],
     family: str,
@@ -73,7 +74,7 @@ def _asked(
         "family": family, "task": q.task, "id": q.id, "question": q.question, "choices": list(q.choices),
         "answers": list(q.answers), "lang": q.lang, "group": q.group, "groups": groups,
         "contraindicated": list(q.contraindicated), "human_accuracy": q.human_accuracy, "context": q.context,
-        "permutation": unit[1], "reference": reference, "before": _given(before, reference), "outcomes": outcomes,
+        "permutation": unit[1], "reference": reference, "before": _given(view, before, reference), "outcomes": outcomes,
     }  # fmt: skip
 
 
@@ -83,14 +84,16 @@ def _severity(flip: Flipped) -> tuple[int, int]:
     return KINDS.index(flip["kind"]), -int(harms)
 
 
-def _given(answer: AnswerRecord, model: str) -> Given:
+def _given(view: View, answer: AnswerRecord, model: str) -> Given:
     """One answer. Probabilities are relative to the item's choices; similarities for `generate`."""
-    scores = answer.scores and (answer.scores if answer.method == "generate" else softmax(answer.scores))
+    scores = view.scores(answer)
+    if scores and answer.method != "generate":
+        scores = tuple(softmax(scores))
     return {
-        "picks": list(answer.picks or ()),
-        "correct": answer.correct,
+        "picks": list(view.picks(answer)),
+        "correct": view.correct(answer),
         "probabilities": None if scores is None else [round(s, 6) for s in scores],
-        "margin": answer.margin,
+        "margin": view.margin(answer),
         "response": answer.response,
         "model": model,
     }

@@ -101,6 +101,11 @@ class Pool:
         """What the verdict goes by: what the first run that declared it did, else the default of what was asked."""
         return primary_view(next(iter(self.declared), None), {ask.method for run in self.runs for ask in run.asks})
 
+    def counts(self, view: View) -> bool:
+        """Whether answers of its method are counted so first: by the primary analysis, or by the method's default."""
+        own = self.primary if self.primary.method == view.method else primary_view(None, {view.method})
+        return view == own
+
     def view_keys(self) -> list[View]:
         """The primary analysis, and every other view that has an answer; nothing where there is no answer at all."""
         found = []

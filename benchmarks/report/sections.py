@@ -498,7 +498,10 @@ class Unchanged(Asked):
 
 
 class View(TypedDict):
-    """One way of counting answers. Baselines are fractions, but for `n_human`, a number of items."""
+    """One way of counting answers. Baselines are fractions, but for `n_human`, a number of items.
+
+    `has_items`: the items are listed as this view counts them, which is one of each method.
+    """
 
     key: str
     method: str
@@ -510,6 +513,7 @@ class View(TypedDict):
     languages: list[Languages]
     exams: list[ExamPoints]
     exam_sentences: list[Bilingual]
+    has_items: bool
     n_flipped: int
     flipped_by_kind: dict[Kind, int]
     flipped: list[Flipped]

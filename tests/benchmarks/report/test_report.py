@@ -476,6 +476,22 @@ def test_nothing_is_loaded_and_one_known_script_runs(found: Report) -> None:
         assert len(ids) == len(set(ids))
 
 
+def test_items_are_listed_as_their_method_counts_first(small: Path, found: Report) -> None:
+    """Of `text`, per token: the analysis that the verdict goes by is the one whose flips are to be seen."""
+    listed = {v["key"]: v for v in found.document["views"] if v["has_items"]}
+    assert list(listed) == ["letter", "text_per_token", "generate"]
+    answers = {(a["model"], a["task"], a["id"]): a for a in lines(small, "items") if a["method"] == "text"}
+    v = listed["text_per_token"]
+    for item in [*v["flipped"], *v["unchanged"]]:
+        for model, outcome in item["outcomes"].items():
+            assert outcome["correct"] == answers[model, item["task"], item["id"]]["per_token"]["correct"]
+        given = item["before"]
+        a = answers[given["model"], item["task"], item["id"]]
+        terms = [math.exp(score / n) for score, n in zip(a["scores"], a["n_tokens"], strict=True)]
+        assert given["picks"] == a["per_token"]["picks"]
+        assert given["probabilities"] == pytest.approx([t / sum(terms) for t in terms], abs=1e-5)
+
+
 def test_items_with_their_outcomes(small: Path, found: Report) -> None:
     """Flipped or not, every item is there once, with what became of it under every model."""
     answers = {(a["model"], a["task"], a["id"]): a for a in lines(small, "items") if a["method"] == "letter"}
