@@ -2,7 +2,7 @@
 
     pip install -e '.[fuzz]'
     python tools/fuzz_bytes.py READER [FOLDER] [-max_total_time=120 …]
-    python tools/fuzz_bytes.py all --seconds 20 [--jobs 2]
+    python tools/fuzz_bytes.py all --seconds 20 [--jobs 2] [--seed 1]
     python tools/fuzz_bytes.py cover
     python tools/fuzz_bytes.py keep FOLDER
 
@@ -360,10 +360,11 @@ def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
 
-def fuzz_all(seconds: int, jobs: int) -> int:
+def fuzz_all(seconds: int, jobs: int, seed: int) -> int:
     """A row of a table for every reader; 1 where something was found."""
+    bounds = f"-max_total_time={seconds}", f"-seed={seed}"
     with ThreadPoolExecutor(jobs) as pool:
-        done = dict(zip(READERS, pool.map(lambda name: _run(name, f"-max_total_time={seconds}"), READERS), strict=True))
+        done = dict(zip(READERS, pool.map(lambda name: _run(name, *bounds), READERS), strict=True))
     print("| reader | inputs | seconds | findings |\n| --- | ---: | ---: | ---: |")
     for name, run in done.items():
         found = re.search(r"Done (\d+) runs in (\d+) second", run.stderr)
@@ -405,10 +406,11 @@ def main() -> None:
     parse.add_argument("folder", nargs="?", type=Path)
     parse.add_argument("--seconds", type=int, default=20)
     parse.add_argument("--jobs", type=int, default=1)
+    parse.add_argument("--seed", type=int, default=0, help="0: another one each time")
     given = parse.parse_args()
     if given.what == "keep":
         sys.exit(keep(given.folder))
-    sys.exit(cover() if given.what == "cover" else fuzz_all(given.seconds, given.jobs))
+    sys.exit(cover() if given.what == "cover" else fuzz_all(given.seconds, given.jobs, given.seed))
 
 
 if __name__ == "__main__":

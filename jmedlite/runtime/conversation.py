@@ -126,7 +126,7 @@ class Conversation:
         try:
             facts = parse_json(raw)
             saved = from_json(facts, _Saved, path.name)
-            roles = [turn[0] for turn in saved.turns if len(turn) == 2]
+            roles = [turn[0] if len(turn) == 2 else None for turn in saved.turns]
             sound = saved.format == FORMAT and roles == ["user", "assistant"] * (len(saved.turns) // 2)
         except (ValueError, DataError):
             sound = False

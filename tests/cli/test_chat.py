@@ -120,8 +120,12 @@ def test_save_and_go_on(endless_gguf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\xff", b'{"format": 1, "turns": [["user", "x"]], "state": "s"}', b"[1]"]
-)
+    "content",
+    [
+        b"", b"{}", b"\xff", b'{"format": 1, "turns": [["user", "x"]], "state": "s"}', b"[1]",
+        b'{"format": 1, "turns": [["user", "q"], ["assistant", "a"], ["q"]], "state": "s"}',
+    ],
+)  # fmt: skip
 def test_a_foreign_file_is_no_conversation(runner: Runner, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(DataError, match=r"c\.json: is not a conversation"):
