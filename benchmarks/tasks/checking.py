@@ -113,8 +113,9 @@ def place(value: Any, choices: Sequence[str], what: str = "answer", numbers: boo
     if not isinstance(value, str):
         return index(value, len(choices), what)
     same = [i for i, choice in enumerate(choices) if choice == value.strip()]
-    if numbers and re.fullmatch("[0-9]{1,3}", value.strip()) and (not same or int(value) < len(choices)):
-        same = sorted({*same, index(int(value), len(choices), what)})
+    number = value.strip()  # of more than what int() takes for white space
+    if numbers and re.fullmatch("[0-9]{1,3}", number) and (not same or int(number) < len(choices)):
+        same = sorted({*same, index(int(number), len(choices), what)})
     if re.fullmatch("[a-zA-Z]", unicodedata.normalize("NFKC", value).strip()):
         if not same:
             return letter(value, len(choices), what)

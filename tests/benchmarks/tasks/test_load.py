@@ -24,6 +24,7 @@ import pytest
 
 from jmedlite.base.errors import DataError, InputMissing, JmedliteError, NotPermitted, UsageError
 from jmedlite.benchmarks.tasks import rows
+from jmedlite.benchmarks.tasks.checking import place
 from jmedlite.benchmarks.tasks.formats import MEDICAL_SUBJECTS
 from jmedlite.benchmarks.tasks.items import Dataset, Item
 from jmedlite.benchmarks.tasks.load import load_task
@@ -352,8 +353,8 @@ def test_igakuqa(tmp_path: Path) -> None:
     assert {entry.id: entry.reason for entry in en.left} == reasons | {"9B1": "has no translation"}
     assert [f["name"] for f in ja.files] == ["2001/9-A.jsonl", "2001/9-A_metadata.jsonl", "2001/9-B.jsonl"]
     assert len(en.files) == 4
-    for place in (clone / "data", clone / "data" / "2001", tmp_path):
-        assert [d.items for d in load_task(f"igakuqa={place}")] == [ja.items, en.items]
+    for folder in (clone / "data", clone / "data" / "2001", tmp_path):
+        assert [d.items for d in load_task(f"igakuqa={folder}")] == [ja.items, en.items]
     assert len(one(f"igakuqa={clone / 'data' / '2001' / '9-B.jsonl'}", languages=["ja"]).items) == 1
 
 
@@ -806,3 +807,8 @@ def test_medmcqa_that_may_count_from_one_is_refused(tmp_path: Path) -> None:
         load_task(f"medmcqa={path}")
     lines(tmp_path / "dev.jsonl", *({**row, "id": f"i{k}", "cop": k % 3} for k in range(12)))
     assert len(load_task(f"medmcqa={path}")[0].items) == 12
+
+
+def test_a_number_before_separators() -> None:
+    """str.strip() takes them off, int() does not (a finding of tools/fuzz_bytes.py)."""
+    assert place("0\x1c\x1c", ("x", "y"), numbers=True) == 0
