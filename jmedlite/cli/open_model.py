@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,17 @@ def open_runner(model: str | None, loading: LoadOptions, sampling: Sampling) -> 
         console.warn(warning)
     if loading.cache and (why := nothing_kept()):
         console.note(f"(nothing is cached, every prompt is read anew: {why})")
-    options = vars(loading)
-    if loading.lora:
-        from jmedlite.convert.adapters.lora import parse_spec
-
-        options = {**options, "lora": [parse_spec(spec) for spec in loading.lora]}
+    options = vars(with_adapters(loading))
     return Runner(find_gguf(model), on_plan=console.note, json_schema=sampling.json_schema, **options)
+
+
+def with_adapters(loading: LoadOptions) -> LoadOptions:
+    """The same with its adapters as pairs of a path and a weight, of FILE[:WEIGHT] as they were typed."""
+    if not loading.lora:
+        return loading
+    from jmedlite.convert.adapters.lora import parse_spec
+
+    return replace(loading, lora=tuple(parse_spec(spec) for spec in loading.lora))
 
 
 def answer_footer(facts: dict[str, Any], notice: str) -> str:

@@ -13,7 +13,7 @@ from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.serve.options import ServeOptions
 
 from . import console
-from .open_model import find_gguf, take_model
+from .open_model import find_gguf, take_model, with_adapters
 from .options import ModelFile, spread
 
 
@@ -26,7 +26,6 @@ def serve(
     loading: Annotated[LoadOptions, "ctx", "gpu_layers", "kv_type", "flash_attn", "threads", "lora", "force"],
 ) -> None:
     """Serve a page to ask on and an OpenAI-compatible API, to this machine alone unless you say otherwise."""
-    from jmedlite.convert.adapters.lora import parse_spec
     from jmedlite.runtime.chat_template import NOTICE
     from jmedlite.serve.run import serve as run
 
@@ -34,7 +33,6 @@ def serve(
     if others and model:
         raise UsageError(f"two models: -m {model} and {file}; give one")
     path = find_gguf(model or file)
-    loading = LoadOptions(**{**vars(loading), "lora": tuple(parse_spec(spec) for spec in loading.lora)})
 
     def started(address: str, key: str | None) -> None:
         console.out(address)
@@ -44,7 +42,7 @@ def serve(
         if options.open:  # beside the server, since a browser in the terminal would hold it up
             threading.Thread(target=open_page, args=(address,), daemon=True).start()
 
-    run(path, options, loading, more=_judged(path), on_plan=console.note, on_start=started)
+    run(path, options, with_adapters(loading), more=_judged(path), on_plan=console.note, on_start=started)
 
 
 def open_page(address: str) -> None:

@@ -49,14 +49,7 @@ class Runner:
         self.timings: dict[str, float] = {}
         self.child = Child("jmedlite.runtime.worker", ADVICE)
         try:
-            for event in self.child.events(load, "loaded"):
-                facts = {k: v for k, v in event.items() if k != "event"}
-                if event["event"] == "plan":
-                    self.plan: dict[str, Any] = facts
-                    if on_plan:
-                        on_plan(facts["sentence"])
-                else:
-                    self.facts: dict[str, Any] = facts
+            self.plan, self.facts = load_model(self.child, load, on_plan)
         except BaseException:
             self.close()
             raise
@@ -226,6 +219,23 @@ def load_request(
         "cache": str(cache) if wanted.cache and (cache := cache_folder()) else None,
         "json_schema": Sampling(json_schema=json_schema).json_schema,
     }
+
+
+def load_model(
+    child: Child, request: dict[str, Any], on_plan: Callable[[str], None] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Have a child load a model: how it was loaded, which `on_plan` is told before, and what describes it."""
+    plan: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for event in child.events(request, "loaded"):
+        told = {k: v for k, v in event.items() if k != "event"}
+        if event["event"] == "plan":
+            plan = told
+            if on_plan:
+                on_plan(plan["sentence"])
+        else:
+            facts = told
+    return plan, facts
 
 
 def check_question(question: str) -> None:

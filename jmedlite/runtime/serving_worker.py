@@ -120,10 +120,7 @@ class LaneEngine(AnswerEngine):
     def _prompt(self, request: Request) -> list[int]:
         given = request["prompt"]
         if isinstance(given, str):
-            tokens = self.vocabulary.tokenize(given, parse_special=True)
-            bos = self.llama.llama_vocab_bos(self.vocabulary.vocab)
-            if self.llama.llama_vocab_get_add_bos(self.vocabulary.vocab) and tokens[:1] != [bos]:
-                tokens.insert(0, bos)
+            tokens = self.vocabulary.tokenize_parts([Part(given, True)])
         else:
             tokens = [int(t) for t in given]
         if not tokens:

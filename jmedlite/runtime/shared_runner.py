@@ -13,7 +13,7 @@ from jmedlite.base.errors import JmedliteError
 from .load_options import LoadOptions
 from .offload import N_OUTPUTS, n_sequences
 from .process import SharedChild
-from .runner import ADVICE, load_request
+from .runner import ADVICE, load_model, load_request
 
 Event = dict[str, Any]
 AGAIN = 30.0  # seconds: a model that ends its process sooner after its start is not started again
@@ -43,14 +43,7 @@ class SharedRunner:
     def _start(self, on_plan: Callable[[str], None] | None = None) -> SharedChild:
         child = SharedChild("jmedlite.runtime.serving_worker", ADVICE)
         try:
-            for event in child.events(self._load, "loaded"):
-                facts = {k: v for k, v in event.items() if k != "event"}
-                if event["event"] == "plan":
-                    self.plan: dict[str, Any] = facts
-                    if on_plan:
-                        on_plan(facts["sentence"])
-                else:
-                    self.facts: dict[str, Any] = facts
+            self.plan, self.facts = load_model(child, self._load, on_plan)
         except BaseException:
             child.close()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ Event = dict[str, Any]
 FINISHED = {"eos": "stop", "stop": "stop", "length": "length", "context": "length", "stopped": "stop"}
 
 
-class Reply:
+class Reply(ABC):
     """One reply, as a whole or in chunks; `about` are fields that every one of them has besides."""
 
     kind, prefix = "", ""
@@ -34,9 +35,9 @@ class Reply:
         found = [*(warnings if ended else ()), *(text for e in ended for text in e.get("warnings", ()))]
         return {"jmedlite": {"warnings": list(dict.fromkeys(found))}} if found else {}
 
+    @abstractmethod
     def piece(self, event: Event) -> dict[str, Any]:
         """The choice of a chunk."""
-        raise NotImplementedError
 
     def chunk(self, choices: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """A piece of it."""
