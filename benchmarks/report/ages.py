@@ -48,14 +48,13 @@ def age_of(model: ModelRecord) -> Age | None:
 def contaminated(laid: Pool) -> Iterable[Bilingual]:
     """Sentences: which models may have been trained on which tasks' questions, by what their metadata say."""
     for source in ("metadata", "architecture"):
-        by_tasks: dict[str, list[str]] = {}
+        by_tasks: dict[tuple[str, str, str | None], list[str]] = {}
         for entrant in laid.entrants:
             age = age_of(entrant.model)
             tasks = {t.name: t.date for i in entrant.runs for t in laid.runs[i].tasks if t.date}
             newer = [f"{name} ({date})" for name, date in tasks.items() if age and age.newer_than(date)]
             if age and age.source == source and newer:
-                key = f"{', '.join(newer)}\0{age.date}\0{entrant.model.architecture}"
+                key = ", ".join(newer), age.date, entrant.model.architecture
                 by_tasks.setdefault(key, []).append(entrant.key)
-        for key, models in by_tasks.items():
-            tasks_, date, architecture = key.split("\0")
-            yield say(f"w_newer_{source}", tasks=tasks_, date=date, models=", ".join(models), architecture=architecture)
+        for (named, date, architecture), models in by_tasks.items():
+            yield say(f"w_newer_{source}", tasks=named, date=date, models=", ".join(models), architecture=architecture)

@@ -214,6 +214,7 @@ _TEXT: dict[str, tuple[str, str]] = {
         "How far scores move by batching alone was not measured (noise.jsonl is empty).",
         "バッチの組み方だけで得点がどれだけ動くかは、測定されていません（noise.jsonlが空です）。",
     ),
+    **words_exams.TEXT,
 }
 
 
@@ -221,7 +222,7 @@ def say(key: str, **fields: object) -> Bilingual:
     """The sentence in every language. A field that is itself bilingual is given in the sentence's language."""
     return {
         lang: text.format(**{k: v[lang] if isinstance(v, dict) else v for k, v in fields.items()})
-        for lang, text in zip(LANGUAGES, (_TEXT | words_exams.TEXT)[key], strict=True)
+        for lang, text in zip(LANGUAGES, _TEXT[key], strict=True)
     }
 
 
@@ -584,6 +585,7 @@ _PAGE: dict[str, tuple[str, str]] = {
     "parameters": ("Parameters", "パラメータ数"),
     "warnings": ("To be known", "注意"),
     "none": ("none", "なし"),
+    **words_exams.PAGE,
 }
 
 
@@ -591,4 +593,4 @@ def page_text(lang: str) -> dict[str, str]:
     """The page's own words in one language; raises UsageError for another than en and ja."""
     if lang not in LANGUAGES:
         raise UsageError(f"--lang {lang}: expected {' or '.join(LANGUAGES)}")
-    return {key: texts[LANGUAGES.index(lang)] for key, texts in (_PAGE | words_exams.PAGE).items()}
+    return {key: texts[LANGUAGES.index(lang)] for key, texts in _PAGE.items()}

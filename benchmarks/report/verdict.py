@@ -102,13 +102,12 @@ def _candidate(
     """Each test is true, false, or null: not asked for, or not known."""
     c = result["comparison"]
     is_reference = model["key"] == reference
-    limits = {
-        "fits_ram": (ram_of(model), options.ram_bytes),
-        "fits_vram": (vram_of(model), options.vram_bytes),
-        "fast_enough": (latency_of(model), options.max_latency),
-    }
-    ram, vram, fast = (_within(*pair) for pair in limits.values())
-    wanted = [w for w, (_, limit) in zip((ram, vram, fast), limits.values(), strict=True) if limit is not None]
+    limits = (
+        (ram_of(model), options.ram_bytes), (vram_of(model), options.vram_bytes),
+        (latency_of(model), options.max_latency),
+    )  # fmt: skip
+    ram, vram, fast = (_within(value, limit) for value, limit in limits)
+    wanted = [_within(value, limit) for value, limit in limits if limit is not None]
     meets = False if False in wanted else None if None in wanted else True
     shown = None if is_reference or c is None or not c["n"] else bool(c["no_meaningful_loss"])
     return {"model": model["key"], "no_meaningful_loss": shown, "conflicts": conflicts, "fits_ram": ram,
