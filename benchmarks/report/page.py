@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 from collections import defaultdict
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -30,30 +30,14 @@ _FLIPS = {None: "-", "right_to_wrong": "a", "wrong_to_right": "b", "wrong_to_wro
 def render(document: Document, lang: str) -> str:
     """The page in "en" or "ja"."""
     text = page_text(lang)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(_resource),
-    )  # fmt: skip
-    environment.filters |= {
-        "moment": _moment,
-        "pct": partial(_number, percent),
-        "pts": partial(_number, points),
-        "size": partial(_in_units, BYTES),
-        "time": partial(_in_units, SECONDS),
-        "num": partial(_number, fixed),
-        "int": partial(_number, _whole),
-        "pval": partial(_number, p_value),
-    }
     plots = {name: svg and Markup(svg) for name, svg in draw(document, text).items()}
     labels = short = {m["key"]: m["label"] for m in document["models"]}
     if len(document["families"]) > 1:
         labels = {m["key"]: f"{m['family']} {m['label']}" for m in document["models"]}
-    environment.filters["label_of"] = labels.__getitem__
-    template = environment.get_template("report.html.j2")
     script = _BLANK.sub("\n", _resource("report.js").strip())
     numbers = {m["key"]: i for i, m in enumerate(document["models"])}
     sides = {v["key"]: _sides(v) for v in document["views"]}
-    page = template.render(
+    page = _template().render(
         d=document, t=text, lang=lang, plots=plots, labels=labels, shown=SHOWN, results=_results(document),
         css=Markup(_resource("report.css")), plain=_plain, parts=_parts(document), part_of=_part_of,
         nothing=defaultdict(lambda: None), judged=_judgements(document),
@@ -67,6 +51,34 @@ def render(document: Document, lang: str) -> str:
         groups_of=lambda v, item: " ".join(str(sides[v["key"]][side][name]) for side, name in item["groups"].items()),
     )  # fmt: skip
     return _BLANK.sub("\n", _labelled(page))
+
+
+@cache
+def _template() -> jinja2.Template:
+    """The page's template, compiled once: that takes as long as all else of a small report."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_resource),
+    )  # fmt: skip
+    environment.filters |= {
+        "moment": _moment,
+        "pct": partial(_number, percent),
+        "pts": partial(_number, points),
+        "size": partial(_in_units, BYTES),
+        "time": partial(_in_units, SECONDS),
+        "num": partial(_number, fixed),
+        "int": partial(_number, _whole),
+        "pval": partial(_number, p_value),
+        "label_of": _label_of,
+    }
+    return environment.get_template("report.html.j2")
+
+
+@jinja2.pass_context
+def _label_of(context: jinja2.runtime.Context, key: str) -> str:
+    """What the page calls a model."""
+    label: str = context["labels"][key]
+    return label
 
 
 _BLANK = re.compile(r"[ \t]*\n\s*\n")

@@ -323,7 +323,7 @@ def test_a_model_whose_run_died_while_it_was_published(tiny_gguf: Path, tmp_path
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="only POSIX can kill without notice")
 def test_killed_run_leaves_no_name_and_the_next_cleans_up(tmp_path: Path) -> None:
-    builders.checkpoint(tmp_path / "m", hidden_size=512, intermediate_size=4096, num_hidden_layers=6)
+    builders.checkpoint(tmp_path / "m", hidden_size=512, intermediate_size=4096, num_hidden_layers=3)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jmedlite", "quantize", str(tmp_path / "m"), "-b", "4", "-o", str(out)]
     child = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

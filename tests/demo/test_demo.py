@@ -15,7 +15,7 @@ import pytest
 from jmedlite.demo import MODEL
 from tests.support.offline import ISOLATE, allowed, watched
 
-LIMIT = "60"  # questions in each language; .ci/run shows the whole demo
+LIMIT = "40"  # questions in each language; .ci/run shows the whole demo
 LEVELS = ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
 
 
