@@ -210,7 +210,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless_gguf: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("typed", "words"), [(b"\xff\xfe\n", "not UTF-8"), (b"x" * (2 << 20), "more than 1,048,576 bytes")]
+    ("typed", "words"),
+    [(b"\xff\xfe\n", "not UTF-8"), (b"x" * (2 << 20), "more than 1,048,576 bytes")],
+    ids=["bytes", "long"],  # pytest puts a test's name into the environment
 )
 def test_input_that_is_no_text_ends_it(endless_gguf: Path, typed: bytes, words: str) -> None:
     command = [sys.executable, "-m", "jmedlite", "chat", "-m", str(endless_gguf)]

@@ -69,7 +69,8 @@ class WarmChild:
 
     def kill(self) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended since
+                os.kill(self.pid, signal.SIGKILL)
 
 
 class Starter:
@@ -99,7 +100,7 @@ class Starter:
 
 
 def serve(channel: socket.socket) -> None:
-    """The process that forks, until nobody is left who could ask."""
+    """The process that forks, until nobody is left who could ask and all that it forked have ended."""
     import_leanly()
     import llama_cpp.llama_cpp  # noqa: F401 - this loads the library
 
@@ -108,19 +109,21 @@ def serve(channel: socket.socket) -> None:
     statuses: dict[int, tuple[int, int]] = {}  # by a child's descriptor: its pid, and where its end is told
     with selectors.DefaultSelector() as selector:
         selector.register(channel, selectors.EVENT_READ)
-        while True:
+        while selector.get_map():
             for key, _ in selector.select():
                 if key.fd != channel.fileno():
                     selector.unregister(key.fd)
                     pid, status = statuses.pop(key.fd)
                     _, code = os.waitpid(pid, 0)
-                    os.write(status, str(os.waitstatus_to_exitcode(code)).encode())
+                    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                        os.write(status, str(os.waitstatus_to_exitcode(code)).encode())
                     os.close(status)
                     os.close(key.fd)
                     continue
                 message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE, 4)
                 if not message:
-                    return
+                    selector.unregister(channel)
+                    continue
                 pid = os.fork()
                 if not pid:
                     selector.close()
