@@ -1,0 +1,87 @@
+"""Back ends of llama.cpp that are libraries of their own: found beside it, and said where none can be loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+from jmedlite.base import libraries
+from jmedlite.base.errors import NativeError
+
+
+class Function:
+    """A function of a C library: gives what `does` gives, whatever types are set."""
+
+    def __init__(self, does: object) -> None:
+        self.does = does
+
+    def __call__(self, *arguments: object) -> object:
+        return self.does(*arguments) if callable(self.does) else self.does
+
+
+class Loadable:
+    """ggml without a CPU back end until one is loaded from `folder`."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.asked: list[bytes] = []
+        self.folder = folder
+        self.ggml_backend_dev_by_type = Function(lambda _: 1 if self.folder and self.asked else None)
+        self.ggml_backend_load_all_from_path = Function(self.asked.append)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, folder: Path, **found: object) -> None:
+    def opened(name: str) -> object:
+        if name not in found:
+            raise FileNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
+    monkeypatch.setattr(libraries, "_open", opened)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_loadable_back_ends_are_loaded_by_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, single: bool) -> None:
+    """One for every processor, or a single one that is not linked in."""
+
+    class Single:
+        ggml_backend_init = Function(0)
+
+    ggml = Loadable(tmp_path)
+    use(monkeypatch, tmp_path, ggml=ggml, **({"ggml-cpu": Single()} if single else {}))
+    libraries._load_back_ends()
+    libraries._load_back_ends()
+    assert ggml.asked == [os.fsencode(tmp_path)]  # once: what is loaded already is kept
+
+
+def test_back_ends_that_are_linked_in_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ggml = Loadable(None)
+    use(monkeypatch, tmp_path, **{"ggml": ggml, "ggml-cpu": object()})
+    libraries._load_back_ends()
+    assert ggml.asked == []
+
+
+def test_no_back_end_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libggml-cpu-haswell.so").touch()
+    use(monkeypatch, tmp_path, ggml=Loadable(None))
+    with pytest.raises(NativeError) as caught:
+        libraries._load_back_ends()
+    assert "\n" not in str(caught.value)
+    assert "no CPU back end" in str(caught.value) and "install" in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named otherwise there")
+def test_the_best_back_end_is_named_by_its_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scores = {"libggml-cpu-x64.so": 1, "libggml-cpu-haswell.so": 60, "libggml-cpu-icelake.so": 0}
+    for name in scores:
+        (tmp_path / name).touch()
+
+    def opened(path: str) -> object:
+        return type("Library", (), {"ggml_backend_score": Function(scores[Path(path).name])})()
+
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    monkeypatch.setattr(libraries, "libllama", lambda: None)
+    monkeypatch.setattr(ctypes, "CDLL", opened)
+    assert libraries.cpu_back_end() == "haswell"
