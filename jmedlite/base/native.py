@@ -26,7 +26,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from .errors import DataError, NativeError
-from .libraries import libllama, load_library
+from .libraries import LogCallback, libllama, load_library
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -35,7 +35,6 @@ AbortCallback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 MAX_IMPORTANCE = 1e4
 _PLAIN = {"F32", "F16", "BF16"}
 _callbacks: list[Any] = []  # ctypes callbacks must outlive their registration
-LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,25 +33,16 @@ class Loadable:
         self.ggml_backend_load_all_from_path = Function(self.asked.append)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, folder: Path, **found: object) -> None:
-    def opened(name: str) -> object:
-        if name not in found:
-            raise FileNotFoundError(name)
-        return found[name]
-
+def use(monkeypatch: pytest.MonkeyPatch, folder: Path, ggml: Loadable, *, linked_in: bool = False) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
-    monkeypatch.setattr(libraries, "_open", opened)
+    monkeypatch.setattr(libraries, "_linked", lambda name: ggml)
+    monkeypatch.setattr(libraries, "_is_linked_in", lambda: linked_in)
+    monkeypatch.setattr(libraries, "_silence", nullcontext)
 
 
-@pytest.mark.parametrize("single", [True, False])
-def test_loadable_back_ends_are_loaded_by_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, single: bool) -> None:
-    """One for every processor, or a single one that is not linked in."""
-
-    class Single:
-        ggml_backend_init = Function(0)
-
+def test_loadable_back_ends_are_loaded_by_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ggml = Loadable(tmp_path)
-    use(monkeypatch, tmp_path, ggml=ggml, **({"ggml-cpu": Single()} if single else {}))
+    use(monkeypatch, tmp_path, ggml)
     libraries._load_back_ends()
     libraries._load_back_ends()
     assert ggml.asked == [os.fsencode(tmp_path)]  # once: what is loaded already is kept
@@ -58,14 +50,19 @@ def test_loadable_back_ends_are_loaded_by_path(monkeypatch: pytest.MonkeyPatch, 
 
 def test_back_ends_that_are_linked_in_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ggml = Loadable(None)
-    use(monkeypatch, tmp_path, **{"ggml": ggml, "ggml-cpu": object()})
+    use(monkeypatch, tmp_path, ggml, linked_in=True)
     libraries._load_back_ends()
     assert ggml.asked == []
 
 
+def test_this_build_is_one_or_the_other() -> None:
+    libraries.libllama()
+    assert libraries._is_linked_in() == (not libraries._variants())
+
+
 def test_no_back_end_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libggml-cpu-haswell.so").touch()
-    use(monkeypatch, tmp_path, ggml=Loadable(None))
+    use(monkeypatch, tmp_path, Loadable(None))
     with pytest.raises(NativeError) as caught:
         libraries._load_back_ends()
     assert "\n" not in str(caught.value)
@@ -85,3 +82,19 @@ def test_the_best_back_end_is_named_by_its_score(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(libraries, "libllama", lambda: None)
     monkeypatch.setattr(ctypes, "CDLL", opened)
     assert libraries.cpu_back_end() == "haswell"
+
+
+def test_ggml_is_silent_for_a_while_and_then_heard_as_before() -> None:
+    heard: list[bytes] = []
+    listener = libraries.LogCallback(lambda level, text, context: heard.append(text))
+    libllama = libraries.libllama()
+    base = libraries._linked("ggml-base")
+    try:
+        libllama.llama_log_set(listener, None)
+        with libraries._silence():
+            base.gguf_init_from_file(b"/nonexistent", ctypes.c_int64(0), ctypes.c_void_p())
+        assert heard == []
+        base.gguf_init_from_file(b"/nonexistent", ctypes.c_int64(0), ctypes.c_void_p())
+        assert heard
+    finally:
+        base.ggml_log_set(None, None)
