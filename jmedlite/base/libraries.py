@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,7 @@ from typing import Any
 from .errors import NativeError
 
 LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_loading = threading.Lock()  # ggml's registry has none, and the pass has many threads
 CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
 
@@ -76,8 +78,12 @@ def _is_linked_in() -> bool:
 
 def _load_back_ends() -> None:
     """Have ggml load the back ends beside it, where they are not linked in; raises NativeError without one for CPUs."""
-    if _is_linked_in():
-        return
+    with _loading:
+        if not _is_linked_in():
+            _load_from_folder()
+
+
+def _load_from_folder() -> None:
     ggml = _linked("ggml")
     ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
     if not ggml.ggml_backend_dev_by_type(CPU):

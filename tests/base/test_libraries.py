@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -46,6 +48,22 @@ def test_loadable_back_ends_are_loaded_by_path(monkeypatch: pytest.MonkeyPatch, 
     libraries._load_back_ends()
     libraries._load_back_ends()
     assert ggml.asked == [os.fsencode(tmp_path)]  # once: what is loaded already is kept
+
+
+def test_threads_wait_for_the_one_that_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The pass's threads ask for libraries at once: half loaded was "no back end" to the second."""
+    ggml = Loadable(tmp_path)
+
+    def slowly(folder: bytes) -> None:
+        time.sleep(0.05)
+        ggml.asked.append(folder)
+
+    ggml.ggml_backend_load_all_from_path = Function(slowly)
+    use(monkeypatch, tmp_path, ggml)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(libraries._load_back_ends) for _ in range(2)]:
+            done.result()
+    assert len(ggml.asked) == 1
 
 
 def test_back_ends_that_are_linked_in_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
