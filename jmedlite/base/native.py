@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from .errors import DataError, NativeError
+from .libraries import LogCallback, libllama, load_library
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -35,28 +35,6 @@ AbortCallback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 MAX_IMPORTANCE = 1e4
 _PLAIN = {"F32", "F16", "BF16"}
 _callbacks: list[Any] = []  # ctypes callbacks must outlive their registration
-LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
-
-@cache
-def libllama() -> Any:
-    """llama-cpp-python's own bindings (`llama_cpp.llama_cpp`)."""
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # ggml starts a debugger on an abort unless told not to
-    try:
-        import llama_cpp.llama_cpp as bindings
-    except (ImportError, OSError, RuntimeError) as e:
-        raise NativeError(f"llama-cpp-python could not be loaded ({e}); install it again") from None
-    return bindings
-
-
-def load_library(name: str) -> ctypes.CDLL:
-    """A shared library that llama-cpp-python ships beside its own, such as "ggml"."""
-    libllama()  # first: it says what is wrong with the installation
-    import llama_cpp
-    from llama_cpp._ctypes_extensions import load_shared_library
-
-    lib: ctypes.CDLL = load_shared_library(name, Path(llama_cpp.__file__).parent / "lib")
-    return lib
 
 
 @cache

@@ -36,6 +36,7 @@ def doctor(
         ["llama-cpp-python", facts["llama_cpp_python"]],
         ["processor", f"{facts['cpu']}, {facts['physical_cores']} cores ({facts['logical_cores']} threads)"],
         ["CPU features", ", ".join(facts["cpu_features"]) or "none reported"],
+        ["CPU back end", facts["cpu_back_end"] or "built in"],
         ["memory", f"{console.size(facts['ram_bytes'])}, {console.size(facts['ram_available_bytes'])} available"],
         ["GPU offload", built],
         ["GPUs", "; ".join(gpus) or "none seen"],

@@ -40,7 +40,7 @@ def free_ram() -> int:
 
 def cpu_features() -> list[str]:
     """What llama.cpp's build uses of this processor, by its own names ("AVX2", "NEON", "REPACK", …)."""
-    from jmedlite.base.native import libllama
+    from jmedlite.base.libraries import libllama
 
     info = libllama().llama_print_system_info().decode("utf-8", "replace")
     return [part.split("=")[0].strip() for part in info.replace(":", "|").split("|") if part.strip().endswith("= 1")]
@@ -48,7 +48,7 @@ def cpu_features() -> list[str]:
 
 def devices() -> list[dict[str, Any]]:
     """Every compute device in ggml's registry (ggml-backend.h): name, description, kind, memory in bytes."""
-    from jmedlite.base.native import load_library
+    from jmedlite.base.libraries import load_library
 
     lib = load_library("ggml")
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
@@ -95,7 +95,7 @@ def describe_machine() -> dict[str, Any]:
     """The facts `jmedlite doctor` shows."""
     import psutil
 
-    from jmedlite.base.native import libllama
+    from jmedlite.base.libraries import cpu_back_end, libllama
 
     memory = psutil.virtual_memory()
     import importlib.metadata  # brings a parser of mail along, which no other use of this module needs
@@ -108,6 +108,7 @@ def describe_machine() -> dict[str, Any]:
         "executable_bits": 64 if sys.maxsize > 1 << 32 else 32,
         "cpu": cpu,
         "cpu_features": cpu_features(),
+        "cpu_back_end": cpu_back_end(),
         "physical_cores": physical_cores(),
         "logical_cores": os.cpu_count() or 1,
         "ram_bytes": memory.total,

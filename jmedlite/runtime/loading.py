@@ -70,7 +70,8 @@ class LoadedModel:
         files, self.header = read_whole_header(Path(request["path"]))
         self.path = files[0]
         self.mark = fingerprint(files)
-        from jmedlite.base.native import capture_log, libllama
+        from jmedlite.base.libraries import libllama
+        from jmedlite.base.native import capture_log
 
         # chat templates need it, and it loads while llama.cpp does
         threading.Thread(target=importlib.import_module, args=("jinja2.sandbox",), daemon=True).start()

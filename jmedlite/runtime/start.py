@@ -10,9 +10,11 @@ import runpy
 import sys
 
 if __name__ == "__main__":
+    from jmedlite.base.errors import NativeError
     from jmedlite.base.lean import import_leanly
+    from jmedlite.base.libraries import libllama
 
     import_leanly()
-    with contextlib.suppress(ImportError, OSError, RuntimeError):  # whoever calls it says what is wrong
-        import llama_cpp.llama_cpp  # noqa: F401 - this loads the library
+    with contextlib.suppress(NativeError):  # whoever calls it says what is wrong
+        libllama()
     runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)

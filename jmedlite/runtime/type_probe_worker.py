@@ -11,7 +11,8 @@ import re
 import threading
 
 from jmedlite.base.errors import NativeError
-from jmedlite.base.native import capture_log, libllama, type_names
+from jmedlite.base.libraries import libllama
+from jmedlite.base.native import capture_log, type_names
 
 from .protocol import Emit, Request, serve
 

@@ -13,7 +13,7 @@ import jmedlite
 from jmedlite.api.quantize import export_adapters
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import read_header
-from jmedlite.base.native import libllama
+from jmedlite.base.libraries import libllama
 from jmedlite.convert.metadata.specials import ENDS_BY_NAME
 from jmedlite.convert.metadata.tokenizer_files import default_template, read_tokenizer_files
 from jmedlite.convert.planning import QuantizePlan, assemble

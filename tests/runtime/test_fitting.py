@@ -18,7 +18,7 @@ import jmedlite
 from jmedlite.api.model_facts import describe_model
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.gguf import read_header
-from jmedlite.base.native import libllama
+from jmedlite.base.libraries import libllama
 from jmedlite.base.outputs import sha256_file
 from jmedlite.base.progress import silent
 from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine

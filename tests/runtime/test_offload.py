@@ -240,7 +240,8 @@ def test_the_table_has_every_context_that_the_model_knows() -> None:
 @pytest.fixture(scope="module")
 def logged(tiny_gguf: Path) -> tuple[Header, dict[str, float]]:
     """A tiny model's header, and the buffers in MiB that llama.cpp says it takes for a context of 512 tokens."""
-    from jmedlite.base.native import capture_log, libllama
+    from jmedlite.base.libraries import libllama
+    from jmedlite.base.native import capture_log
     from jmedlite.runtime.offload import N_OUTPUTS, N_UBATCH
 
     lines: list[str] = []

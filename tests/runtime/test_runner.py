@@ -17,7 +17,7 @@ import pytest
 
 import jmedlite
 from jmedlite.base.errors import DataError, UsageError
-from jmedlite.base.native import libllama
+from jmedlite.base.libraries import libllama
 from jmedlite.cli.console import plain
 from jmedlite.runtime.chat_template import Message, Part, build_prompt
 from jmedlite.runtime.runner import Answer

@@ -42,11 +42,13 @@ def test_every_child_loads_llama_cpp_before_numpy(tmp_path: Path) -> None:
         )
         for m in sorted(modules)
     }  # fmt: skip
+    with_numpy = set()
     for module, child in children.items():
         loaded = [line for line in child.communicate()[1].splitlines() if line in ("llama", "numpy")]
         assert loaded[0] == "llama", module
-        assert "numpy" in loaded, module
         assert child.returncode == 0, module
+        with_numpy |= {module} if "numpy" in loaded else set()
+    assert modules - with_numpy == {"jmedlite.runtime.hardware"}  # so the others do show an order
 
 
 @pytest.mark.usefixtures("cold_children")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jmedlite.base.lean import import_leanly
+from jmedlite.base.libraries import libllama
 from jmedlite.runtime.process import DEFAULTS, child_command
 
 ABLE = sys.platform == "linux" and hasattr(os, "pidfd_open")
@@ -102,7 +103,7 @@ class Starter:
 def serve(channel: socket.socket) -> None:
     """The process that forks, until nobody is left who could ask and all that it forked have ended."""
     import_leanly()
-    import llama_cpp.llama_cpp  # noqa: F401 - this loads the library
+    libllama()
 
     for module in SERVED:
         __import__(f"jmedlite.{module}")
