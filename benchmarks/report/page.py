@@ -55,7 +55,7 @@ def render(document: Document, lang: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    """The page's template, compiled once: that takes as long as all else of a small report."""
+    """The page's template, compiled once a process: it is the same for every report."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         loader=jinja2.FunctionLoader(_resource),
