@@ -152,10 +152,12 @@ class Choice:
     missing: list[str] = field(default_factory=list)
 
     def oldest_system(self) -> str:
-        """The oldest system that all wheels run on, in words; "" where they say nothing of it."""
+        """The oldest system that all wheels run on, in words; "" where they say nothing of it, as `linux_…` does."""
         ranks = self.target.tags()
         least: tuple[int, int] = (0, 0)
         for wheel in self.wheels.values():
+            if any(tag.platform.startswith("linux_") for tag in wheel.tags):
+                return ""
             versions = [_version_of(tag.platform) for tag in wheel.tags & ranks.keys()]
             least = max(least, min(versions, default=(0, 0)))
         if least == (0, 0):

@@ -90,6 +90,14 @@ def run(*command: str | Path, **settings: Any) -> subprocess.CompletedProcess[st
     return subprocess.run([*map(str, command)], env=environment, check=False, text=True, encoding="utf-8", **settings)
 
 
+def is_well(*command: str | Path) -> bool:
+    """Whether it succeeds; only what it says of a failure is shown."""
+    done = run(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode:
+        print(f"{done.stderr}({done.returncode})", file=sys.stderr, flush=True)
+    return not done.returncode
+
+
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
@@ -129,12 +137,11 @@ def main() -> None:
     say("3/4 Checking the models ...", "3/4 モデルを確認しています…")
     models = [HERE / m["file"] for m in about["models"]]
     for entry, path in zip(about["models"], models, strict=True):
-        if entry["manifest"] and run(jmedlite, "inspect", "--check", path, stdout=subprocess.DEVNULL).returncode:
+        if entry["manifest"] and not is_well(jmedlite, "inspect", "--check", path):
             end(f"{path.name} failed its check (see above).", f"{path.name} を確認できませんでした（上を参照）。")
     say("4/4 Asking one question ...", "4/4 質問を一つ試しています…")
     least = min(models, key=lambda p: p.stat().st_size)
-    asked = run(jmedlite, "ask", "-m", least, "--max-tokens", "1", "test", stdout=subprocess.DEVNULL)
-    if asked.returncode:
+    if not is_well(jmedlite, "ask", "-m", least, "--max-tokens", "1", "test"):
         end(
             f"{least.name} did not answer (see above). An illegal instruction: the runtime was built for another "
             "processor; too little memory: a smaller model.",
@@ -145,10 +152,8 @@ def main() -> None:
     say("All is installed. Begin with:", "インストールが終わりました。次のコマンドで開始します:")
     for path in models:
         print(f"\n    {quote([str(jmedlite), 'serve', str(path), '--open'])}")
-    say(
-        "\n  For research only, not for diagnosis or treatment.",
-        "\n研究用です。診断や治療の判断には使わないでください。",
-    )
+    print()
+    say("For research only, not for diagnosis or treatment.", "研究用です。診断や治療の判断には使わないでください。")
 
 
 if __name__ == "__main__":
