@@ -339,7 +339,7 @@ def _folder(out: Path) -> Iterator[Path]:
         try:
             partial.mkdir()
             yield partial
-            with kept_back():
+            with kept_back() as signals:
                 if out.exists():
                     out.replace(old)
                 try:
@@ -349,6 +349,10 @@ def _folder(out: Path) -> Iterator[Path]:
                         old.replace(out)
                     raise
                 flush_folder(out.parent)
+                if signals:  # as if it had come before
+                    out.replace(partial)
+                    if old.exists():
+                        old.replace(out)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as e:
             raise system_fault(e, out, "writing") from None

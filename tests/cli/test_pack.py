@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -242,6 +243,18 @@ def test_what_a_killed_run_left_is_taken_back(pack: Pack, tmp_path: Path) -> Non
     assert pack().returncode == 0
     assert (tmp_path / "stick" / "SHA256SUMS").is_file()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_while_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    out = tmp_path / "stick"
+    if before:
+        out.mkdir()
+        (out / "old").touch()
+    monkeypatch.setattr(packing, "flush_folder", lambda folder: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), packing._folder(out) as partial:
+        (partial / "new").touch()
+    assert tree(tmp_path) == ({"stick/old"} if before else set())
 
 
 @pytest.mark.parametrize(
