@@ -10,11 +10,13 @@ Stage = Literal[
     "verifying",  # bytes of the base
     "calibrating",  # bytes of the text
     "hashing",  # bytes of a GGUF, which `what` names
+    "copying",  # bytes of all files; `what` is the file
     "questions",  # those of all models; `what` is the model
     "measuring",  # rounds of all models; `what` is the model
     "text",  # chunks; `what` is the model
 ]
-IN_BYTES: tuple[Stage, ...] = ("quantizing", "verifying", "calibrating", "hashing")  # the others count things
+# the others count things
+IN_BYTES: tuple[Stage, ...] = ("quantizing", "verifying", "calibrating", "hashing", "copying")
 Notice = Callable[[str], None]  # hears a sentence for the person
 
 

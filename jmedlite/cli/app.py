@@ -29,6 +29,7 @@ from .doctor import doctor
 from .imatrix import imatrix
 from .inspect import inspect
 from .models import models
+from .pack import pack
 from .quantize import quantize
 from .recommend import recommend
 from .report import report
@@ -61,7 +62,9 @@ def root(
     """Medical language models on one laptop: merge LoRA, quantize to GGUF in one pass, ask offline."""
 
 
-COMMANDS = (quantize, imatrix, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report, recommend)
+COMMANDS = (
+    quantize, imatrix, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report, recommend, pack,
+)  # fmt: skip
 for _command in COMMANDS:
     app.command(cls=Command)(_command)
 

@@ -86,6 +86,8 @@ OWN_FILES = {  # not from outside
     "benchmarks/run/costs.py": "the kernel's",
     "calibration/compute.py": "the package's own texts",
     "calibration/overlap.py": "the package's own hashes",
+    "api/pack.py": "the package's own scripts",
+    "api/stick/install.py": "what `pack` wrote, from a script that stands alone",
     "benchmarks/report/page.py": "the package's own style",
 }
 
