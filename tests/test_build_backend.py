@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "build_backend.py"
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """On a machine with nothing."""
     pytest.importorskip("setuptools")  # newer Pythons' environments are without
-    spec = importlib.util.spec_from_file_location("build_backend", TOOL)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(TOOLS)
+    for name in ("build_backend", "compile_ahead"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("build_backend")
     for name in [
         n for n in os.environ if n in ("CC", "CXX", module.SKIP) or n.upper().startswith(("PIP_", "PROGRAMFILES"))
     ]:
@@ -27,6 +28,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     monkeypatch.setattr(module, "has_runtime", lambda: False)
     monkeypatch.setattr(module, "_parent", lambda: "python -m pip install .")
+    monkeypatch.setattr(module, "compile_ahead", lambda command: False)
     for kind in ("wheel", "editable"):
         monkeypatch.setattr(module.build_meta, f"prepare_metadata_for_build_{kind}", lambda folder: folder)
     return module
@@ -60,3 +62,48 @@ def test_where_it_can_go_on_it_does(
     else:
         monkeypatch.setenv(way, "1")
     assert backend.prepare_metadata_for_build_wheel("out") == "out"
+
+
+@pytest.mark.parametrize(
+    ("command", "ahead"),
+    [
+        ("/v/bin/python /v/bin/pip install .", True),
+        ("/v/bin/python -m pip install -e .[test] -q", True),
+        ("/v/bin/python3 -I /v/bin/pip3.13 wheel . --config-settings=editable_mode=strict", True),
+        ("pip install --no-cache-dir .", False),
+        ("pip install --find-links=wheels .", False),
+        ("pip install --no-deps .", False),
+        ("pip install -c constraints.txt .", False),
+        ("uv pip install .", False),
+        ("python -m build --wheel", False),
+        ("", False),
+    ],
+)
+def test_llama_cpp_is_compiled_ahead_of_a_plain_pip_only(backend: ModuleType, command: str, ahead: bool) -> None:
+    fits = importlib.import_module("compile_ahead").fits
+    assert fits(command, {}) is ahead
+    assert not fits(command, {"CMAKE_ARGS": "-DCMAKE_PROJECT_INCLUDE=mine.cmake"})
+
+
+def test_the_wheel_is_built_by_the_same_pip(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = importlib.import_module("compile_ahead")
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **settings: object) -> SimpleNamespace:
+        calls.append((command, env))
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    monkeypatch.setattr(tool, "tell", lambda text: None)
+    for name, value in (("PYTHONPATH", "isolated"), ("PIP_BUILD_TRACKER", "x"), ("SKBUILD_CMAKE_DEFINE", "A=1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+    assert tool.compile_ahead("pip install .")
+    assert calls[0][0] == [sys.executable, "-m", "pip", "cache", "dir"]
+    command, environment = calls[1]
+    assert command[:4] == [sys.executable, "-m", "pip", "wheel"] and command[-1].startswith("llama-cpp-python>=")
+    assert "PYTHONPATH" not in environment and "PIP_BUILD_TRACKER" not in environment
+    assert environment["CMAKE_ARGS"] == "-DGGML_CUDA=on"
+    first, include = environment["SKBUILD_CMAKE_DEFINE"].split(";")
+    assert first == "A=1" and Path(include.removeprefix("CMAKE_PROJECT_INCLUDE=")).is_file()
+    assert not tool.compile_ahead("pip install --no-cache-dir .") and len(calls) == 2

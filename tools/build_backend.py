@@ -1,8 +1,9 @@
 """Build backend of this project: setuptools', after a look whether pip can go on to build llama-cpp-python.
 
 PyPI has only llama-cpp-python's source. Without a compiler its build fails minutes later, with pages of CMake's; pip
-asks a project for its metadata before it downloads what that names, so the reason can be said here (PEP 517, PEP 660).
-What `pip install` from a wheel does is not touched.
+asks a project for its metadata before it downloads what that names, so the reason can be said here (PEP 517, PEP 660);
+with a compiler it can be built faster than pip would (compile_ahead.py). None of this concerns `pip install` from
+a wheel.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compile_ahead import compile_ahead
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401 - the hooks of PEP 517 and PEP 660 that stay as they are
     build_editable,
@@ -52,8 +54,12 @@ def prepare_metadata_for_build_editable(*arguments: Any, **settings: Any) -> str
 
 
 def _checked(hook: Callable[..., str], *arguments: Any, **settings: Any) -> str:
-    if not (os.environ.get(SKIP) or has_compiler() or has_runtime() or brings_wheels(_parent(), os.environ)):
-        sys.exit(MESSAGE)
+    command = _parent()
+    if not has_runtime():
+        if has_compiler():
+            compile_ahead(command)
+        elif not (os.environ.get(SKIP) or brings_wheels(command, os.environ)):
+            sys.exit(MESSAGE)
     return hook(*arguments, **settings)
 
 
