@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from jmedlite.base.errors import NotPermitted, Unavailable
 from jmedlite.base.hub import _faults, parse_id, resolve
 from tests.support import builders
 from tests.support.hub import hub_environment
+from tests.support.warm import run_command
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "owner/tiny-model"
@@ -151,10 +151,8 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 def run(tmp_path: Path, hub: FakeHub, model: str = REPO, **env: str) -> subprocess.CompletedProcess[str]:
     out = str(tmp_path / "out")
-    return subprocess.run(
-        [sys.executable, "-m", "jmedlite", "quantize", model, "--bits", "8", "--out", out, "--overwrite"],
-        env=hub_environment(hub.url, tmp_path, **env), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    arguments = ["quantize", model, "--bits", "8", "--out", out, "--overwrite"]
+    return run_command(arguments, hub_environment(hub.url, tmp_path, **env), Path.cwd())
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from jmedlite.demo import MODEL
 from tests.support.offline import ISOLATE, allowed, watched
+from tests.support.warm import command
 
 LIMIT = "40"  # questions in each language; .ci/run shows the whole demo
 LEVELS = ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
@@ -37,8 +38,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     }  # the demo must not need, nor write, what these name
     isolated = allowed(*ISOLATE, "true")
     done = subprocess.run(
-        [*(ISOLATE if isolated else []), sys.executable, "-m", "jmedlite", "demo", "--json",
-         "--out", "shown", "--limit", LIMIT],
+        [*(ISOLATE if isolated else []), *command(), "demo", "--json", "--out", "shown", "--limit", LIMIT],
         capture_output=True, encoding="utf-8", check=False, cwd=home,
         env={**environment, **watched(tmp_path_factory.mktemp("watch")), "HOME": str(home), "LOCALAPPDATA": str(home)},
     )  # fmt: skip
@@ -93,7 +93,7 @@ def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: Shown, tmp_pat
     assert done.returncode == 73
     assert "thesis.txt" in done.stderr
     again = subprocess.run(
-        [sys.executable, "-m", "jmedlite", "demo", "--limit", LIMIT, "--out", str(shown.folder)],
+        [*command(), "demo", "--limit", LIMIT, "--out", str(shown.folder)],
         capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
@@ -104,11 +104,11 @@ def test_started_in_a_folder_with_another_jmedlite(shown: Shown, tmp_path: Path)
     """As in a clone, whose folder `jmedlite` has not all that the installed package has: children must not take it."""
     (tmp_path / "jmedlite").mkdir()
     (tmp_path / "jmedlite" / "__init__.py").write_text("raise SystemExit('the wrong one')")
-    command = [sys.executable, "-P", "-m", "jmedlite"]
+    cold = [sys.executable, "-P", "-m", "jmedlite"]
     model, question = str(shown.folder / "gguf" / "demo-Q8_0.gguf"), "Which nerve innervates the deltoid?"
     for arguments in (
         ["quantize", str(MODEL), "--bits", "4", "--out", str(tmp_path)],
         ["ask", "-m", model, "--no-cache", question],
     ):
-        done = subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8", check=False, cwd=tmp_path)
+        done = subprocess.run([*cold, *arguments], capture_output=True, encoding="utf-8", check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
