@@ -23,6 +23,7 @@ class JmedliteError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(shortened(message))
+        self.whole = message  # a sentence is known in other languages as a whole
 
 
 class UsageError(JmedliteError):

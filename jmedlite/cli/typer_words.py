@@ -1,0 +1,116 @@
+"""Typer's own words in the person's language: help and usage as they are laid out, faults of typing as they are shown."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+
+from jmedlite.base.language import is_japanese, localized
+
+from . import console
+
+# what Typer says where it is asked for what our commands use; test_language.py looks for more
+TYPER_WORDS = (
+    "Usage: ", "Arguments", "Options", "Commands", "Error: {e.format_message()}", "Aborted!",
+    "Try '{e.ctx.command_path} {option}' for help.", "Show this message and exit.", "default: {default}", "required",
+    "Install completion for the current shell.",
+    "Show completion for the current shell, to copy it or customize the installation.",
+    "No such option: {name}", "(Possible options: {names})", "No such command {name}.", "Did you mean {names}?",
+    "Missing argument {name}.", "Missing option {name}.", "Missing command.",
+    "Invalid value for {name}: {why}", "Invalid value: {why}", "Option {name} requires an argument.",
+    "Option {name} does not take a value.", "Got unexpected extra argument ({names})",
+    "Got unexpected extra arguments ({names})", "{value} is not a valid integer.", "{value} is not a valid float.",
+    "Input should be a valid integer, unable to parse string as an integer",
+    "Input should be a valid number, unable to parse string as a number",
+    "Input should be a valid boolean, unable to interpret input",
+)  # fmt: skip
+_FACTS = re.compile(r"  \[(.*)\]$", re.DOTALL)
+
+
+def _formatter(base: Any) -> Any:
+    """Typer's formatter with our words, by the cells that they take: Japanese has no spaces, and wide characters."""
+
+    class Formatter(base):  # type: ignore[misc]
+        def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
+            super().write_usage(prog, args, localized(prefix or "Usage: "))
+
+        def write_heading(self, heading: str) -> None:
+            super().write_heading(localized(heading))
+
+        def write_text(self, text: str) -> None:
+            for line in console.wrapped(_said(text), self.width - self.current_indent):
+                self.write(f"{'':>{self.current_indent}}{line}\n")
+
+        def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
+            begin = min(max(len(first) for first, _ in rows), col_max) + col_spacing
+            for first, second in rows:
+                self.write(f"{'':>{self.current_indent}}{first:<{begin}}")
+                if len(first) > begin - col_spacing and second:
+                    self.write(f"\n{'':>{begin + self.current_indent}}")
+                lines = console.wrapped(_said(second), max(10, self.width - begin - self.current_indent))
+                self.write(f"\n{'':>{begin + self.current_indent}}".join(lines) + "\n")
+
+    return Formatter
+
+
+def _said(text: str) -> str:
+    """A help text, and what Typer adds to it in brackets."""
+    facts = _FACTS.search(text)
+    added = f" [{'; '.join(map(localized, facts[1].split('; ')))}]" if facts else ""
+    return localized(" ".join(_FACTS.sub("", text).split())) + added
+
+
+def _in_our_words(ctx: Any) -> None:
+    if is_japanese():
+        ctx.formatter_class = _formatter(type(ctx).formatter_class)
+
+
+class SpeakingCommand(TyperCommand):
+    """A command whose help is in the person's language."""
+
+    def get_help(self, ctx: Any) -> str:
+        _in_our_words(ctx)
+        return super().get_help(ctx)
+
+    def get_usage(self, ctx: Any) -> str:
+        _in_our_words(ctx)
+        return super().get_usage(ctx)
+
+
+class SpeakingGroup(TyperGroup):
+    """The commands together; a fault of typing is said in the person's language, too."""
+
+    def get_help(self, ctx: Any) -> str:
+        _in_our_words(ctx)
+        return super().get_help(ctx)
+
+    def get_usage(self, ctx: Any) -> str:
+        _in_our_words(ctx)
+        return super().get_usage(ctx)
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """As Typer's, whose `show` would say it in English."""
+        if not (standalone_mode and is_japanese()):
+            return super().main(*args, standalone_mode=standalone_mode, **extra)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except TyperException as e:
+            _show(e)
+            sys.exit(getattr(e, "exit_code", 1))
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show(e: Any) -> None:
+    said = e.format_message()
+    ctx = getattr(e, "ctx", None)
+    if ctx is None or "\n" in said:  # a help text, where no command was given
+        console.note(said)
+        return
+    option = ctx.help_option_names[0]
+    console.note(ctx.get_usage())
+    console.note(f"Try '{e.ctx.command_path} {option}' for help.\n")
+    console.note(f"Error: {e.format_message()}")

@@ -1,0 +1,163 @@
+"""Make the catalogue of what the command line says in Japanese, jmedlite/locale/ja: from the code, kept in step with it.
+
+python tools/make_catalogue.py          what is new gets an empty entry in the .po, what is gone leaves it; writes the .mo
+python tools/make_catalogue.py --check  says what is missing or too much, and writes nothing
+
+A sentence's entry is the sentence as it stands in the source: an f-string with its expressions, conversions and format
+specifications left out. Every prose in the packages is one, with the exceptions below.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+
+ROOT = Path(__file__).parent.parent
+PO = ROOT / "jmedlite" / "locale" / "ja" / "LC_MESSAGES" / "jmedlite.po"
+PACKAGES = ("jmedlite", "convert", "benchmarks")
+# files whose words are a page's, a document's or another program's; what they raise is said all the same
+ONLY_FAULTS = (
+    "benchmarks/report/",
+    "benchmarks/prompts/",
+    "benchmarks/views.py",
+    "jmedlite/api/stick/",
+    "jmedlite/runtime/chat_template.py",
+    "jmedlite/serve/replies.py",
+)
+# read by programs: what the server answers, what settings mean in docs, an installer that runs by itself, texts and
+# words that are looked for
+NOT_FOR_PEOPLE = (
+    "jmedlite/serve/answering.py",
+    "jmedlite/serve/app.py",
+    "jmedlite/serve/guard.py",
+    "jmedlite/serve/replies.py",
+    "jmedlite/serve/requests.py",
+    "jmedlite/runtime/thoughts.py",
+    "jmedlite/base/lean.py",
+    "jmedlite/__init__.py",
+)
+# tables of words and of fragments: each string in them is one, a single word too
+TABLES = re.compile(r"LABELS|HELP|_REFUSED|[A-Z_]*WORDS")
+CLI_TABLES = re.compile(r"rows|columns|gpus|built|shapes|listing|COLUMNS")
+# functions of whose arguments each is said to a person, a single word too
+SAYING = re.compile(r"\w*(Error|Fault|Missing|Unavailable|CannotCreate|Busy|NotPermitted|ContextFull|DataError)")
+NOT_SAID = re.compile(r"(re\.)?(compile|match|search|sub|fullmatch|finditer)|getLogger|environ\.\w+|\w*\.encode|literal_eval")
+_PLACE = re.compile(r"\{[^{}]*\}")
+_PROSE = re.compile(r"[a-z]{2,}\S* +\S*[a-z]{2,}|[a-z]{2,}[^\s\0]* +\0|\0\S* +\(?[a-z]{2,}")
+_WORD = re.compile(r"[a-z]{3,}")
+
+
+def sources() -> Iterator[Path]:
+    """The packages' files, in order."""
+    for package in PACKAGES:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def msgid(node: ast.AST) -> str:
+    """The entry of a string, or of an f-string."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    assert isinstance(node, ast.JoinedStr)
+    parts = []
+    for part in node.values:
+        if isinstance(part, ast.FormattedValue):
+            parts.append("{" + ast.unparse(part.value) + "}")
+        else:
+            assert isinstance(part, ast.Constant)
+            parts.append(str(part.value).replace("{", "{{").replace("}", "}}"))
+    return "".join(parts)
+
+
+def extract(file: io.BufferedIOBase, keywords: object, tags: object, options: dict[str, str]) -> Iterator[
+    tuple[int, None, str, list[str]]
+]:
+    """Babel's protocol for an extractor: a line and a message for every sentence of a file."""
+    for line, text in Extractor(ast.parse(file.read()), **options).sentences():
+        yield line, None, text, []
+
+
+class Extractor:
+    """What of a file is prose that a person may be shown."""
+
+    def __init__(self, tree: ast.Module, name: str = "") -> None:
+        self.tree, self.name = tree, name
+        self.found: list[tuple[int, str]] = []
+        self.only_faults = name.startswith(ONLY_FAULTS)
+        self.in_cli = name.startswith("jmedlite/cli/")
+
+    def sentences(self) -> list[tuple[int, str]]:
+        """Each with its line."""
+        if self.in_cli:
+            commands = [n for n in self.tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+            stem = Path(self.name).stem
+            self.found += [(c.lineno, ast.get_docstring(c) or "") for c in commands if c.name == stem]
+        self._visit(self.tree, said=False, fault=False)
+        return self.found
+
+    def _visit(self, node: ast.AST, *, said: bool, fault: bool) -> None:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            return  # a docstring
+        if isinstance(node, ast.Compare | ast.Subscript | ast.Match):
+            said = False
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if NOT_SAID.fullmatch(name):
+                return
+            called = name.rpartition(".")[2]
+            if SAYING.fullmatch(called):
+                said = fault = True
+            elif name.startswith("console.") or called == "localized":
+                said = True
+            elif called in ("getattr", "get", "startswith", "endswith", "removeprefix", "removesuffix", "encode"):
+                said = False
+        if isinstance(node, ast.Raise):
+            fault = True
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            tables = CLI_TABLES if self.in_cli else TABLES
+            said = said or any(t.fullmatch(ast.unparse(target)) for target in targets for t in (TABLES, tables))
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            self._take(node, said, fault)
+        for field, child in ast.iter_fields(node):
+            if isinstance(node, ast.arg | ast.AnnAssign) and field == "annotation" and not self.in_cli:
+                continue
+            for one in child if isinstance(child, list) else [child]:
+                if isinstance(node, ast.JoinedStr):
+                    if isinstance(one, ast.FormattedValue):
+                        self._visit(one.value, said=True, fault=fault)
+                elif isinstance(node, ast.Dict) and field == "keys" and isinstance(one, ast.AST):
+                    self._visit(one, said=False, fault=fault)
+                elif isinstance(one, ast.AST):
+                    self._visit(one, said=said, fault=fault)
+
+    def _take(self, node: ast.AST, said: bool, fault: bool) -> None:
+        if isinstance(node, ast.Constant) and not isinstance(node.value, str):
+            return
+        if self.only_faults and not fault:
+            return
+        text = msgid(node)
+        bare = _PLACE.sub("\0", text)
+        if (_WORD if said else _PROSE).search(bare):
+            self.found.append((node.lineno, text))  # type: ignore[attr-defined]
+
+
+def code_messages() -> dict[str, list[tuple[str, int]]]:
+    """Every sentence of the code, with the places where it stands."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for path in sources():
+        name = path.relative_to(ROOT).as_posix()
+        if name in NOT_FOR_PEOPLE:
+            continue
+        with path.open("rb") as file:
+            for line, _, text, _ in extract(file, None, None, {"name": name}):
+                if text:
+                    found.setdefault(text, []).append((name, line))
+    return found
