@@ -14,14 +14,20 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from jmedlite.base.language import parts
+
 ROOT = Path(__file__).parent.parent
 PO = ROOT / "jmedlite" / "locale" / "ja" / "LC_MESSAGES" / "jmedlite.po"
+HEAD = "What the command line says in Japanese. Made by tools/make_catalogue.py; write msgstr only."
+START = datetime(2026, 11, 28, tzinfo=UTC)  # so that the same sentences give the same bytes
+PLURAL = re.compile(r"^'e?s' if |len\(names\)$")  # Japanese has no plural
 PACKAGES = ("jmedlite", "convert", "benchmarks")
 # files whose words are a page's, a document's or another program's; what they raise is said all the same
 ONLY_FAULTS = (
@@ -48,8 +54,22 @@ NOT_FOR_PEOPLE = (
 TABLES = re.compile(r"LABELS|HELP|_REFUSED|[A-Z_]*WORDS")
 CLI_TABLES = re.compile(r"rows|columns|gpus|built|shapes|listing|COLUMNS")
 # functions of whose arguments each is said to a person, a single word too
-SAYING = re.compile(r"\w*(Error|Fault|Missing|Unavailable|CannotCreate|Busy|NotPermitted|ContextFull|DataError)")
+# told apart by programs, or shown as they are
+AS_THEY_ARE = frozenset({
+    "--cluster", "--text", ".bias", "https", "http", "utf-8", "replace", "jmedlite", "items.jsonl", "README.html",
+    "temporary directory", "failed to map segment", "memory allocation of", "too long", "Extra data",
+    "deserialization of the task graph", "failed to compile JSON schema: ", "Unsatisfiable schema: ", "ja, en",
+    "Which nerve innervates the deltoid?", "left", "right", "compute", "total", "driver", "llama-cpp-python",
+    "rope_type", "layer_types", "sliding_window_pattern", "rope type dynamic", "report run",
+    "bench gguf --task igakuqa=IgakuQA", "a child's events end with done, or with an exception",
+    "python tools/build_runtime.py {folder} --wheelhouse", "{self.server.root}{path}: data",
+    "%llguidance {{\"no_forcing\": true}}\nstart: %json {json.dumps({**form, 'x-guidance': FORM})}\n",
+    "{'https' if options.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/",
+    "reserve comes first", "answers come in order", " and ", " or ", " and in ",
+})  # fmt: skip
+SAYING = re.compile(r"system_fault|\w*(Error|Fault|Missing|Unavailable|CannotCreate|Busy|NotPermitted|ContextFull|DataError)")
 NOT_SAID = re.compile(r"(re\.)?(compile|match|search|sub|fullmatch|finditer)|getLogger|environ\.\w+|\w*\.encode|literal_eval")
+_ALL_VALUES = re.compile(r"[^a-zA-Z]*|[a-z./:-]*[^a-zA-Z]*|jmedlite [^a-z]*|Bearer .*|--[a-z-]+ [^a-z]*")
 _PLACE = re.compile(r"\{[^{}]*\}")
 _PROSE = re.compile(r"[a-z]{2,}\S* +\S*[a-z]{2,}|[a-z]{2,}[^\s\0]* +\0|\0\S* +\(?[a-z]{2,}")
 _WORD = re.compile(r"[a-z]{3,}")
@@ -144,8 +164,10 @@ class Extractor:
         if self.only_faults and not fault:
             return
         text = msgid(node)
+        if text in AS_THEY_ARE:
+            return
         bare = _PLACE.sub("\0", text)
-        if (_WORD if said else _PROSE).search(bare):
+        if (_WORD if said else _PROSE).search(bare) and not _ALL_VALUES.fullmatch(bare.replace("\0", "")):
             self.found.append((node.lineno, text))  # type: ignore[attr-defined]
 
 
@@ -161,3 +183,65 @@ def code_messages() -> dict[str, list[tuple[str, int]]]:
                 if text:
                     found.setdefault(text, []).append((name, line))
     return found
+
+
+def read() -> Catalog:
+    """The catalogue as it is."""
+    with PO.open("rb") as file:
+        return read_po(file, locale="ja", domain="jmedlite")
+
+
+def update(catalog: Catalog) -> Catalog:
+    """The same for the sentences of today: what is new is empty, what is gone is left out."""
+    made = Catalog(
+        locale="ja", domain="jmedlite", project="jmedlite", header_comment=HEAD, fuzzy=False,
+        creation_date=START, revision_date=START, last_translator="", language_team="",
+    )  # fmt: skip
+    for text, places in code_messages().items():
+        known = catalog.get(text)
+        made.add(text, known.string if known else "", locations=[(places[0][0], None)])  # type: ignore[list-item]
+    return made
+
+
+def as_po(catalog: Catalog) -> bytes:
+    file = io.BytesIO()
+    write_po(file, catalog, width=0, sort_output=False)
+    return file.getvalue()
+
+
+def as_mo(catalog: Catalog) -> bytes:
+    file = io.BytesIO()
+    write_mo(file, catalog)
+    return file.getvalue()
+
+
+def faults(catalog: Catalog) -> Iterator[str]:
+    """What is missing, too much, or lost in a translation."""
+    messages = code_messages()
+    for text, places in messages.items():
+        entry = catalog.get(text)
+        if not (entry and entry.string) or entry.fuzzy:
+            yield f"{places[0][0]} line {places[0][1]}: has no Japanese: {text}"
+            continue
+        wanted = {value for value, is_value in parts(text) if is_value}
+        given = {value for value, is_value in parts(str(entry.string)) if is_value}
+        if given - wanted or {value for value in wanted - given if not PLURAL.search(value)}:
+            yield f"{places[0][0]} line {places[0][1]}: has other values in Japanese: {text}"
+    for entry in catalog:
+        if entry.id and entry.id not in messages:
+            yield f"{PO.name}: is no sentence any more: {entry.id}"
+
+
+def main(arguments: Iterable[str]) -> int:
+    catalog = read()
+    if "--check" not in arguments:
+        catalog = update(catalog)
+        PO.write_bytes(as_po(catalog))
+        PO.with_suffix(".mo").write_bytes(as_mo(catalog))
+    found = list(faults(catalog))
+    print("\n".join(found) or f"{len(catalog)} sentences, each in Japanese")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
