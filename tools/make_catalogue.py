@@ -69,10 +69,10 @@ AS_THEY_ARE = frozenset({
 })  # fmt: skip
 SAYING = re.compile(r"system_fault|\w*(Error|Fault|Missing|Unavailable|CannotCreate|Busy|NotPermitted|ContextFull|DataError)")
 NOT_SAID = re.compile(r"(re\.)?(compile|match|search|sub|fullmatch|finditer)|getLogger|environ\.\w+|\w*\.encode|literal_eval")
-_ALL_VALUES = re.compile(r"[^a-zA-Z]*|[a-z./:-]*[^a-zA-Z]*|jmedlite [^a-z]*|Bearer .*|--[a-z-]+ [^a-z]*")
+_ALL_VALUES = re.compile(r"[^a-zA-Z]*|jmedlite [^a-z]*|Bearer .*|--[a-z-]+ [^a-z]*")
 _PLACE = re.compile(r"\{[^{}]*\}")
 _PROSE = re.compile(r"[a-z]{2,}\S* +\S*[a-z]{2,}|[a-z]{2,}[^\s\0]* +\0|\0\S* +\(?[a-z]{2,}")
-_WORD = re.compile(r"[a-z]{3,}")
+_WORD = re.compile(r"[a-z]{3,}|[a-z]{2} [a-z]{2}|^no$")
 
 
 def sources() -> Iterator[Path]:
@@ -110,6 +110,7 @@ class Extractor:
     def __init__(self, tree: ast.Module, name: str = "") -> None:
         self.tree, self.name = tree, name
         self.found: list[tuple[int, str]] = []
+        self._is_shown = False
         self.only_faults = name.startswith(ONLY_FAULTS)
         self.in_cli = name.startswith("jmedlite/cli/")
 
@@ -138,10 +139,13 @@ class Extractor:
                 said = True
             elif called in ("getattr", "get", "startswith", "endswith", "removeprefix", "removesuffix", "encode"):
                 said = False
+        if isinstance(node, ast.keyword) and node.arg == "help":
+            said = True
         if isinstance(node, ast.Raise):
             fault = True
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            self._is_shown = any(ast.unparse(t) == "columns" for t in targets)  # where keys are headings
             tables = CLI_TABLES if self.in_cli else TABLES
             said = said or any(t.fullmatch(ast.unparse(target)) for target in targets for t in (TABLES, tables))
         if isinstance(node, ast.Constant | ast.JoinedStr):
@@ -154,7 +158,7 @@ class Extractor:
                     if isinstance(one, ast.FormattedValue):
                         self._visit(one.value, said=True, fault=fault)
                 elif isinstance(node, ast.Dict) and field == "keys" and isinstance(one, ast.AST):
-                    self._visit(one, said=False, fault=fault)
+                    self._visit(one, said=said and self.in_cli and self._is_shown, fault=fault)
                 elif isinstance(one, ast.AST):
                     self._visit(one, said=said, fault=fault)
 
@@ -194,7 +198,7 @@ def read() -> Catalog:
 def update(catalog: Catalog) -> Catalog:
     """The same for the sentences of today: what is new is empty, what is gone is left out."""
     made = Catalog(
-        locale="ja", domain="jmedlite", project="jmedlite", header_comment=HEAD, fuzzy=False,
+        locale="ja", domain="jmedlite", project="jmedlite", header_comment="# " + HEAD, fuzzy=False,
         creation_date=START, revision_date=START, last_translator="", language_team="",
     )  # fmt: skip
     for text, places in code_messages().items():

@@ -20,6 +20,7 @@ SETTING = "JMEDLITE_LANG"
 _LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 _WEAK = 5  # letters in a sentence around its values; with fewer, it may be anybody's
 _JOINTS = ("\n", "; ", ": ", " (", ", ")  # where a text of several sentences, of names and sentences, comes apart
+_QUANTITY = re.compile(r"[\d.,]+ ?\w*|\S*")  # what stands in a sentence of few letters
 _DEEPEST, _LONGEST = 6, 4000
 
 
@@ -101,7 +102,7 @@ def _closing(entry: str, at: int) -> int:
 
 
 class Template:
-    """An entry with values: its text around them, and where they stand."""
+    """An entry with values, or one that is a part of a sentence: its text, and where other text stands."""
 
     def __init__(self, entry: str) -> None:
         split = list(parts(entry))
@@ -110,13 +111,15 @@ class Template:
         self.values = [text for text, is_value in split if is_value]
         self.longest = max(self.literals, key=len)
         self.n_letters = sum(c.isalpha() for text in self.literals for c in text)
+        self.n_literal = sum(map(len, self.literals))
         self.is_tail = entry[0] in ",;:" or (entry[0] == " " and entry[1:2] not in (" ", "→"))
+        self.is_head = entry.endswith((", ", ": ", "; "))
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
-        """The head before a fragment that ends a sentence, and the values."""
+        """What stands before the end of a sentence, the values, and what stands after the beginning of one."""
         body = "(.*?)".join(map(re.escape, self.literals))
-        return re.compile(("(.+?)" if self.is_tail else "()") + body, re.DOTALL)
+        return re.compile(f"({'.*?' if self.is_tail else ''}){body}({'.*' if self.is_head else ''})", re.DOTALL)
 
 
 class Catalogue:
@@ -124,55 +127,68 @@ class Catalogue:
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         self.entries = {entry: said for entry, said in entries.items() if entry and said}
-        templates = [Template(entry) for entry in self.entries if "{" in entry]
-        tails = [Template(entry) for entry in self.entries if "{" not in entry and entry[0] in " ,;:"]
-        kept = [t for t in (*templates, *tails) if t.n_letters and (t.values or t.is_tail)]
-        self.templates = sorted(kept, key=lambda t: (-sum(map(len, t.literals)), t.entry))
-        self.say = functools.lru_cache(1024)(self._say)
+        templates = [Template(entry) for entry in self.entries if "{" in entry or entry[0] in " ,;:" or entry[-1] == " "]
+        kept = [t for t in templates if t.n_letters and (t.values or t.is_tail or t.is_head)]
+        self.templates = sorted(kept, key=lambda t: (not t.literals[0] or t.is_tail, -t.n_literal, t.entry))
+        self._known = functools.lru_cache(1024)(self._find)
 
-    def _say(self, text: str, depth: int = 0) -> str:
+    def say(self, text: str) -> str:
+        """The text, its known parts in the other language."""
+        return self._known(text, 0)[0]
+
+    def _find(self, text: str, depth: int) -> tuple[str, int]:
+        """What is said for a text, and how many of its characters are known."""
         if said := self.entries.get(text):
-            return "".join(part for part, _ in parts(said)) if "{" in said else said
-        if depth > _DEEPEST or len(text) > _LONGEST or " " not in text.strip():
-            return text
+            return "".join(part for part, _ in parts(said)) if "{" in said else said, len(text)
         bare = text.strip()
-        if bare != text and (said := self.say(bare, depth + 1)) != bare:
-            return text.replace(bare, said)
+        if depth > _DEEPEST or len(text) > _LONGEST or " " not in bare:
+            return (text.replace(bare, self.entries[bare]), len(bare)) if bare in self.entries else (text, 0)
+        best = self._apart(text, depth)
         for template in self.templates:
-            if template.longest in text and (said := self._fill(template, text, depth)):
-                return said
-        return self._apart(text, depth)
+            if template.longest in text and (found := self._fill(template, text, depth)) and found[1] > best[1]:
+                best = found
+        if bare != text and (inner := self._known(bare, depth + 1))[1] > best[1]:
+            return text.replace(bare, inner[0]), inner[1]
+        return best
 
-    def _fill(self, template: Template, text: str, depth: int) -> str | None:
+    def _fill(self, template: Template, text: str, depth: int) -> tuple[str, int] | None:
         """The text as that entry's, where it is."""
         if not (match := template.pattern.fullmatch(text)):
             return None
-        head, *values = match.groups()
-        if template.n_letters < _WEAK and (head or any(" " in value for value in values)):
+        head, *values, tail = match.groups()
+        if template.n_letters < _WEAK and (head or tail or not all(map(_QUANTITY.fullmatch, values))):
             return None
-        said = dict(zip(template.values, map(self._value, values, template.values, [depth + 1] * len(values)), strict=True))
-        filled = "".join(said.get(part, part) if is_value else part for part, is_value in parts(self.entries[template.entry]))
-        return (self.say(head, depth + 1) if head else "") + filled
+        said: dict[str, str] = {}
+        n_known = template.n_literal
+        for value, expression in zip(values, template.values, strict=True):
+            said[expression], n = self._value(value, expression, depth + 1)
+            n_known += n
+        begun, n_begun = self._value(head, "", depth + 1)
+        ended, n_ended = self._value(tail, "", depth + 1)
+        translation = parts(self.entries[template.entry])
+        filled = "".join(said.get(part, part) if is_value else part for part, is_value in translation)
+        return begun + filled + ended, n_known + n_begun + n_ended
 
-    def _value(self, value: str, expression: str, depth: int) -> str:
+    def _value(self, value: str, expression: str, depth: int) -> tuple[str, int]:
         """A value, which may be a sentence or one of the words that its expression names."""
         is_word = f"'{value}'" in expression or f'"{value}"' in expression
-        return self.say(value, depth) if is_word or " " in value else value
+        return self._known(value, depth) if is_word or " " in value else (value, 0)
 
-    def _apart(self, text: str, depth: int) -> str:
+    def _apart(self, text: str, depth: int) -> tuple[str, int]:
         """A text whose parts are known, or some of them."""
+        best = text, 0
         for joint in _JOINTS:
             at = text.find(joint)
             while at > 0:
                 head, tail = text[:at], text[at + len(joint) :]
-                closed = joint == " (" and tail.endswith(")")
-                said = self.say(tail[:-1], depth + 1) + ")" if closed else self._value(tail, f"'{tail}'", depth + 1)
-                if said != tail:
-                    return self._value(head, "", depth + 1) + joint + said
-                if (begun := self._value(head, "", depth + 1)) != head:
-                    return begun + joint + said
+                closing = ")" if joint == " (" and tail.endswith(")") else ""
+                tail = tail.removesuffix(closing)
+                begun, n_begun = self._value(head, "", depth + 1)
+                ended, n_ended = self._value(tail, f"'{tail}'", depth + 1)
+                if n_begun + n_ended > best[1]:
+                    best = begun + joint + ended + closing, n_begun + n_ended
                 at = text.find(joint, at + 1)
-        return text
+        return best
 
 
 @functools.cache

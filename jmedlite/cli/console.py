@@ -55,6 +55,7 @@ _CONTROLS: dict[int, int | None] = {
 }
 _DIM, _AS_BEFORE = "\x1b[2m", "\x1b[22m"
 _UNESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which JSON lets stand as they are
+_OPENING = frozenset("「『（【〈《〔［｛(")
 _CLOSING = frozenset("、。，．・：；？！」』）】〉》〕］｝ー…ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%")
 
 
@@ -118,8 +119,9 @@ class Stream:
             self._column += 1
             return told + " "
         # Japanese has no spaces: a line may end before any wide character that does not close something
-        told = self._flush() if self._cells(c) == 2 and c not in _CLOSING else ""
-        if self._word and self._cells(self._word[-1]) == 2 and self._cells(c) == 1 and c not in _CLOSING:
+        may_end = c not in _CLOSING and self._word[-1:] not in _OPENING
+        told = self._flush() if self._cells(c) == 2 and may_end else ""
+        if self._word and may_end and self._cells(self._word[-1]) == 2 and self._cells(c) == 1:
             told = self._flush()
         self._word += c
         return told
@@ -204,7 +206,7 @@ def error(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    _print(f"jmedlite: {localized('warning')}: {shortened(localized(' '.join(text.split())))}")
+    _print("jmedlite: " + localized("warning") + ": " + shortened(localized(" ".join(text.split()))))
 
 
 def document(value: Any) -> None:

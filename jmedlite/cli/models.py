@@ -35,7 +35,7 @@ def models(as_json: JsonFlag = False) -> None:
         columns,
         [
             ["*" if row["default"] else "", row["name"], row["level"], console.size(row["size_bytes"]),
-             console.word({True: "yes", False: "no", None: "?"}[row["fits"]]),
+             {True: console.word("yes"), False: console.word("no"), None: "?"}[row["fits"]],
              console.word("chosen") if row["verdict"] else "", row["folder"]]
             for row in rows
         ],

@@ -19,7 +19,8 @@ TYPER_WORDS = (
     "Try '{e.ctx.command_path} {option}' for help.", "Show this message and exit.", "default: {default}", "required",
     "Install completion for the current shell.",
     "Show completion for the current shell, to copy it or customize the installation.",
-    "No such option: {name}", "(Possible options: {names})", "No such command {name}.", "Did you mean {names}?",
+    "No such option: {name}", "No such option: {name} (Possible options: {names})", "No such command {name}.",
+    "No such command {name}. Did you mean {names}?", "env var: {var}",
     "Missing argument {name}.", "Missing option {name}.", "Missing command.",
     "Invalid value for {name}: {why}", "Invalid value: {why}", "Option {name} requires an argument.",
     "Option {name} does not take a value.", "Got unexpected extra argument ({names})",
@@ -79,6 +80,12 @@ class SpeakingCommand(TyperCommand):
     def get_usage(self, ctx: Any) -> str:
         _in_our_words(ctx)
         return super().get_usage(ctx)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence, whole where it is Japanese: the formatter breaks its line."""
+        if not is_japanese():
+            return super().get_short_help_str(limit)
+        return localized(" ".join((self.help or "").split())).partition("。")[0]
 
 
 class SpeakingGroup(TyperGroup):
