@@ -72,7 +72,8 @@ NOT_SAID = re.compile(r"(re\.)?(compile|match|search|sub|fullmatch|finditer)|get
 _ALL_VALUES = re.compile(r"[^a-zA-Z]*|jmedlite [^a-z]*|Bearer .*|--[a-z-]+ [^a-z]*")
 _PLACE = re.compile(r"\{[^{}]*\}")
 _PROSE = re.compile(r"[a-z]{2,}\S* +\S*[a-z]{2,}|[a-z]{2,}[^\s\0]* +\0|\0\S* +\(?[a-z]{2,}")
-_WORD = re.compile(r"[a-z]{3,}|[a-z]{2} [a-z]{2}|^no$")
+_WORD = re.compile(r"[a-z]{3,}|[a-z]{2} [a-z]{2}")
+_LETTERS = re.compile(r"[a-z]{2}")
 
 
 def sources() -> Iterator[Path]:
@@ -124,6 +125,7 @@ class Extractor:
         return self.found
 
     def _visit(self, node: ast.AST, *, said: bool, fault: bool) -> None:
+        always = False
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             return  # a docstring
         if isinstance(node, ast.Compare | ast.Subscript | ast.Match):
@@ -135,7 +137,9 @@ class Extractor:
             called = name.rpartition(".")[2]
             if SAYING.fullmatch(called):
                 said = fault = True
-            elif name.startswith("console.") or called == "localized":
+            elif called in ("localized", "word"):
+                always = True
+            elif name.startswith("console."):
                 said = True
             elif called in ("getattr", "get", "startswith", "endswith", "removeprefix", "removesuffix", "encode"):
                 said = False
@@ -149,7 +153,9 @@ class Extractor:
             tables = CLI_TABLES if self.in_cli else TABLES
             said = said or any(t.fullmatch(ast.unparse(target)) for target in targets for t in (TABLES, tables))
         if isinstance(node, ast.Constant | ast.JoinedStr):
-            self._take(node, said, fault)
+            self._take(node, _WORD if said else _PROSE, fault)
+        for one in node.args if always and isinstance(node, ast.Call) else ():
+            self._take(one, _LETTERS, fault)
         for field, child in ast.iter_fields(node):
             if isinstance(node, ast.arg | ast.AnnAssign) and field == "annotation" and not self.in_cli:
                 continue
@@ -162,8 +168,8 @@ class Extractor:
                 elif isinstance(one, ast.AST):
                     self._visit(one, said=said, fault=fault)
 
-    def _take(self, node: ast.AST, said: bool, fault: bool) -> None:
-        if isinstance(node, ast.Constant) and not isinstance(node.value, str):
+    def _take(self, node: ast.AST, pattern: re.Pattern[str], fault: bool) -> None:
+        if not isinstance(node, ast.JoinedStr) and not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
             return
         if self.only_faults and not fault:
             return
@@ -171,8 +177,8 @@ class Extractor:
         if text in AS_THEY_ARE:
             return
         bare = _PLACE.sub("\0", text)
-        if (_WORD if said else _PROSE).search(bare) and not _ALL_VALUES.fullmatch(bare.replace("\0", "")):
-            self.found.append((node.lineno, text))  # type: ignore[attr-defined]
+        if pattern.search(bare) and not _ALL_VALUES.fullmatch(bare.replace("\0", "")):
+            self.found.append((node.lineno, text))
 
 
 def code_messages() -> dict[str, list[tuple[str, int]]]:

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,8 +21,11 @@ SETTING = "JMEDLITE_LANG"
 _LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 _WEAK = 5  # letters in a sentence around its values; with fewer, it may be anybody's
 _JOINTS = ("\n", "; ", ": ", " (", ", ")  # where a text of several sentences, of names and sentences, comes apart
+_CHOICE = re.compile(r"'([^']*)' if .+ else '([^']*)'")
+_BRACE = re.compile(r"[{}]")
 _QUANTITY = re.compile(r"[\d.,]+ ?\w*|\S*")  # what stands in a sentence of few letters
-_DEEPEST, _LONGEST = 6, 4000
+_MOST_WORK, _LONGEST = 100, 4000  # texts looked at for one, characters: a courtesy may not take long
+_KNOWN = 0.5  # of a text's characters: enough not to look for its parts
 
 
 def is_japanese(environment: Mapping[str, str] = os.environ) -> bool:
@@ -78,27 +82,25 @@ def read_catalogue(path: Path) -> dict[str, str]:
 
 def parts(entry: str) -> Iterator[tuple[str, bool]]:
     """An entry's pieces, in order: literal text (False), and the expressions of its values (True)."""
-    literal, at = "", 0
-    while at < len(entry):
-        c = entry[at]
-        if c in "{}" and entry[at : at + 2] == c * 2:
-            literal, at = literal + c, at + 2
-        elif c == "{" and (end := _closing(entry, at)):
-            yield literal, False
-            yield entry[at + 1 : end], True
-            literal, at = "", end + 1
-        else:
-            literal, at = literal + c, at + 1
-    yield literal, False
-
-
-def _closing(entry: str, at: int) -> int:
-    depth = 0
-    for i in range(at, len(entry)):
-        depth += {"{": 1, "}": -1}.get(entry[i], 0)
-        if not depth:
-            return i
-    return 0
+    literal, begin, depth, doubled = "", 0, 0, -1
+    for brace in _BRACE.finditer(entry):
+        at, c = brace.start(), brace[0]
+        if not depth and (entry[at + 1 : at + 2] == c or at == doubled):  # {{ and }} are braces of the text
+            if at == doubled:
+                literal, begin, doubled = literal + entry[begin:at], at + 1, -1
+            else:
+                doubled = at + 1
+        elif c == "{":
+            if not depth:
+                yield literal + entry[begin:at], False
+                literal, begin = "", at + 1
+            depth += 1
+        elif depth:
+            depth -= 1
+            if not depth:
+                yield entry[begin:at], True
+                begin = at + 1
+    yield literal + entry[begin:], False
 
 
 class Template:
@@ -110,16 +112,40 @@ class Template:
         self.literals = [text for text, is_value in split if not is_value]
         self.values = [text for text, is_value in split if is_value]
         self.longest = max(self.literals, key=len)
-        self.n_letters = sum(c.isalpha() for text in self.literals for c in text)
-        self.n_literal = sum(map(len, self.literals))
+        whole = "".join(self.literals)
+        self.n_literal = len(whole) - whole.count(" ")
+        self.n_letters = self.n_literal if self.n_literal >= 3 * _WEAK else sum(map(str.isalpha, whole))
+        self.is_weak = self.n_letters < _WEAK
         self.is_tail = entry[0] in ",;:" or (entry[0] == " " and entry[1:2] not in (" ", "→"))
         self.is_head = entry.endswith((", ", ": ", "; "))
 
-    @functools.cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """What stands before the end of a sentence, the values, and what stands after the beginning of one."""
-        body = "(.*?)".join(map(re.escape, self.literals))
-        return re.compile(f"({'.*?' if self.is_tail else ''}){body}({'.*' if self.is_head else ''})", re.DOTALL)
+    def match(self, text: str) -> tuple[str, list[str], str] | None:
+        """What stands before the end of a sentence, the values, and what stands after the beginning of one.
+
+        Each value ends where the next literal is first found, so that it takes no longer than the text is.
+        """
+        first, *literals = self.literals
+        at = text.find(first) if self.is_tail else 0
+        if at < 0 or not text.startswith(first, at):
+            return None
+        head, at, found = text[:at], at + len(first), []
+        ends = [_CHOICE.fullmatch(value) for value in self.values]
+        for i, (choice, literal) in enumerate(zip(ends, literals, strict=True)):
+            if choice:
+                fits = [end for end in choice.groups() if text.startswith(end + literal, at)]
+                end = at + len(max(fits, key=len)) if fits else -1
+            elif i == len(literals) - 1 and not self.is_head:
+                end = len(text) - len(literal) if text.endswith(literal) else -1
+            elif not literal and ends[i + 1]:
+                stops = [text.find(stop, at) for c in ends[i + 1].groups() if (stop := c + literals[i + 1])]  # type: ignore[union-attr]
+                end = min((stop for stop in stops if stop >= 0), default=-1)
+            else:
+                end = text.find(literal, at)
+            if end < at:
+                return None
+            found.append(text[at:end])
+            at = end + len(literal)
+        return (head, found, text[at:]) if self.is_head or at == len(text) else None
 
 
 class Catalogue:
@@ -127,54 +153,77 @@ class Catalogue:
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         self.entries = {entry: said for entry, said in entries.items() if entry and said}
+        self._known: dict[str, tuple[str, int]] = {}  # of the sentence that is said
+        self._work, self._lock = 0, threading.Lock()
+
+    @functools.cached_property
+    def templates(self) -> list[Template]:
+        """The entries that are more than their text, made where the first sentence with values is said."""
         templates = [Template(entry) for entry in self.entries if "{" in entry or entry[0] in " ,;:" or entry[-1] == " "]
         kept = [t for t in templates if t.n_letters and (t.values or t.is_tail or t.is_head)]
-        self.templates = sorted(kept, key=lambda t: (not t.literals[0] or t.is_tail, -t.n_literal, t.entry))
-        self._known = functools.lru_cache(1024)(self._find)
+        return sorted(kept, key=self._order)
+
+    @staticmethod
+    def _order(t: Template) -> tuple[bool, int, int, str]:
+        """Of entries that explain as much of a text, the first: it begins as the text does, and has few values."""
+        return (not t.literals[0] or t.is_tail, len(t.values) if t.is_weak else 0, -t.n_literal, t.entry)
 
     def say(self, text: str) -> str:
         """The text, its known parts in the other language."""
-        return self._known(text, 0)[0]
+        with self._lock:
+            self._known, self._work = {}, _MOST_WORK
+            return self._find(text)[0] if len(text) <= _LONGEST else text
 
-    def _find(self, text: str, depth: int) -> tuple[str, int]:
+    def _find(self, text: str) -> tuple[str, int]:
         """What is said for a text, and how many of its characters are known."""
+        if text not in self._known:
+            self._known[text] = text, 0  # a text is no part of itself
+            self._known[text] = self._look(text)
+        return self._known[text]
+
+    def _look(self, text: str) -> tuple[str, int]:
         if said := self.entries.get(text):
             return "".join(part for part, _ in parts(said)) if "{" in said else said, len(text)
         bare = text.strip()
-        if depth > _DEEPEST or len(text) > _LONGEST or " " not in bare:
-            return (text.replace(bare, self.entries[bare]), len(bare)) if bare in self.entries else (text, 0)
-        best = self._apart(text, depth)
+        if " " not in bare:
+            return (self.entries[bare], len(bare)) if bare in self.entries else (text, 0)
+        self._work -= 1
+        if self._work < 0:
+            return text, 0
+        best = text, 0
         for template in self.templates:
-            if template.longest in text and (found := self._fill(template, text, depth)) and found[1] > best[1]:
+            if template.longest in text and (found := self._fill(template, text)) and found[1] > best[1]:
                 best = found
-        if bare != text and (inner := self._known(bare, depth + 1))[1] > best[1]:
-            return text.replace(bare, inner[0]), inner[1]
+        if best[1] < _KNOWN * len(text) and (found := self._apart(text))[1] > best[1]:
+            best = found
+        if bare != text and (inner := self._find(bare))[1] > best[1]:
+            return inner
         return best
 
-    def _fill(self, template: Template, text: str, depth: int) -> tuple[str, int] | None:
+    def _fill(self, template: Template, text: str) -> tuple[str, int] | None:
         """The text as that entry's, where it is."""
-        if not (match := template.pattern.fullmatch(text)):
+        if not (match := template.match(text)):
             return None
-        head, *values, tail = match.groups()
-        if template.n_letters < _WEAK and (head or tail or not all(map(_QUANTITY.fullmatch, values))):
+        head, values, tail = match
+        if template.is_weak and (head or tail or not all(map(_QUANTITY.fullmatch, values))):
             return None
         said: dict[str, str] = {}
         n_known = template.n_literal
         for value, expression in zip(values, template.values, strict=True):
-            said[expression], n = self._value(value, expression, depth + 1)
+            said[expression], n = self._value(value, expression)
             n_known += n
-        begun, n_begun = self._value(head, "", depth + 1)
-        ended, n_ended = self._value(tail, "", depth + 1)
+        begun, n_begun = self._value(head, "")
+        ended, n_ended = self._value(tail, "")
         translation = parts(self.entries[template.entry])
         filled = "".join(said.get(part, part) if is_value else part for part, is_value in translation)
         return begun + filled + ended, n_known + n_begun + n_ended
 
-    def _value(self, value: str, expression: str, depth: int) -> tuple[str, int]:
+    def _value(self, value: str, expression: str) -> tuple[str, int]:
         """A value, which may be a sentence or one of the words that its expression names."""
         is_word = f"'{value}'" in expression or f'"{value}"' in expression
-        return self._known(value, depth) if is_word or " " in value else (value, 0)
+        return self._find(value) if is_word or " " in value else (value, 0)
 
-    def _apart(self, text: str, depth: int) -> tuple[str, int]:
+    def _apart(self, text: str) -> tuple[str, int]:
         """A text whose parts are known, or some of them."""
         best = text, 0
         for joint in _JOINTS:
@@ -183,8 +232,8 @@ class Catalogue:
                 head, tail = text[:at], text[at + len(joint) :]
                 closing = ")" if joint == " (" and tail.endswith(")") else ""
                 tail = tail.removesuffix(closing)
-                begun, n_begun = self._value(head, "", depth + 1)
-                ended, n_ended = self._value(tail, f"'{tail}'", depth + 1)
+                begun, n_begun = self._value(head, "")
+                ended, n_ended = self._value(tail, f"'{tail}'" if joint == ": " else "")
                 if n_begun + n_ended > best[1]:
                     best = begun + joint + ended + closing, n_begun + n_ended
                 at = text.find(joint, at + 1)
