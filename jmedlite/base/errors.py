@@ -166,7 +166,7 @@ def system_fault(error: OSError, path: Path | None = None, doing: str = "") -> J
     for numbers, kind, words in _REFUSED:
         if error.errno in numbers:
             return kind(where + words.format(doing=f"{doing} " if doing else "", reason=reason))
-    return IoFault(f"{where}{doing} failed ({reason})" if doing else f"{where}the system refused ({reason})")
+    return IoFault(where + (f"{doing} failed ({reason})" if doing else f"the system refused ({reason})"))
 
 
 _NO_ROOM = "failed to map segment"  # the linker's words where a library does not fit the memory

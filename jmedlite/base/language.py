@@ -19,13 +19,13 @@ from pathlib import Path
 CATALOGUE = Path(__file__).parent.parent / "locale" / "ja" / "LC_MESSAGES" / "jmedlite.mo"
 SETTING = "JMEDLITE_LANG"
 _LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
-_WEAK = 5  # letters in a sentence around its values; with fewer, it may be anybody's
-_JOINTS = ("\n", "; ", ": ", " (", ", ")  # where a text of several sentences, of names and sentences, comes apart
+_WEAK = 4  # letters in a sentence around its values; with fewer, it may be anybody's
+_JOINTS = ("\n", "; ", ": ", " (")  # where a text of several sentences, of names and sentences, comes apart
 _CHOICE = re.compile(r"'([^']*)' if .+ else '([^']*)'")
+_HALVES = (":", ";", "(")
 _BRACE = re.compile(r"[{}]")
-_QUANTITY = re.compile(r"[\d.,]+ ?\w*|\S*")  # what stands in a sentence of few letters
+_QUANTITY = re.compile(r"[\d.,]+ ?[\w/%]*")  # what stands in a sentence of few letters
 _MOST_WORK, _LONGEST = 100, 4000  # texts looked at for one, characters: a courtesy may not take long
-_KNOWN = 0.5  # of a text's characters: enough not to look for its parts
 
 
 def is_japanese(environment: Mapping[str, str] = os.environ) -> bool:
@@ -117,12 +117,13 @@ class Template:
         self.n_letters = self.n_literal if self.n_literal >= 3 * _WEAK else sum(map(str.isalpha, whole))
         self.is_weak = self.n_letters < _WEAK
         self.is_tail = entry[0] in ",;:" or (entry[0] == " " and entry[1:2] not in (" ", "→"))
-        self.is_head = entry.endswith((", ", ": ", "; "))
+        self.is_head = entry.endswith((", ", ": ", "; ")) or (entry[-1] == " " and len(entry) > 20)
 
-    def match(self, text: str) -> tuple[str, list[str], str] | None:
+    def match(self, text: str, *, late: bool = False) -> tuple[str, list[str], str] | None:
         """What stands before the end of a sentence, the values, and what stands after the beginning of one.
 
-        Each value ends where the next literal is first found, so that it takes no longer than the text is.
+        Each value ends where the next literal is first found, so that it takes no longer than the text is; `late`: the
+        last but one where it is found last. Of values side by side the first is all of it.
         """
         first, *literals = self.literals
         at = text.find(first) if self.is_tail else 0
@@ -139,6 +140,12 @@ class Template:
             elif not literal and ends[i + 1]:
                 stops = [text.find(stop, at) for c in ends[i + 1].groups() if (stop := c + literals[i + 1])]  # type: ignore[union-attr]
                 end = min((stop for stop in stops if stop >= 0), default=-1)
+            elif not literal and (stop := next(filter(None, literals[i:]), "")):
+                end = text.find(stop, at)
+            elif not literal:
+                end = len(text)
+            elif late and i == len(literals) - 2:
+                end = text.rfind(literal, at)
             else:
                 end = text.find(literal, at)
             if end < at:
@@ -194,7 +201,7 @@ class Catalogue:
         for template in self.templates:
             if template.longest in text and (found := self._fill(template, text)) and found[1] > best[1]:
                 best = found
-        if best[1] < _KNOWN * len(text) and (found := self._apart(text))[1] > best[1]:
+        if (found := self._apart(text))[1] > best[1]:
             best = found
         if bare != text and (inner := self._find(bare))[1] > best[1]:
             return inner
@@ -202,11 +209,18 @@ class Catalogue:
 
     def _fill(self, template: Template, text: str) -> tuple[str, int] | None:
         """The text as that entry's, where it is."""
-        if not (match := template.match(text)):
+        early = template.match(text)
+        if not early:
             return None
-        head, values, tail = match
+        late = template.match(text, late=True)
+        filled = [self._filled(template, *match) for match in ([early, late] if late and late != early else [early])]
+        return max(filter(None, filled), key=lambda found: found[1], default=None)
+
+    def _filled(self, template: Template, head: str, values: list[str], tail: str) -> tuple[str, int] | None:
         if template.is_weak and (head or tail or not all(map(_QUANTITY.fullmatch, values))):
             return None
+        if any(value.endswith(_HALVES) for value in values):
+            return None  # the end of one sentence, the beginning of another
         said: dict[str, str] = {}
         n_known = template.n_literal
         for value, expression in zip(values, template.values, strict=True):
@@ -220,7 +234,7 @@ class Catalogue:
 
     def _value(self, value: str, expression: str) -> tuple[str, int]:
         """A value, which may be a sentence or one of the words that its expression names."""
-        is_word = f"'{value}'" in expression or f'"{value}"' in expression
+        is_word = f"'{value}'" in expression or expression == "doing" or "WORDS[" in expression
         return self._find(value) if is_word or " " in value else (value, 0)
 
     def _apart(self, text: str) -> tuple[str, int]:
@@ -233,7 +247,7 @@ class Catalogue:
                 closing = ")" if joint == " (" and tail.endswith(")") else ""
                 tail = tail.removesuffix(closing)
                 begun, n_begun = self._value(head, "")
-                ended, n_ended = self._value(tail, f"'{tail}'" if joint == ": " else "")
+                ended, n_ended = self._value(tail, "")
                 if n_begun + n_ended > best[1]:
                     best = begun + joint + ended + closing, n_begun + n_ended
                 at = text.find(joint, at + 1)
