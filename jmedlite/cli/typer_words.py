@@ -15,8 +15,7 @@ from . import console
 
 # what Typer says where it is asked for what our commands use; test_language.py looks for more
 TYPER_WORDS = (
-    "Usage: ", "Arguments", "Options", "Commands", "Error: {e.format_message()}", "Aborted!",
-    "Try '{e.ctx.command_path} {option}' for help.", "Show this message and exit.", "default: {default}", "required",
+    "Usage: ", "Arguments", "Options", "Commands", "Error: {said}", "Aborted!", "Show this message and exit.", "default: {default}", "required",
     "Install completion for the current shell.",
     "Show completion for the current shell, to copy it or customize the installation.",
     "No such option: {name}", "No such option: {name} (Possible options: {names})", "No such command {name}.",
@@ -112,12 +111,10 @@ class SpeakingGroup(TyperGroup):
 
 
 def _show(e: Any) -> None:
-    said = e.format_message()
-    ctx = getattr(e, "ctx", None)
-    if ctx is None or "\n" in said:  # a help text, where no command was given
+    if "\n" in (said := e.format_message()):  # a help text, where no command was given
         console.note(said)
         return
-    option = ctx.help_option_names[0]
-    console.note(ctx.get_usage())
-    console.note(f"Try '{e.ctx.command_path} {option}' for help.\n")
-    console.note(f"Error: {e.format_message()}")
+    if ctx := getattr(e, "ctx", None):
+        console.note(ctx.get_usage())
+        console.note(f"Try '{ctx.command_path} {ctx.help_option_names[0]}' for help.\n")
+    console.note(f"Error: {said}")
