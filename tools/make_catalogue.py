@@ -1,6 +1,6 @@
-"""Make the catalogue of what the command line says in Japanese, jmedlite/locale/ja: from the code, kept in step with it.
+"""Make the catalogue of what the command line says in Japanese, jmedlite/locale/ja, from the code.
 
-python tools/make_catalogue.py          what is new gets an empty entry in the .po, what is gone leaves it; writes the .mo
+python tools/make_catalogue.py          what is new gets an empty entry in the .po, what is gone leaves; writes the .mo
 python tools/make_catalogue.py --check  says what is missing or too much, and writes nothing
 
 A sentence's entry is the sentence as it stands in the source: an f-string with its expressions, conversions and format
@@ -31,16 +31,36 @@ PLURAL = re.compile(r"^'e?s' if |len\(names\)$")  # Japanese has no plural
 PACKAGES = ("jmedlite", "convert", "benchmarks")
 # files whose words are a page's, a document's or another program's; what they raise is said all the same
 ONLY_FAULTS = (
-    *(f"benchmarks/report/{name}.py" for name in (
-        "ages", "baselines", "cautions", "claims", "compare", "costs", "distances", "document", "exports", "flips",
-        "groups", "labels", "numbers", "page", "paper", "papers", "plots", "points", "sections", "verdict",
-        "words_exams",
-    )),
+    *(
+        f"benchmarks/report/{name}.py"
+        for name in (
+            "ages",
+            "baselines",
+            "cautions",
+            "claims",
+            "compare",
+            "costs",
+            "distances",
+            "document",
+            "exports",
+            "flips",
+            "groups",
+            "labels",
+            "numbers",
+            "page",
+            "paper",
+            "papers",
+            "plots",
+            "points",
+            "sections",
+            "verdict",
+            "words_exams",
+        )
+    ),
     "benchmarks/prompts/",
     "benchmarks/views.py",
     "jmedlite/api/stick/",
     "jmedlite/runtime/chat_template.py",
-    "jmedlite/serve/replies.py",
 )
 # read by programs: what the server answers, what settings mean in docs, an installer that runs by itself, texts and
 # words that are looked for
@@ -71,8 +91,12 @@ AS_THEY_ARE = frozenset({
     "{'https' if options.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/",
     "reserve comes first", "answers come in order", " and ", " or ", " and in ",
 })  # fmt: skip
-SAYING = re.compile(r"system_fault|\w*(Error|Fault|Missing|Unavailable|CannotCreate|Busy|NotPermitted|ContextFull|DataError)")
-NOT_SAID = re.compile(r"(re\.)?(compile|match|search|sub|fullmatch|finditer)|getLogger|environ\.\w+|\w*\.encode|literal_eval")
+SAYING = re.compile(
+    r"system_fault|\w*(Error|Fault|Missing|Unavailable|CannotCreate|Busy|NotPermitted|ContextFull|DataError)"
+)
+NOT_SAID = re.compile(
+    r"(re\.)?(compile|match|search|sub|fullmatch|finditer)|getLogger|environ\.\w+|\w*\.encode|literal_eval"
+)
 _ALL_VALUES = re.compile(r"[^a-zA-Z]*|jmedlite [^a-z]*|Bearer .*|--[a-z-]+ [^a-z]*")
 _PLACE = re.compile(r"\{[^{}]*\}")
 _PROSE = re.compile(r"[a-z]{2,}\S* +\S*[a-z]{2,}|[a-z]{2,}[^\s\0]* +\0|\0\S* +\(?[a-z]{2,}")
@@ -101,9 +125,9 @@ def msgid(node: ast.AST) -> str:
     return "".join(parts)
 
 
-def extract(file: io.BufferedIOBase, keywords: object, tags: object, options: dict[str, str]) -> Iterator[
-    tuple[int, None, str, list[str]]
-]:
+def extract(
+    file: io.BufferedIOBase, keywords: object, tags: object, options: dict[str, str]
+) -> Iterator[tuple[int, None, str, list[str]]]:
     """Babel's protocol for an extractor: a line and a message for every sentence of a file."""
     for line, text in Extractor(ast.parse(file.read()), **options).sentences():
         yield line, None, text, []

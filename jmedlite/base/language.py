@@ -51,11 +51,16 @@ def _system_is_japanese() -> bool:
 
             library = ctypes.CDLL("/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation")
             library.CFLocaleCopyPreferredLanguages.restype = c_void_p
-            library.CFArrayGetValueAtIndex.restype, library.CFArrayGetValueAtIndex.argtypes = c_void_p, [c_void_p, c_long]
+            library.CFArrayGetValueAtIndex.restype, library.CFArrayGetValueAtIndex.argtypes = (
+                c_void_p,
+                [c_void_p, c_long],
+            )
             library.CFStringGetCString.argtypes = [c_void_p, c_char_p, c_long, c_uint32]
             first = library.CFArrayGetValueAtIndex(library.CFLocaleCopyPreferredLanguages(), 0)
             text = ctypes.create_string_buffer(32)
-            return bool(library.CFStringGetCString(first, text, 32, 0x08000100)) and text.value.startswith(b"ja")  # UTF-8
+            return bool(library.CFStringGetCString(first, text, 32, 0x08000100)) and text.value.startswith(
+                b"ja"
+            )  # UTF-8
     except Exception:  # a courtesy, never a fault
         pass
     return False
@@ -166,7 +171,9 @@ class Catalogue:
     @functools.cached_property
     def templates(self) -> list[Template]:
         """The entries that are more than their text, made where the first sentence with values is said."""
-        templates = [Template(entry) for entry in self.entries if "{" in entry or entry[0] in " ,;:" or entry[-1] == " "]
+        templates = [
+            Template(entry) for entry in self.entries if "{" in entry or entry[0] in " ,;:" or entry[-1] == " "
+        ]
         kept = [t for t in templates if t.n_letters and (t.values or t.is_tail or t.is_head)]
         return sorted(kept, key=self._order)
 

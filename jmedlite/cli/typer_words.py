@@ -1,4 +1,7 @@
-"""Typer's own words in the person's language: help and usage as they are laid out, faults of typing as they are shown."""
+"""Typer's own words in the person's language: help and usage as they are laid out, faults of typing as they are shown.
+
+In English nothing here does anything: Typer speaks for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 import sys
 from typing import Any
 
+from typer import Abort
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
@@ -13,9 +17,10 @@ from jmedlite.base.language import is_japanese, localized
 
 from . import console
 
-# what Typer says where it is asked for what our commands use; test_language.py looks for more
+# what Typer says of commands like ours
 TYPER_WORDS = (
-    "Usage: ", "Arguments", "Options", "Commands", "Error: {said}", "Aborted!", "Show this message and exit.", "default: {default}", "required",
+    "Usage: ", "Arguments", "Options", "Commands", "Error: {said}", "Aborted!", "Show this message and exit.",
+    "default: {default}", "required",
     "Install completion for the current shell.",
     "Show completion for the current shell, to copy it or customize the installation.",
     "No such option: {name}", "No such option: {name} (Possible options: {names})", "No such command {name}.",
@@ -64,21 +69,23 @@ def _said(text: str) -> str:
     return localized(" ".join(_FACTS.sub("", text).split())) + added
 
 
-def _in_our_words(ctx: Any) -> None:
-    if is_japanese():
-        ctx.formatter_class = _formatter(type(ctx).formatter_class)
-
-
-class SpeakingCommand(TyperCommand):
-    """A command whose help is in the person's language."""
+class _Laid:
+    """A command, or a group of them, that lays out its help and usage by that formatter."""
 
     def get_help(self, ctx: Any) -> str:
-        _in_our_words(ctx)
-        return super().get_help(ctx)
+        return str(self._formatted(ctx).get_help(ctx))
 
     def get_usage(self, ctx: Any) -> str:
-        _in_our_words(ctx)
-        return super().get_usage(ctx)
+        return str(self._formatted(ctx).get_usage(ctx))
+
+    def _formatted(self, ctx: Any) -> Any:
+        if is_japanese():
+            ctx.formatter_class = _formatter(type(ctx).formatter_class)
+        return super()
+
+
+class SpeakingCommand(_Laid, TyperCommand):
+    """A command whose help is in the person's language."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """The first sentence, whole where it is Japanese: the formatter breaks its line."""
@@ -87,23 +94,18 @@ class SpeakingCommand(TyperCommand):
         return localized(" ".join((self.help or "").split())).partition("。")[0]
 
 
-class SpeakingGroup(TyperGroup):
+class SpeakingGroup(_Laid, TyperGroup):
     """The commands together; a fault of typing is said in the person's language, too."""
 
-    def get_help(self, ctx: Any) -> str:
-        _in_our_words(ctx)
-        return super().get_help(ctx)
-
-    def get_usage(self, ctx: Any) -> str:
-        _in_our_words(ctx)
-        return super().get_usage(ctx)
-
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """As Typer's, whose `show` would say it in English."""
-        if not (standalone_mode and is_japanese()):
-            return super().main(*args, standalone_mode=standalone_mode, **extra)
+        if not is_japanese() or not extra.get("standalone_mode", True):
+            return super().main(*args, **extra)
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except Abort:
+            console.note("Aborted!")
+            sys.exit(1)
         except TyperException as e:
             _show(e)
             sys.exit(getattr(e, "exit_code", 1))

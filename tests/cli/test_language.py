@@ -48,7 +48,9 @@ def test_the_catalogue_is_the_codes() -> None:
 
 
 def test_one_word_for_one_thing() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs" / "terms.md").read_text("utf-8"), re.M)[2:]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", (ROOT / "docs" / "terms.md").read_text("utf-8"), re.M)[
+        2:
+    ]
     texts = {"the catalogue": "\n".join(read_catalogue(CATALOGUE).values())}
     pages = [ROOT / "README.ja.md", ROOT / "docs" / "hospital.ja.md", *(ROOT / "jmedlite/serve/page").glob("*.js")]
     texts |= {page.name: page.read_text("utf-8") for page in pages}
@@ -92,8 +94,8 @@ MESSAGES = (
     "m.gguf: is not what its manifest says (another SHA-256), so it is damaged or another file; make or copy it again",
     "m.json: files[0]: is \"Q8_0\", expected an object",
     "run.json: created: is null, expected text",
-    "pytorch_model.bin: its pickle wants `os.system`; only plain tensors are read, nothing is executed; get the model as "
-    "safetensors",
+    "pytorch_model.bin: its pickle wants `os.system`; only plain tensors are read, nothing is executed; get the model "
+    "as safetensors",
     "t.jsonl, line 2: choices, number 2, is empty; mend the row, or leave such rows out with --skip-bad",
     "config.json: beta_fast of its yarn rope settings is 8; llama.cpp computes with 32",
     "adapter a.gguf: blk.0.attn_q.weight has no lora_b",
@@ -146,7 +148,8 @@ def test_a_message_is_japanese_with_its_values(japanese: None, text: str) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "a sentence of somebody else, which is none of ours: at all; memory", "/my files/level and memory.gguf", "level",
+        "a sentence of somebody else, which is none of ours: at all; memory", "/my files/level and memory.gguf",
+        "level",
         "{", "{{x} y: z}", "a: b; c (d)", " ", "\n", "いま: the end", "x" * 5000 + " and 3 more",
     ],
 )  # fmt: skip
@@ -197,7 +200,8 @@ def test_faults_of_typing(arguments: list[str], said: str) -> None:
     [
         ({"JMEDLITE_LANG": "ja", "LANG": "en_US.UTF-8"}, True), ({"JMEDLITE_LANG": "en", "LC_ALL": "ja_JP"}, False),
         ({"JMEDLITE_LANG": "fr", "LANG": "ja_JP.UTF-8"}, True), ({"LC_ALL": "C", "LANG": "ja_JP.UTF-8"}, False),
-        ({"LC_MESSAGES": "ja_JP.UTF-8", "LANG": "C"}, True), ({"LANG": "de_DE"}, False), ({"LC_ALL": "", "LANG": "ja"}, True),
+        ({"LC_MESSAGES": "ja_JP.UTF-8", "LANG": "C"}, True), ({"LANG": "de_DE"}, False),
+        ({"LC_ALL": "", "LANG": "ja"}, True),
     ],
 )  # fmt: skip
 def test_which_language(environment: dict[str, str], japanese: bool) -> None:
@@ -212,16 +216,16 @@ def test_programs_read_english(japanese: None, capsys: pytest.CaptureFixture[str
 
 
 def test_long_faults_are_cut_after_they_are_said(japanese: None, capsys: pytest.CaptureFixture[str]) -> None:
-    fault = DataError(f"{'x' * 700}.gguf: has the entry 'a' twice; make it again with `jmedlite imatrix` or llama-imatrix")
+    fault = DataError(
+        f"{'x' * 700}.gguf: has the entry 'a' twice; make it again with `jmedlite imatrix` or llama-imatrix"
+    )
     console.error(fault.whole)
     shown = capsys.readouterr().err
     assert "作り直してください" in shown
     assert len(shown) < 620
 
 
-def test_a_damaged_catalogue_speaks_english(
-    japanese: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_damaged_catalogue_speaks_english(japanese: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "x.mo").write_bytes(b"\xde\x12\x04\x95" + b"\0" * 8)
     for path in (tmp_path / "x.mo", tmp_path / "none.mo"):
         monkeypatch.setattr(language, "CATALOGUE", path)
