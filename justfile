@@ -22,6 +22,10 @@ format:
     ruff check --fix .
     ruff format .
 
+# the Japanese of the command line, in step with its sentences
+catalogue:
+    python tools/make_catalogue.py
+
 # against transformers and PEFT
 oracle:
     pip install "torch>=2.6" -e ".[test,oracle]"

@@ -42,6 +42,15 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def english() -> Iterator[None]:
+    """Whoever runs the tests may read Japanese; JMEDLITE_LANG would choose the language of questions, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JMEDLITE_LANG", raising=False)
+        patch.setenv("LC_ALL", "C.UTF-8")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny models by one thread, in this process and in commands: ggml's threads wait for each other by spinning."""
     with pytest.MonkeyPatch.context() as patch:

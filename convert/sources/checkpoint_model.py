@@ -159,11 +159,13 @@ class CheckpointModel:
                 f"{self.label}: holds an adapter that was not merged ({unmerged}); save the model after PEFT's "
                 "merge_and_unload, or give the base model and the adapter with --lora"
             )
-        for what, names in (("lacks", sorted(wanted - found)), ("has", sorted(found - wanted))):
+        for lacks, names in ((True, sorted(wanted - found)), (False, sorted(found - wanted))):
             if names:
-                tail = of_files if what == "lacks" else f", which {self.title} does not have"
-                name = names[0] if what == "lacks" else self._tensors[names[0]].name
-                raise DataError(f"{self.label}: the checkpoint {what} {some([name, *names[1:]])}{tail}")
+                tail = of_files if lacks else f", which {self.title} does not have"
+                name = names[0] if lacks else self._tensors[names[0]].name
+                raise DataError(
+                    f"{self.label}: the checkpoint {'lacks' if lacks else 'has'} {some([name, *names[1:]])}{tail}"
+                )
 
     @property
     def weight_files(self) -> list[Path]:

@@ -23,6 +23,7 @@ class JmedliteError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(shortened(message))
+        self.whole = message  # a sentence is known in other languages as a whole
 
 
 class UsageError(JmedliteError):
@@ -165,7 +166,7 @@ def system_fault(error: OSError, path: Path | None = None, doing: str = "") -> J
     for numbers, kind, words in _REFUSED:
         if error.errno in numbers:
             return kind(where + words.format(doing=f"{doing} " if doing else "", reason=reason))
-    return IoFault(f"{where}{doing} failed ({reason})" if doing else f"{where}the system refused ({reason})")
+    return IoFault(where + (f"{doing} failed ({reason})" if doing else f"the system refused ({reason})"))
 
 
 _NO_ROOM = "failed to map segment"  # the linker's words where a library does not fit the memory

@@ -83,8 +83,11 @@ def _read_gguf(path: Path, file: BinaryIO) -> Found:
     )
     for key, type_ in wanted:
         if header.types.get(key) != type_:
-            what = "has no" if key not in header.types else "has the wrong type of"
-            raise DataError(f"{path.name}: {what} {key}, which every importance matrix has; {AGAIN}")
+            absent = key not in header.types
+            raise DataError(
+                f"{path.name}: {'has no' if absent else 'has the wrong type of'} {key}, which every importance matrix "
+                f"has; {AGAIN}"
+            )
     stems: dict[str, None] = {}
     for t in header.tensors:
         stem = next((t.name.removesuffix(end) for end in (SUMS, COUNTS) if t.name.endswith(end)), "")

@@ -34,11 +34,13 @@ from .quantize import quantize
 from .recommend import recommend
 from .report import report
 from .serve import serve
+from .typer_words import SpeakingGroup
 from .use import use
 from .verify import verify
 
 app = typer.Typer(
     name="jmedlite",
+    cls=SpeakingGroup,
     help="Medical language models on one laptop: merge LoRA, quantize to GGUF in one pass, ask offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -95,7 +97,7 @@ def main() -> None:
         if os.environ.get("JMEDLITE_DEBUG"):
             traceback.print_exception(e)
         fault = as_expected(e)
-        console.error(str(fault))
+        console.error(fault.whole)
         sys.exit(fault.exit_code)
 
 

@@ -68,20 +68,19 @@ def _show_plan(document: dict[str, Any]) -> None:
     from jmedlite.api.model_facts import tell_model
 
     for model in document["models"]:
-        console.out(
+        console.say(
             f"{model['name']}  {console.size(model['n_bytes'])}, {model['bits_per_weight']:.2f} bits per weight"
         )
         if model.get("types"):
-            console.out(f"  {tell_model(model).removeprefix(model['name'] + ': ')}")
+            console.say(f"  {tell_model(model).removeprefix(model['name'] + ': ')}")
     for task in document["tasks"]:
         excluded = "; ".join(f"{n:,} {reason}" for reason, n in task["excluded"].items())
-        console.out(
+        console.say(
             f"{task['name']}  {task['n_asked']:,} of {task['n_items']:,} questions" + f" ({excluded})" * bool(excluded)
         )
     for ask in document["asks"]:
-        console.out(
-            f"\n--- {ask['task']}, {ask['method']}: {ask['n_requests']:,} prompts; the first one:\n{ask['example']}"
-        )
+        console.say(f"\n--- {ask['task']}, {ask['method']}: {ask['n_requests']:,} prompts; the first one:")
+        console.out(ask["example"])
 
 
 def _show(done: Bench) -> None:

@@ -156,7 +156,7 @@ class Chat:
             except (NativeError, ClosedPipe):
                 raise  # the model, or the reader, is gone
             except JmedliteError as e:
-                console.error(str(e))
+                console.error(e.whole)
 
     def _answer(self, question: str) -> None:
         check_question(question)

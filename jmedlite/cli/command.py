@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperOption
 
 from . import console
+from .typer_words import SpeakingCommand
 
 PREFIX = "JMEDLITE_"
 # serve every command that has the option, below the command's own: JMEDLITE_ASK_MODEL goes before JMEDLITE_MODEL
@@ -17,7 +18,7 @@ SHARED = ("MODEL", "LANG", "GPU_LAYERS", "KV_TYPE", "FLASH_ATTN", "THREADS")
 OTHERS = ("STATE", "CACHE", "API_KEY", "DEBUG")  # read elsewhere
 
 
-class Command(TyperCommand):
+class Command(SpeakingCommand):
     """A command whose option --some-thing is also JMEDLITE_COMMAND_SOME_THING."""
 
     def __init__(self, name: str | None, **settings: Any) -> None:

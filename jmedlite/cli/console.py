@@ -1,4 +1,7 @@
-"""The only place that prints: progress on a terminal, plain lines in a pipe, errors as one line."""
+"""The only place that prints: progress on a terminal, plain lines in a pipe, errors as one line.
+
+What is ours is said in the person's language here, and nowhere else; documents, answers and files stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jmedlite.base.errors import ClosedPipe, shortened
+from jmedlite.base.language import localized
 from jmedlite.base.progress import IN_BYTES, silent
 
 if TYPE_CHECKING:
@@ -20,7 +24,16 @@ if TYPE_CHECKING:
 
     from jmedlite.base.progress import Progress, Stage
 
-LABELS: dict[Stage, str] = {"hashing": "checking the files", "questions": "asking", "text": "reading"}
+LABELS: dict[Stage, str] = {
+    "quantizing": "quantizing",
+    "verifying": "verifying",
+    "calibrating": "calibrating",
+    "hashing": "checking the files",
+    "copying": "copying",
+    "questions": "asking",
+    "measuring": "measuring",
+    "text": "reading",
+}
 
 
 def size(n_bytes: float) -> str:
@@ -42,6 +55,7 @@ _CONTROLS: dict[int, int | None] = {
 }
 _DIM, _AS_BEFORE = "\x1b[2m", "\x1b[22m"
 _UNESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which JSON lets stand as they are
+_OPENING = frozenset("「『（【〈《〔［｛(")
 _CLOSING = frozenset("、。，．・：；？！」』）】〉》〕］｝ー…ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%")
 
 
@@ -54,6 +68,16 @@ def out(text: str, end: str = "\n") -> None:
     """Text on standard output, at once; raises ClosedPipe where nobody reads it any more."""
     with _pipe():
         print(plain(text), end=end, flush=True)
+
+
+def say(text: str) -> None:
+    """A line of ours on standard output."""
+    out(localized(text))
+
+
+def word(text: str) -> str:
+    """A word of ours for a cell of a table, where a single one is taken for a name."""
+    return localized(text)
 
 
 def _dim(text: str, end: str = "\n") -> None:
@@ -95,8 +119,9 @@ class Stream:
             self._column += 1
             return told + " "
         # Japanese has no spaces: a line may end before any wide character that does not close something
-        told = self._flush() if self._cells(c) == 2 and c not in _CLOSING else ""
-        if self._word and self._cells(self._word[-1]) == 2 and self._cells(c) == 1 and c not in _CLOSING:
+        may_end = c not in _CLOSING and self._word[-1:] not in _OPENING
+        told = self._flush() if self._cells(c) == 2 and may_end else ""
+        if self._word and may_end and self._cells(self._word[-1]) == 2 and self._cells(c) == 1:
             told = self._flush()
         self._word += c
         return told
@@ -127,7 +152,7 @@ class Talk:
         if self._watched and self._thought is None:
             self._thought = Stream(_dim, on_terminal=True)
             if self._hide:
-                self._thought.write("(thinking …)")
+                self._thought.write(localized("(thinking …)"))
         if self._thought and not self._hide:
             self._thought.write(piece)
 
@@ -147,6 +172,16 @@ class Talk:
             self._thought, self._watched = None, False  # one thought an answer
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most so many cells."""
+    pieces: list[str] = []
+    stream = Stream(lambda piece, end="": pieces.append(piece), on_terminal=True)
+    stream._width = width
+    stream.write(text)
+    stream.end()
+    return "".join(pieces).splitlines()
+
+
 @contextmanager
 def _pipe() -> Iterator[None]:
     try:
@@ -159,15 +194,19 @@ def _pipe() -> Iterator[None]:
 
 def note(text: str) -> None:
     """One line for the person, never on standard output."""
+    _print(localized(text))
+
+
+def _print(text: str) -> None:
     print(plain(text), file=sys.stderr, flush=True)
 
 
 def error(text: str) -> None:
-    note("jmedlite: " + shortened(" ".join(text.split())))
+    _print("jmedlite: " + shortened(localized(" ".join(text.split()))))
 
 
 def warn(text: str) -> None:
-    note("jmedlite: warning: " + shortened(" ".join(text.split())))
+    _print("jmedlite: " + localized("warning") + ": " + shortened(localized(" ".join(text.split()))))
 
 
 def document(value: Any) -> None:
@@ -176,17 +215,21 @@ def document(value: Any) -> None:
     out(_UNESCAPED.sub(lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; columns are (heading, "left" or "right")."""
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, named: bool = False) -> None:
+    """A table on standard output; columns are (heading, "left" or "right").
+
+    Where rows are `named`, their first cells are words of ours; a single word in another cell is taken for a name.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for heading, justify in columns:
-        grid.add_column(Text(plain(heading)), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        grid.add_column(Text(plain(localized(heading))), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        grid.add_row(*(Text(plain(cell)) for cell in row))
+        said = (localized(cell) if " " in cell or (named and not i) else cell for i, cell in enumerate(row))
+        grid.add_row(*(Text(plain(cell)) for cell in said))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
@@ -217,7 +260,7 @@ def progress(first: Stage | None = None) -> Iterator[Progress]:
 
 @contextmanager
 def _display(stage: Stage) -> Iterator[Callable[[int, int, str], None]]:
-    label, unit = LABELS.get(stage, stage), size if stage in IN_BYTES else None
+    label, unit = localized(LABELS[stage]), size if stage in IN_BYTES else None
     if sys.stderr.isatty():
         from rich import progress as bars
         from rich.console import Console
@@ -246,9 +289,9 @@ def _display(stage: Stage) -> Iterator[Callable[[int, int, str], None]]:
         if tenth > told:
             told = tenth
             elapsed = time.monotonic() - started
-            parts = [f"{tenth * 10} %", f"{show(done)} of {show(total)}", f"{elapsed:.0f} s"]
+            parts = [f"{tenth * 10} %", localized(f"{show(done)} of {show(total)}"), f"{elapsed:.0f} s"]
             if done > first:
-                parts.append(f"{elapsed * (total - done) / (done - first):.0f} s left")
-            note(f"{label}: {', '.join(parts)}" + (f" ({now})" if now else ""))
+                parts.append(localized(f"{elapsed * (total - done) / (done - first):.0f} s left"))
+            _print(f"{label}: {', '.join(parts)}" + (f" ({now})" if now else ""))
 
     yield tell

@@ -41,7 +41,7 @@ def doctor(
         ["GPU offload", built],
         ["GPUs", "; ".join(gpus) or "none seen"],
     ]
-    console.table([("this machine", "left"), ("", "left")], rows)
+    console.table([("this machine", "left"), ("", "left")], rows, named=True)
     if fit is not None:
         console.out("")
         _show_fit(str(model), fit)
@@ -75,7 +75,7 @@ def _show_fit(model: str, fit: dict[str, Any]) -> None:
         [(model, "left"), *((name, "right") for name in columns)],
         [[p["place"], *(console.size(sum(p[k] for k in keys)) for keys in columns.values())] for p in places],
     )
-    console.out(f"{'' if fit['plan']['fits'] else 'does NOT fit: '}{fit['sentence']}\n")
+    console.say(f"{'' if fit['plan']['fits'] else 'does NOT fit: '}{fit['sentence']}\n")
     contexts = [plan["n_ctx"] for plan in fit["levels"]["this file"]["contexts"]]
     console.table(
         [("level", "left"), ("size", "right"), *((f"{n:,} tokens", "right") for n in contexts)],

@@ -60,6 +60,6 @@ def imatrix(
         sizes = {"chunks": made.chunks, "chunk_size": made.chunk_size, "n_tokens": done.n_tokens}
         console.document({**facts, **sizes, "missing": done.missing, "seconds": round(done.seconds, 2)})
         return
-    console.out(f"{made.path}  {len(made.weights)} weights, {made.chunks} chunks of {made.chunk_size} tokens")
+    console.say(f"{made.path}  {len(made.weights)} weights, {made.chunks} chunks of {made.chunk_size} tokens")
     console.note(f"done in {done.seconds:.0f} s ({done.n_tokens / max(1e-9, done.seconds):.0f} tokens/s)")
     console.note(f"next: jmedlite quantize MODEL --imatrix {made.path}")

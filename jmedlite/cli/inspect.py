@@ -65,7 +65,7 @@ def _show_facts(facts: dict[str, Any]) -> None:
         others = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "jmedlite")
         rows.append(["made by", f"jmedlite {made['version']}" + (f" ({others})" if others else "")])
     rows += [["SHA-256", f"{f['sha256']}  {f['name']}"] for f in manifest.get("files", [])]
-    console.table([("", "left"), ("", "left")], rows)
+    console.table([("", "left"), ("", "left")], rows, named=True)
 
 
 def _show_tensors(tensors: list[dict[str, Any]], *, everything: bool) -> None:
@@ -75,7 +75,7 @@ def _show_tensors(tensors: list[dict[str, Any]], *, everything: bool) -> None:
     if not shown:
         return
     if not everything:
-        console.out(f"\nlargest quantization errors, of {len(measured)} tensors:")
+        console.say(f"\nlargest quantization errors, of {len(measured)} tensors:")
     console.table(
         [("tensor", "left"), ("type", "left"), ("shape", "right"), ("relative error", "right")],
         [

@@ -35,7 +35,8 @@ def models(as_json: JsonFlag = False) -> None:
         columns,
         [
             ["*" if row["default"] else "", row["name"], row["level"], console.size(row["size_bytes"]),
-             {True: "yes", False: "no", None: "?"}[row["fits"]], "chosen" if row["verdict"] else "", row["folder"]]
+             {True: console.word("yes"), False: console.word("no"), None: "?"}[row["fits"]],
+             console.word("chosen") if row["verdict"] else "", row["folder"]]
             for row in rows
         ],
     )  # fmt: skip

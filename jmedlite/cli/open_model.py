@@ -37,8 +37,10 @@ def find_gguf(model: str | None) -> Path:
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return files[0]
-        listing = ", ".join(f.name for f in files) or "none"
-        raise UsageError(f"{model}: is a folder (GGUF files in it: {listing}); name the file, or quantize it first")
+        listing = ", ".join(f.name for f in files)
+        raise UsageError(
+            f"{model}: is a folder (GGUF files in it: {listing or 'none'}); name the file, or quantize it first"
+        )
     if not path.exists():
         check_published([path])
         raise InputMissing(f"{model}: no such GGUF file; {_what_there_is(path, made_models().there)}")

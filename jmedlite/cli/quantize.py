@@ -92,7 +92,7 @@ def quantize(
         console.document(facts)
         return
     for w in written:
-        console.out(f"{w.path}  {console.size(w.size_bytes)}  {w.bits_per_weight:.2f} bits per weight")
+        console.say(f"{w.path}  {console.size(w.size_bytes)}  {w.bits_per_weight:.2f} bits per weight")
     rate = plan.source_bytes / max(1e-9, written[0].seconds)
     console.note(f"done in {written[0].seconds:.0f} s ({console.size(rate)}/s of the original)")
     default = min(written, key=lambda w: from_usual(w.level, w.bits_per_weight)).path
@@ -121,7 +121,7 @@ def _export_adapters(
     if as_json:
         console.document(made.describe())
         return
-    console.out(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
+    console.say(f"{made.path}  {console.size(made.size_bytes)}  changes {made.n_weights} weights")
     for adapter, trained_on in made.trained_on.items():
         console.note(f"  {adapter} was trained on {trained_on}")
     console.note(f'next: jmedlite ask --lora {made.path} "高血圧の第一選択薬は何ですか。"')

@@ -69,7 +69,7 @@ def verify(
         same = sum(v.state == "identical" for v in report.tensors)
         near = len(report.tensors) - same
         told = f"{same} tensors are identical" + (f", {near} within {tolerance:g}" if near else "")
-        console.out(f"yes: {path.name} is {base}{''.join(f' + {a}' for a in lora or [])}; {told}")
+        console.say(f"yes: {path.name} is {base}{''.join(f' + {a}' for a in lora or [])}; {told}")
 
 
 def _describe(proof: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ export const TEXTS = {
     thought: "考えた過程",
     tokens: "トークン",
     unreported: "まだありません",
-    verdict: "評価レポート",
+    verdict: "報告書の結論",
     waiting: "回答を待っています。",
     window: "コンテキスト長",
     you: "あなた",
