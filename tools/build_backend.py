@@ -38,8 +38,8 @@ Tools with C++), or install from a folder of wheels made elsewhere: pip install 
 (a wheel of llama-cpp-python is expected somewhere else? set {SKIP}=1)
 jmedlite: C/C++ コンパイラが見つかりません。llama-cpp-python(llama.cpp)をここでコンパイルする必要があります。\
 コンパイラを入れるか(Debian・Ubuntu: apt install build-essential、macOS: xcode-select --install、\
-Windows: Visual Studio Build Tools の C++)、別の機械で作った wheel のフォルダーを指定してください: \
-pip install --find-links フォルダー . \
+Windows: Visual Studio Build Tools の C++)、別の機械で作った wheel のフォルダを指定してください: \
+pip install --find-links フォルダ . \
 (llama-cpp-python の wheel が別の場所にある場合は {SKIP}=1 を設定してください)"""
 
 

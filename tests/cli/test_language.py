@@ -52,7 +52,11 @@ def test_one_word_for_one_thing() -> None:
         2:
     ]
     texts = {"the catalogue": "\n".join(read_catalogue(CATALOGUE).values())}
-    pages = [ROOT / "README.ja.md", ROOT / "docs" / "hospital.ja.md", *(ROOT / "jmedlite/serve/page").glob("*.js")]
+    pages = [
+        *(ROOT / name for name in ("README.ja.md", "docs/hospital.ja.md", "docs/install.md", "tools/build_backend.py")),
+        *(ROOT / "jmedlite/serve/page").glob("*.js"),
+        *(ROOT / "jmedlite/api/stick").glob("*.*"),
+    ]
     texts |= {page.name: page.read_text("utf-8") for page in pages}
     assert len(rows) > 40
     for _, right, wrong in rows:

@@ -37,7 +37,7 @@ def check_system(about: dict[str, Any]) -> None:
     if here != wanted or sys.maxsize < 1 << 32:
         end(
             f"This folder is for {about['title']}; this is {here[0]} on {here[1]}.",
-            f"このフォルダーは {about['title']} 用です（このパソコン: {here[0]}、{here[1]}）。",
+            f"このフォルダは {about['title']} 用です（このパソコン: {here[0]}、{here[1]}）。",
         )
     if not sys.version.startswith(about["python"] + "."):
         end(
@@ -102,7 +102,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     if len(sys.argv) > 2 or any(a.startswith("-") for a in sys.argv[1:]):
-        end("usage: install.py [FOLDER]", "使い方: install.py [フォルダー]")
+        end("usage: install.py [FOLDER]", "使い方: install.py [フォルダ]")
     about = json.loads((HERE / "stick.json").read_text(encoding="utf-8"))
     check_system(about)
     say("1/4 Checking all files (SHA-256) ...", "1/4 すべてのファイルを確認しています（SHA-256）…")
@@ -110,20 +110,20 @@ def main() -> None:
         shown = ", ".join(broken[:5]) + (" ..." if len(broken) > 5 else "")
         end(
             f"Not as they were packed: {shown}. Copy the folder again.",
-            f"作成時と異なるファイルがあります: {shown}。フォルダーをコピーし直してください。",
+            f"作成時と異なるファイルがあります: {shown}。フォルダをコピーし直してください。",
         )
     folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else HERE / ENVIRONMENT
     if folder.exists() and not (folder / "pyvenv.cfg").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         end(
             f"{folder} is there and holds something else; name a new folder.",
-            f"{folder} には別のものが入っています。新しいフォルダーを指定してください。",
+            f"{folder} には別のものが入っています。新しいフォルダを指定してください。",
         )
     say(f"2/4 Installing into {folder} ...", f"2/4 {folder} にインストールしています…")
     if run(sys.executable, "-m", "venv", "--clear", folder).returncode:
         end(
             "No virtual environment could be made. Is the folder on a disk that can be written (not on the stick), and "
             f"Python's venv there (Debian, Ubuntu: python{about['python']}-venv)?",
-            "仮想環境を作成できませんでした。フォルダーを USB メモリーからディスクへコピーしたか、"
+            "仮想環境を作成できませんでした。フォルダを USB メモリからディスクへコピーしたか、"
             f"Python の venv があるか（Debian、Ubuntu: python{about['python']}-venv）を確認してください。",
         )
     bin_, exe = (folder / "Scripts", ".exe") if os.name == "nt" else (folder / "bin", "")
@@ -146,7 +146,7 @@ def main() -> None:
             f"{least.name} did not answer (see above). An illegal instruction: the runtime was built for another "
             "processor; too little memory: a smaller model.",
             f"{least.name} から回答がありませんでした（上を参照）。illegal instruction の場合は、別の CPU "
-            "向けに作られた実行環境です。メモリー不足の場合は、より小さいモデルを使ってください。",
+            "向けに作られた実行環境です。メモリ不足の場合は、より小さいモデルを使ってください。",
         )
     quote = subprocess.list2cmdline if os.name == "nt" else __import__("shlex").join
     say("All is installed. Begin with:", "インストールが終わりました。次のコマンドで開始します:")
