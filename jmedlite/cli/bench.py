@@ -84,6 +84,7 @@ def _show_plan(document: dict[str, Any]) -> None:
 
 
 def _show(done: Bench) -> None:
+    from jmedlite.base.language import is_japanese
     from jmedlite.runtime.chat_template import NOTICE
 
     rows = [
@@ -99,4 +100,4 @@ def _show(done: Bench) -> None:
         )
     console.note(f"{done.n_results:,} results in {done.folder}" + (" (resumed)" if done.resumed else ""))
     console.note(f"next: jmedlite report {done.folder}    which level to use, and how sure that is")
-    console.note(NOTICE["en"])
+    console.note(NOTICE["ja" if is_japanese() else "en"])
