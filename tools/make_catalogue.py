@@ -60,7 +60,6 @@ ONLY_FAULTS = (
     "benchmarks/prompts/",
     "benchmarks/views.py",
     "jmedlite/api/stick/",
-    "jmedlite/runtime/chat_template.py",
 )
 # read by programs: what the server answers, what settings mean in docs, an installer that runs by itself, texts and
 # words that are looked for
@@ -89,6 +88,9 @@ AS_THEY_ARE = frozenset({
     "python tools/build_runtime.py {folder} --wheelhouse", "{self.server.root}{path}: data",
     "%llguidance {{\"no_forcing\": true}}\nstart: %json {json.dumps({**form, 'x-guidance': FORM})}\n",
     "{'https' if options.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/",
+    "For research only, not for diagnosis or treatment.",  # in the question's language
+    "You are an assistant with broad knowledge of medicine. Answer accurately and concisely, and say so when you "
+    "are not sure.",
     "reserve comes first", "answers come in order", " and ", " or ", " and in ",
 })  # fmt: skip
 SAYING = re.compile(

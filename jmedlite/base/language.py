@@ -20,6 +20,7 @@ CATALOGUE = Path(__file__).parent.parent / "locale" / "ja" / "LC_MESSAGES" / "jm
 SETTING = "JMEDLITE_LANG"
 _LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 _WEAK = 4  # letters in a sentence around its values; with fewer, it may be anybody's
+_FEW = 6  # with fewer, its values are words or known; the first may be a path
 _JOINTS = ("\n", "; ", ": ", " (")  # where a text of several sentences, of names and sentences, comes apart
 _CHOICE = re.compile(r"'([^']*)' if .+ else '([^']*)'")
 _HALVES = (":", ";", "(")
@@ -230,9 +231,12 @@ class Catalogue:
             return None  # the end of one sentence, the beginning of another
         said: dict[str, str] = {}
         n_known = template.n_literal
-        for value, expression in zip(values, template.values, strict=True):
+        for i, (value, expression) in enumerate(zip(values, template.values, strict=True)):
             said[expression], n = self._value(value, expression)
-            n_known += n
+            is_atom = " " not in value or bool(_QUANTITY.fullmatch(value))
+            if template.n_letters < _FEW and i and not n and not is_atom:
+                return None  # a sentence of somebody else's
+            n_known += len(value) if is_atom else n
         begun, n_begun = self._value(head, "")
         ended, n_ended = self._value(tail, "")
         translation = parts(self.entries[template.entry])
