@@ -31,36 +31,15 @@ PLURAL = re.compile(r"^'e?s' if |len\(names\)$")  # Japanese has no plural
 PACKAGES = ("jmedlite", "convert", "benchmarks")
 # files whose words are a page's, a document's or another program's; what they raise is said all the same
 ONLY_FAULTS = (
-    *(
-        f"benchmarks/report/{name}.py"
-        for name in (
-            "ages",
-            "baselines",
-            "cautions",
-            "claims",
-            "compare",
-            "costs",
-            "distances",
-            "document",
-            "exports",
-            "flips",
-            "groups",
-            "labels",
-            "numbers",
-            "page",
-            "paper",
-            "papers",
-            "plots",
-            "points",
-            "sections",
-            "verdict",
-            "words_exams",
-        )
-    ),
+    *(f"benchmarks/report/{name}.py" for name in (
+        "ages", "baselines", "cautions", "claims", "compare", "costs", "distances", "document", "exports", "flips",
+        "groups", "labels", "numbers", "page", "paper", "papers", "plots", "points", "sections", "verdict",
+        "words_exams",
+    )),
     "benchmarks/prompts/",
     "benchmarks/views.py",
     "jmedlite/api/stick/",
-)
+)  # fmt: skip
 # read by programs: what the server answers, what settings mean in docs, an installer that runs by itself, texts and
 # words that are looked for
 NOT_FOR_PEOPLE = (
@@ -76,7 +55,6 @@ NOT_FOR_PEOPLE = (
 # tables of words and of fragments: each string in them is one, a single word too
 TABLES = re.compile(r"LABELS|HELP|_REFUSED|[A-Z_]*WORDS")
 CLI_TABLES = re.compile(r"rows|columns|gpus|built|shapes|listing|COLUMNS")
-# functions of whose arguments each is said to a person, a single word too
 # told apart by programs, or shown as they are
 AS_THEY_ARE = frozenset({
     "--cluster", "--text", ".bias", "https", "http", "utf-8", "replace", "jmedlite", "items.jsonl", "README.html",
@@ -127,18 +105,10 @@ def msgid(node: ast.AST) -> str:
     return "".join(parts)
 
 
-def extract(
-    file: io.BufferedIOBase, keywords: object, tags: object, options: dict[str, str]
-) -> Iterator[tuple[int, None, str, list[str]]]:
-    """Babel's protocol for an extractor: a line and a message for every sentence of a file."""
-    for line, text in Extractor(ast.parse(file.read()), **options).sentences():
-        yield line, None, text, []
-
-
 class Extractor:
     """What of a file is prose that a person may be shown."""
 
-    def __init__(self, tree: ast.Module, name: str = "") -> None:
+    def __init__(self, tree: ast.Module, name: str) -> None:
         self.tree, self.name = tree, name
         self.found: list[tuple[int, str]] = []
         self._is_shown = False
@@ -167,7 +137,7 @@ class Extractor:
             called = name.rpartition(".")[2]
             if SAYING.fullmatch(called):
                 said = fault = True
-            elif called in ("localized", "word"):
+            elif called == "localized":
                 always = True
             elif name.startswith("console."):
                 said = True
@@ -218,10 +188,9 @@ def code_messages() -> dict[str, list[tuple[str, int]]]:
         name = path.relative_to(ROOT).as_posix()
         if name in NOT_FOR_PEOPLE:
             continue
-        with path.open("rb") as file:
-            for line, _, text, _ in extract(file, None, None, {"name": name}):
-                if text:
-                    found.setdefault(text, []).append((name, line))
+        for line, text in Extractor(ast.parse(path.read_bytes()), name).sentences():
+            if text:
+                found.setdefault(text, []).append((name, line))
     return found
 
 

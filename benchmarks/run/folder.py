@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from jmedlite.base.errors import CannotCreate, DataError, system_fault
 from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
-from jmedlite.base.outputs import Lock
+from jmedlite.base.outputs import Lock, make_folder
 from jmedlite.base.publishing import take_back, write_texts
 from jmedlite.base.records import from_json, to_json
 from jmedlite.base.signals import kept_back
@@ -62,12 +62,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         folder = self.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise CannotCreate(f"{folder}: is a file, expected a folder") from None
-        except OSError as e:
-            raise system_fault(e, folder, "making the folder") from None
+        make_folder(folder)
         self._files: dict[str, BinaryIO] = {}
         with ExitStack() as stack:
             with kept_back():

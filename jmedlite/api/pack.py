@@ -24,7 +24,7 @@ from jmedlite.base.filenames import is_plain
 from jmedlite.base.gguf import level_name
 from jmedlite.base.inputs import MAX_INDEX, MAX_SETTINGS, opened, read_json, read_text, watching
 from jmedlite.base.manifest import Manifest, read_manifest
-from jmedlite.base.outputs import Lock, OutputFile, flush_folder
+from jmedlite.base.outputs import Lock, OutputFile, flush_folder, make_folder
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.signals import kept_back
 from jmedlite.base.wording import some
@@ -327,12 +327,7 @@ def check_out(out: Path, overwrite: bool) -> None:
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write to, which gets its name at the end, or is removed where anything goes wrong."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise CannotCreate(f"{out.parent}: is a file, expected a folder") from None
-    except OSError as e:
-        raise system_fault(e, out.parent, "making the folder") from None
+    make_folder(out.parent)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     with Lock(out):
         _take_back(out, partial, old)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.metadata import parse_email
 from packaging.requirements import InvalidRequirement, Requirement
@@ -18,7 +23,7 @@ from packaging.version import Version
 
 from jmedlite import __version__
 from jmedlite.base.errors import DataError, InputMissing, UsageError
-from jmedlite.base.inputs import MAX_SETTINGS, opened, reading
+from jmedlite.base.inputs import MAX_SETTINGS, opened, parse_json, reading
 
 NEWEST_GLIBC = 45  # 2.x; which one the chosen wheels need is told
 NEWEST_MACOS = 26
@@ -72,8 +77,6 @@ SYSTEMS = {
 
 def this_platform() -> str:
     """This system's name, of SYSTEMS; raises UsageError where it has none."""
-    import platform
-
     for name, system in SYSTEMS.items():
         if (system.platform_system, system.machine) == (platform.system(), platform.machine()):
             return name
@@ -166,10 +169,10 @@ class Choice:
         return f"{named} {least[0]}.{least[1]}"
 
 
-def _version_of(platform: str) -> tuple[int, int]:
-    if found := _GLIBC.match(platform) or _MACOS.match(platform):
+def _version_of(tag: str) -> tuple[int, int]:
+    if found := _GLIBC.match(tag) or _MACOS.match(tag):
         return int(found[1]), int(found[2])
-    return _LEGACY.get(platform.partition("_")[0], (0, 0))
+    return _LEGACY.get(tag.partition("_")[0], (0, 0))
 
 
 def choose_wheels(folder: Path, target: Target) -> Choice:
@@ -303,26 +306,17 @@ def how_to_fill(folder: Path, target: Target, missing: Sequence[str]) -> str:
 
 def this_target() -> Target:
     """This system and this Python."""
-    import sys
-
     return Target(this_platform(), f"{sys.version_info[0]}.{sys.version_info[1]}")
 
 
 def own_source() -> str:
     """What pip makes the installed jmedlite's wheel of: the folder or address that it was installed from."""
-    from importlib.metadata import distribution
-
-    from jmedlite.base.inputs import parse_json
-
     told = distribution("jmedlite").read_text("direct_url.json")
     facts = parse_json(told.encode()) if told else None
     if not facts:
         return f"jmedlite=={__version__}"
     url = str(facts["url"])
     if url.startswith("file:"):
-        from urllib.parse import urlsplit
-        from urllib.request import url2pathname
-
         return url2pathname(urlsplit(url).path)
     kind = facts.get("vcs_info") or {}
     return f"{kind['vcs']}+{url}@{kind['commit_id']}" if kind else url
@@ -330,8 +324,6 @@ def own_source() -> str:
 
 def installed_versions() -> list[str]:
     """`name==version` of jmedlite's dependencies as they are installed here, for pip's constraints."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
     target, found, queue = this_target(), dict[str, str](), [Requirement("jmedlite")]
     seen = set[str]()
     while queue:

@@ -48,20 +48,14 @@ def _system_is_japanese() -> bool:
         if sys.platform == "win32":
             return bool(ctypes.windll.kernel32.GetUserDefaultUILanguage() & 0x3FF == 0x11)  # LANG_JAPANESE
         if sys.platform == "darwin":
-            from ctypes import c_char_p, c_long, c_uint32, c_void_p
-
-            library = ctypes.CDLL("/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation")
-            library.CFLocaleCopyPreferredLanguages.restype = c_void_p
-            library.CFArrayGetValueAtIndex.restype, library.CFArrayGetValueAtIndex.argtypes = (
-                c_void_p,
-                [c_void_p, c_long],
-            )
-            library.CFStringGetCString.argtypes = [c_void_p, c_char_p, c_long, c_uint32]
-            first = library.CFArrayGetValueAtIndex(library.CFLocaleCopyPreferredLanguages(), 0)
+            pointer, utf_8 = ctypes.c_void_p, 0x08000100
+            core = ctypes.CDLL("/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation")
+            core.CFLocaleCopyPreferredLanguages.restype = core.CFArrayGetValueAtIndex.restype = pointer
+            core.CFArrayGetValueAtIndex.argtypes = [pointer, ctypes.c_long]
+            core.CFStringGetCString.argtypes = [pointer, ctypes.c_char_p, ctypes.c_long, ctypes.c_uint32]
+            first = core.CFArrayGetValueAtIndex(core.CFLocaleCopyPreferredLanguages(), 0)
             text = ctypes.create_string_buffer(32)
-            return bool(library.CFStringGetCString(first, text, 32, 0x08000100)) and text.value.startswith(
-                b"ja"
-            )  # UTF-8
+            return bool(core.CFStringGetCString(first, text, len(text), utf_8)) and text.value.startswith(b"ja")
     except Exception:  # a courtesy, never a fault
         pass
     return False

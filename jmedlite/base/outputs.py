@@ -165,6 +165,16 @@ class OutputFile:
             self._lock.__exit__(None, None, None)
 
 
+def make_folder(folder: Path) -> None:
+    """The folder, and those above it, where they are not there; raises CannotCreate, or what the system refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CannotCreate(f"{folder}: is a file, expected a folder") from None
+    except OSError as e:
+        raise system_fault(e, folder, "making the folder") from None
+
+
 def flush_folder(folder: Path) -> None:
     """The names in a folder are on the disk when this returns, where the system can do that (not Windows)."""
     with contextlib.suppress(OSError):

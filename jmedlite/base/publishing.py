@@ -19,7 +19,7 @@ from types import TracebackType
 
 from .errors import CannotCreate, DataError, Interrupted, JmedliteError, system_fault
 from .inputs import read_json
-from .outputs import Lock, OutputFile, flush_folder, sha256_file
+from .outputs import Lock, OutputFile, flush_folder, make_folder, sha256_file
 from .records import from_json, to_json
 from .signals import kept_back
 
@@ -258,12 +258,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     sweep(path.parent)
     if path.exists() and not overwrite:
         raise CannotCreate(f"{path}: exists; give --overwrite to replace it, or another --out or --name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise CannotCreate(f"{path.parent}: is a file, expected a folder") from None
-    except OSError as e:
-        raise system_fault(e, path.parent, "making the folder") from None
+    make_folder(path.parent)
 
 
 def write_texts(texts: Mapping[Path, str | bytes]) -> None:

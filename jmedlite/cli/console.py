@@ -75,11 +75,6 @@ def say(text: str) -> None:
     out(localized(text))
 
 
-def word(text: str) -> str:
-    """A word of ours for a cell of a table, where a single one is taken for a name."""
-    return localized(text)
-
-
 def _dim(text: str, end: str = "\n") -> None:
     shown = f"{_DIM}{plain(text)}{_AS_BEFORE}" if text else ""
     print(shown, end=end, file=sys.stderr, flush=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jmedlite.base.language import localized
+
 from . import console
 from .options import JsonFlag
 
@@ -35,8 +37,8 @@ def models(as_json: JsonFlag = False) -> None:
         columns,
         [
             ["*" if row["default"] else "", row["name"], row["level"], console.size(row["size_bytes"]),
-             {True: console.word("yes"), False: console.word("no"), None: "?"}[row["fits"]],
-             console.word("chosen") if row["verdict"] else "", row["folder"]]
+             {True: localized("yes"), False: localized("no"), None: "?"}[row["fits"]],
+             localized("chosen") if row["verdict"] else "", row["folder"]]
             for row in rows
         ],
     )  # fmt: skip

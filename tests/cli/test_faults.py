@@ -17,7 +17,8 @@ import pytest
 import jmedlite
 from jmedlite.base.gguf import read_header
 from tests.support import builders
-from tests.support.commands import COMMAND, check, run
+from tests.support.commands import check, run
+from tests.support.warm import COMMAND
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and closed pipes of POSIX")
 

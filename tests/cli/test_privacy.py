@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.commands import COMMAND
+from tests.support.warm import COMMAND
 
 SECRET = "Zq7 private Xk"
 FORMS = [form for text in (SECRET, SECRET[::-1]) for form in (text.encode(), text.encode("utf-16-le"))]

@@ -25,8 +25,8 @@ from jmedlite.cli.serve import open_page
 from jmedlite.runtime.shared_runner import SharedRunner
 from jmedlite.serve import app as app_module
 from jmedlite.serve import run as run_module
-from tests.support.commands import COMMAND
 from tests.support.serving import FakeRunner, listening
+from tests.support.warm import COMMAND
 
 SECONDS = 30.0
 LONG = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 3000}

@@ -10,8 +10,6 @@ import pytest
 
 from jmedlite.cli.app import main
 
-COMMAND = [sys.executable, "-m", "jmedlite"]
-
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """`jmedlite ARGUMENTS` in this process: one of its own costs most of a second. What it starts is real."""

@@ -34,7 +34,7 @@ from jmedlite.runtime.process import DEFAULTS, child_command
 ABLE = sys.platform == "linux" and hasattr(os, "pidfd_open")
 ROOT = Path(__file__).parents[2]
 MESSAGE = 1 << 20  # bytes; an environment is far smaller
-COMMAND = (sys.executable, "-m", "jmedlite")
+COMMAND = [sys.executable, "-m", "jmedlite"]
 SERVED = (
     "benchmarks.backends.local_worker", "benchmarks.run.costs", "benchmarks.run.distance_worker", "calibration.worker",
     "runtime.serving_worker", "runtime.type_probe_worker", "runtime.worker",
@@ -45,13 +45,11 @@ class WarmChild:
     """What `runtime.process` uses of a `subprocess.Popen`, for a process that `serve` has forked."""
 
     def __init__(self, server: socket.socket, module: str, stderr: IO[bytes], env: dict[str, str]) -> None:
-        (in_read, in_write), (out_read, out_write), (self._status, status) = os.pipe(), os.pipe(), os.pipe()
-        request = json.dumps({"module": module, "environment": env, "folder": str(Path.cwd())})
-        theirs = [in_read, out_write, stderr.fileno(), status]
-        socket.send_fds(server, [request.encode()], theirs)
-        self.pid = int(server.recv(32))
-        for descriptor in (in_read, out_write, status):
-            os.close(descriptor)
+        (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
+        request = {"module": module, "environment": env, "folder": str(Path.cwd())}
+        self.pid, self._status = _forked(server, request, [in_read, out_write, stderr.fileno()])
+        os.close(in_read)
+        os.close(out_write)
         self.stdin, self.stdout = os.fdopen(in_write, "wb"), os.fdopen(out_read, "rb")
         self.returncode: int | None = None
         self._one_at_a_time = threading.Lock()  # several threads may wait for its end
@@ -77,6 +75,14 @@ class WarmChild:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):  # it ended since
                 os.kill(self.pid, signal.SIGKILL)
+
+
+def _forked(server: socket.socket, request: dict[str, Any], streams: Sequence[int]) -> tuple[int, int]:
+    """Have a process forked: its pid, and a descriptor that its exit code can be read from."""
+    told, status = os.pipe()
+    socket.send_fds(server, [json.dumps(request).encode()], [*streams, status])
+    os.close(status)
+    return int(server.recv(32)), told
 
 
 class Starter:
@@ -106,14 +112,9 @@ class Starter:
             tempfile.TemporaryFile() as err,
             selectors.DefaultSelector() as selector,
         ):
-            told, status = os.pipe()
             request = {"module": COMMAND[-1], "arguments": list(arguments), "environment": env, "folder": str(folder)}
             with self._one_at_a_time:
-                server = self._start()
-                descriptors = [stdin.fileno(), out.fileno(), err.fileno(), status]
-                socket.send_fds(server, [json.dumps(request).encode()], descriptors)
-                pid = int(server.recv(32))
-            os.close(status)
+                pid, told = _forked(self._start(), request, [stdin.fileno(), out.fileno(), err.fileno()])
             selector.register(told, selectors.EVENT_READ)
             if not selector.select(timeout):
                 os.kill(pid, signal.SIGKILL)
@@ -149,7 +150,7 @@ def run_command(
 def command() -> list[str]:
     """What starts `jmedlite` in a process that forks its children."""
     if not ABLE:
-        return list(COMMAND)
+        return COMMAND
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.warm import main; main()"
     return [sys.executable, "-c", code]
 

@@ -27,8 +27,9 @@ from jmedlite.benchmarks.run.run import AskSettings, Judge, ask_all
 from jmedlite.benchmarks.views import primary_view
 from tests.support import builders
 from tests.support import runs as run_builder
-from tests.support.commands import COMMAND, run_text
+from tests.support.commands import run_text
 from tests.support.tasks import write_task
+from tests.support.warm import COMMAND
 
 
 @pytest.fixture(scope="module")
