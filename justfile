@@ -11,6 +11,10 @@ install:
 test *arguments:
     pytest {{arguments}}
 
+# what the plain suite leaves out: the same at length
+long:
+    pytest -m long
+
 # lint, types, and imports that go down only
 check:
     ruff check .

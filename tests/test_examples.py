@@ -39,6 +39,7 @@ def test_ask_with_schema(gguf: Path) -> None:
     assert "not for diagnosis" in second
 
 
+@pytest.mark.long
 def test_bench_and_report(gguf: Path, tmp_path: Path) -> None:
     told = run("bench_and_report.py", gguf, QUESTIONS, tmp_path / "run")
     assert "Q8_0" in told

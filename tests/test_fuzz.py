@@ -40,6 +40,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Reader
         yield readers(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_readers(known: dict[str, Reader], name: str) -> None:
     if name not in known:
@@ -107,6 +108,7 @@ def test_added_tokens_are_the_leftmost_and_longest(control: list[str], typed: li
     assert [t for t in tokens.split(text, text) if t[0] is not None] == expected
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_templates_end() -> None:
     tool = Path(__file__).parent.parent / "tools" / "fuzz_templates.py"

@@ -180,6 +180,7 @@ def test_download_pins_the_commit_and_takes_only_what_is_needed(tmp_path: Path, 
     assert len(hub.requests) == asked
 
 
+@pytest.mark.long
 def test_a_cut_download_goes_on(tmp_path: Path, hub: FakeHub) -> None:
     hub.mode = "cut"
     builders.checkpoint(hub.folder, shards=2, vocab_size=50_000)  # huggingface_hub keeps what came in steps of 10 MiB

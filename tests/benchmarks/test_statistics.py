@@ -95,6 +95,7 @@ def test_heterogeneity_within_questions() -> None:
     assert statistics.heterogeneity([[("a", 1.0), ("a", 0.0)]])[1] == statistics.heterogeneity([])[1] == 1
 
 
+@pytest.mark.long
 def test_heterogeneity_keeps_its_level() -> None:
     """Eight groups of questions that lose alike, few of them at all: alarms in at most 5 % of studies."""
     rng = np.random.default_rng(13)
@@ -291,6 +292,7 @@ def ever(shares: list[float], claim: str, n: int = 800, runs: int = 400, seed: i
     return sum(any(reached(tuple(c)) for c in walk[::4].tolist()) for walk in walks(shares, n, runs, seed))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shares", "claim"),
     [

@@ -47,6 +47,7 @@ def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> No
     assert "NETWORK" not in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_native_connect_either(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
     """The kernel's view, of every thread and child."""

@@ -321,6 +321,7 @@ def test_a_model_whose_run_died_while_it_was_published(tiny_gguf: Path, tmp_path
     assert jmedlite.inspect(first, check=True)["broken"] == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="only POSIX can kill without notice")
 def test_killed_run_leaves_no_name_and_the_next_cleans_up(tmp_path: Path) -> None:
     builders.checkpoint(tmp_path / "m", hidden_size=512, intermediate_size=4096, num_hidden_layers=3)

@@ -21,6 +21,7 @@ from jmedlite.base.gguf import read_header
 from jmedlite.cli.app import app
 from tests.support import builders
 from tests.support.bent import BentGguf
+from tests.support.long import long_but_for
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj")
 GOOD: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -63,7 +64,7 @@ def prove(tmp_path: Path, path: Path, **options: Any) -> Proof:
     return verify(path, **{"base": tmp_path / "m", "lora": [str(tmp_path / "a")]} | options)
 
 
-@pytest.mark.parametrize(("family", "level", "adapter", "options"), GOOD)
+@pytest.mark.parametrize(("family", "level", "adapter", "options"), long_but_for(GOOD, GOOD[1::3]))
 def test_good_merges(tmp_path: Path, family: str, level: str, adapter: dict[str, Any], options: dict[str, Any]) -> None:
     path = make(tmp_path, family, level, adapter, **options)
     proof = prove(tmp_path, path, threads=2)
@@ -159,7 +160,7 @@ def test_untied_head(tmp_path: Path, tied: bool) -> None:
     assert verify(path, base=made_of).holds
 
 
-@pytest.mark.parametrize("level", ["F32", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K"])
+@pytest.mark.parametrize("level", long_but_for(["F32", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K"], ["F32", "Q4_K_M"]))
 def test_every_flipped_byte(tmp_path: Path, level: str) -> None:
     """Anywhere in the data, with the manifest and without; the padding between tensors is the hash's business."""
     path = make(tmp_path, "qwen2", level, {})

@@ -84,6 +84,7 @@ def test_the_answers(shown: Shown) -> None:
     assert "axillary nerve" in english["answer"]
 
 
+@pytest.mark.long
 def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: Shown, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     done = subprocess.run(

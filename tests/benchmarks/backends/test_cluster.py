@@ -89,6 +89,7 @@ def test_the_same_bits(workers: Any, tiny_gguf: Path, local: dict[str, Any]) -> 
         assert list(model.run(5, 5)) == []
 
 
+@pytest.mark.long
 def test_a_killed_worker(workers: Any, client: Any, tiny_gguf: Path, local: dict[str, Any]) -> None:
     prepared, packs = local["scores"]
     pids = client.run(os.getpid)
@@ -114,6 +115,7 @@ def kill_child(client: Any) -> None:
     client.run(kill)
 
 
+@pytest.mark.long
 def test_a_killed_child(workers: Any, client: Any, tiny_gguf: Path, local: dict[str, Any]) -> None:
     prepared, packs = local["scores"]
     with connect(workers, tiny_gguf) as model:
@@ -122,6 +124,7 @@ def test_a_killed_child(workers: Any, client: Any, tiny_gguf: Path, local: dict[
         assert list(model.run(0, len(prepared.starts))) == packs
 
 
+@pytest.mark.long
 def test_a_model_that_always_dies(workers: Any, client: Any, tiny_gguf: Path) -> None:
     def sabotage(on: bool) -> None:
         from jmedlite.benchmarks.backends import base as answering
@@ -143,6 +146,7 @@ def test_a_model_that_always_dies(workers: Any, client: Any, tiny_gguf: Path) ->
         client.run(sabotage, False)
 
 
+@pytest.mark.long
 def test_another_model_replaces_it(workers: Any, client: Any, tiny_gguf: Path, tmp_path: Path) -> None:
     def held() -> Any:
         from jmedlite.benchmarks.backends.cluster_worker import HOLDER
@@ -161,6 +165,7 @@ def test_another_model_replaces_it(workers: Any, client: Any, tiny_gguf: Path, t
         assert set(client.run(held).values()) == {str(tiny_gguf)}
 
 
+@pytest.mark.long
 def test_leaving_early_frees_the_workers(workers: Any, client: Any, tiny_gguf: Path) -> None:
     def child() -> Any:
         from jmedlite.benchmarks.backends.cluster_worker import HOLDER
@@ -189,6 +194,7 @@ def with_models(client: Any, folder: Path | None, worker: str) -> None:
     client.run(change, None if folder is None else str(folder), workers=[worker])
 
 
+@pytest.mark.long
 def test_a_folder_of_the_workers_own(workers: Any, client: Any, tiny_gguf: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here" / "m.gguf", tmp_path / "there" / "m.gguf"
     for path in (here, there):
@@ -249,6 +255,7 @@ def test_nobody_there(tmp_path: Path, tiny_gguf: Path) -> None:
             ClusterModel(tiny_gguf, LOADING, "", address, patience=1)
 
 
+@pytest.mark.long
 def test_a_scheduler_without_workers_and_its_end(tiny_gguf: Path) -> None:
     import distributed
 

@@ -14,6 +14,7 @@ from tests.support.openai_servers import llama_server, serving
 from tests.support.tasks import write_task
 
 
+@pytest.mark.long
 def test_a_cluster_gives_the_same_bytes(tiny_gguf: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     task = str(write_task(tmp_path / "t.jsonl"))

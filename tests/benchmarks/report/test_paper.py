@@ -50,6 +50,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper, "figure_files", lambda *_: {})
 
 
+@pytest.mark.long
 def test_every_figure_in_three_forms(found: Report, written: Path, tmp_path: Path) -> None:
     names = {path.name for path in written.iterdir()}
     figures = {

@@ -588,6 +588,7 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     assert name in Page(made.html("en")).text
 
 
+@pytest.mark.long
 def test_plots_have_every_character(found: Report, small: Path) -> None:
     """A character that the font lacks would be an error, as would a label that no glyph is found for."""
     with warnings.catch_warnings():
@@ -600,6 +601,7 @@ def test_plots_have_every_character(found: Report, small: Path) -> None:
     assert again == drawn  # the same run, the same bytes
 
 
+@pytest.mark.long
 def test_names_in_plots_do_not_overlap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Seven levels whose points lie close together: no name covers another, none leaves the figure."""
     from matplotlib.figure import Figure

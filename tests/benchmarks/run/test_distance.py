@@ -31,6 +31,7 @@ from jmedlite.benchmarks.run.divergence import STEPS, Space, block_intervals, re
 from jmedlite.calibration.compute import shipped_text
 from tests.support import builders
 from tests.support.ggufs import write_experts
+from tests.support.long import long_but_for
 
 TEXT = "the hello world of medicine: 胃の痛みと発熱。\n" * 12
 LOADING = Loading(1, gpu_layers="0", flash_attn="on")
@@ -184,7 +185,7 @@ def by_steps_of_the_logarithm(base: np.ndarray, level: np.ndarray) -> float:
     return float((np.exp(kept) * (kept - q))[kept > -16].sum())
 
 
-@pytest.mark.parametrize("noise", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("noise", long_but_for([0.01, 0.1, 1.0], [0.1]))
 def test_the_kept_16_bits_cost_less_than_llama_perplexitys(noise: float) -> None:
     n_vocab, space = 151_936, Space(151_936)
     rows = np.empty(1, record(n_vocab))
@@ -373,6 +374,7 @@ list(measure_distance([("F32", reference), ("Q4_K_M", level)], "F32", Text.read(
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child ends with its standard input")
 def test_killed_midway(models: Models, text: Path, scratch: Path) -> None:
     whole = measure(models[:2], text, scratch)

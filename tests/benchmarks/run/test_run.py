@@ -119,6 +119,7 @@ def test_measures_and_noise(whole: Path) -> None:
     assert all(n["n"] == 16 or n["method"] == "text" for n in noise)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_is_the_same_to_the_byte(levels: Path, task: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     for _ in range(2):

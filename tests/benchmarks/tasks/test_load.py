@@ -728,6 +728,7 @@ def test_download_of_another_revision(tmp_path: Path, hub: FakeHub) -> None:
         load_task("igakuqa", revision="main")
 
 
+@pytest.mark.long
 def test_download_faults(tmp_path: Path, hub: FakeHub) -> None:
     offline = download(tmp_path, hub, HF_HUB_OFFLINE="1")
     assert offline["code"] == 69

@@ -1,0 +1,18 @@
+"""Which cases of a test are left to `pytest -m long`: they repeat at length what the others show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def long_but_for(values: Iterable[Any], short: Iterable[Any]) -> list[Any]:
+    """Cases for `parametrize`: those of `short` always run, the others are marked long."""
+    always = list(short)
+    return [v if v in always else _marked(v) for v in values]
+
+
+def _marked(value: Any) -> Any:
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.long)
