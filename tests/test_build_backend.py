@@ -44,7 +44,17 @@ def test_no_compiler_is_one_line_in_each_language(backend: ModuleType, kind: str
 
 
 @pytest.mark.parametrize(
-    "way", ["compiler", "CC", "visual studio", "runtime", "find-links", "PIP_FIND_LINKS", "JMEDLITE_NO_COMPILER_CHECK"]
+    "way",
+    [
+        "compiler",
+        "CC",
+        "visual studio",
+        "runtime",
+        "find-links",
+        "PIP_FIND_LINKS",
+        "PIP_NO_INDEX",
+        "JMEDLITE_NO_COMPILER_CHECK",
+    ],
 )
 def test_where_it_can_go_on_it_does(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str

@@ -81,7 +81,9 @@ def brings_wheels(command: str, environment: Mapping[str, str]) -> bool:
     words = command.split()
     options = ("-f", "--find-links", "-i", "--index-url", "--extra-index-url", "--no-deps", "--no-index")
     named = any(word.split("=")[0] in options for word in words)
-    return named or any(environment.get(f"PIP_{o.upper()}") for o in ("find_links", "index_url", "extra_index_url"))
+    return named or any(
+        environment.get(f"PIP_{o.upper()}") for o in ("find_links", "index_url", "extra_index_url", "no_index")
+    )
 
 
 def _parent() -> str:

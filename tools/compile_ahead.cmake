@@ -12,6 +12,12 @@ function(jmedlite_compile_ahead)
       target_compile_options(${target} PRIVATE -O1)
     endif()
   endforeach()
+  if(TARGET llama)
+    # what most of its files include, read once
+    target_precompile_headers(llama PRIVATE <algorithm> <array> <cassert> <cinttypes> <cmath> <cstdint> <cstring>
+      <functional> <future> <map> <memory> <random> <regex> <set> <sstream> <stdexcept> <string> <thread> <unordered_map>
+      <unordered_set> <vector>)
+  endif()
   if(TARGET mtmd)
     set_target_properties(mtmd PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 24)
     # its helpers may not see its inner headers, which a common unit would show them

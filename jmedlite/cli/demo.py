@@ -36,13 +36,15 @@ def demo(
     shown = Demo(out, limit)
     shown.check()
     console.note("A model of 4 million parameters that ships with jmedlite: a demonstration, not a medical model.")
-    _step(1, "merge the adapter and quantize, seven levels in one pass", "quantize MODEL --lora ADAPTER -b 8 -b 4")
+    _step(
+        1, "merge the adapter and quantize, seven levels in one pass", "quantize MODEL --lora ADAPTER -b 8 -b 4 -o gguf"
+    )
     with console.progress("quantizing") as quantizing:
         files = shown.quantize(quantizing)
     for path in files:
         console.note(f"   {path}  {console.size(path.stat().st_size)}")
     asked = "788 questions" if limit is None else f"{limit:,} questions in each language"
-    _step(2, f"ask every level {asked}, and measure what it costs", "bench gguf --task igakuqa=IgakuQA")
+    _step(2, f"ask every level {asked}, and measure what it costs", "bench gguf --task igakuqa=IgakuQA -o run")
     with console.progress() as benching:
         shown.bench(benching)
     if not as_json:

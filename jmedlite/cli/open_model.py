@@ -53,7 +53,8 @@ def _what_there_is(path: Path, made: list[MadeModel]) -> str:
     if beside:
         return f"in that folder there are {some(beside, SHOWN)}"
     if made:
-        return f"`jmedlite models` lists {some([m.file.name for m in reversed(made)], SHOWN)}"
+        names = list(dict.fromkeys(m.file.name for m in reversed(made)))
+        return f"`jmedlite models` lists {some(names, SHOWN)}"
     return f"make one with `jmedlite quantize {path.with_suffix('') if path.suffix == '.gguf' else path}`"
 
 

@@ -78,6 +78,8 @@ def test_models_and_use(tmp_path: Path, tiny_gguf: Path) -> None:
         assert run_text("use", name).returncode == 0
         assert run_text("use").stdout == f"{tmp_path / 'a' / 'm-Q8_0.gguf'}\n"
     check(run("use", "Q5_K_M"), 66, "Q5_K_M: no such GGUF file; `jmedlite models` lists m-Q4_K_M.gguf, m-Q8_0.gguf")
+    make(tmp_path / "b", tiny_gguf, "m", Q8_0=8.5)
+    check(run("use", "Q5_K_M"), 66, "`jmedlite models` lists m-Q8_0.gguf, m-Q4_K_M.gguf")  # a name once
     check(run("use", "Q8_0", "--reset"), 2, "give one")
     assert run_text("ask", "-m", "Q4_K_M", "--max-tokens", "1", "--no-cache", "hello").returncode == 0
 
