@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -117,3 +120,27 @@ def test_the_wheel_is_built_by_the_same_pip(backend: ModuleType, monkeypatch: py
     first, include = environment["SKBUILD_CMAKE_DEFINE"].split(";")
     assert first == "A=1" and Path(include.removeprefix("CMAKE_PROJECT_INCLUDE=")).is_file()
     assert not tool.compile_ahead("pip install --no-cache-dir .") and len(calls) == 2
+
+
+TILES = """
+#include <immintrin.h>
+struct tiles { char palette = 0, start = 0, reserved[14] = {}; short width[16] = {}; char rows[16] = {}; };
+void configure() {
+    alignas(64) tiles t = {};
+    t.palette = 1;
+    for (int i = 0; i < 8; i++) { t.width[i] = 64; t.rows[i] = 16; }
+    _tile_loadconfig(&t);
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("g++") is None, reason="needs GCC for x86-64")
+def test_what_configures_amx_is_kept(tmp_path: Path) -> None:
+    """Of 64 bytes GCC 12.2 keeps the first 16; what the header adds makes it keep the others."""
+    (tmp_path / "tiles.cpp").write_text(TILES)
+    made = subprocess.run(
+        ["g++", "-O3", "-mamx-tile", "-include", TOOLS / "gcc_amx.h", "-S", "-o", "-", tmp_path / "tiles.cpp"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "ldtilecfg" in made
+    assert any(rows in made for rows in (str(0x10101010_10101010), str(0x10101010), ".byte\t16"))

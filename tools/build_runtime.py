@@ -50,8 +50,7 @@ SWITCHES = {
     # wheels have no links: libllama.so, libllama.so.0 and libllama.so.0.5.0 would be three copies
     "CMAKE_PLATFORM_NO_VERSIONED_SONAME": "ON",
 }
-# the bindings' CMakeLists forces llama.cpp's command line helpers on; a variable of the directory goes before the cache
-NO_COMMON = "set(LLAMA_BUILD_COMMON OFF)\n"
+HOOK = PROJECT / "tools" / "llama_cpp.cmake"  # what CMake reads besides
 # headers and CMake's own files, which nobody loads
 LEFT_OUT = (f"{LIBRARIES}/cmake/**", f"{LIBRARIES}/pkgconfig/**", "include/**", f"{LIBRARIES}/*.lib")
 ZIG_CPU = {"x86_64": "x86_64", "aarch64": "generic"}
@@ -101,9 +100,7 @@ def zig_compilers(glibc: str, into: Path) -> dict[str, str]:
 
 def build(source: Path, work: Path, jobs: int, compilers: dict[str, str]) -> Path:
     """The wheel, in the folder `work`."""
-    hook = work / "no-common.cmake"
-    hook.write_text(NO_COMMON)
-    switches = {**SWITCHES, "CMAKE_PROJECT_llama.cpp_INCLUDE": hook.as_posix()}
+    switches = {**SWITCHES, "CMAKE_PROJECT_llama.cpp_INCLUDE": HOOK.as_posix()}
     settings = [f"cmake.define.{name}={value}" for name, value in switches.items()]
     settings += ["build.targets=llama", f"wheel.exclude={';'.join(LEFT_OUT)}"]
     pip(

@@ -2,9 +2,7 @@
 # what Python never loads is left out, and what does not compute is compiled with less effort. ggml, which computes, is
 # compiled as always. See docs/install.md for the figures.
 
-# llama.cpp's helpers for its own programs, with a web server: two fifths of the time, and no Python package loads them.
-# A plain variable goes before the cache entry that llama-cpp-python forces to ON.
-set(LLAMA_BUILD_COMMON OFF)
+include("${CMAKE_CURRENT_LIST_DIR}/llama_cpp.cmake")
 
 function(jmedlite_compile_ahead)
   foreach(target llama mtmd)

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from .cgroup import cpu_quota, memory_left
@@ -36,6 +37,14 @@ def free_ram() -> int:
 
     free, left = int(psutil.virtual_memory().available), memory_left()
     return free if left is None else max(0, min(free, left))
+
+
+def has_amx() -> bool:
+    """Whether this is one of Intel's processors with matrix tiles, as far as the system tells (Linux)."""
+    try:
+        return b" amx_tile" in Path("/proc/cpuinfo").read_bytes()
+    except OSError:
+        return False
 
 
 def cpu_features() -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any
 from jmedlite.base.errors import BY_EXIT_CODE, BY_NAME, DataError, IoFault, JmedliteError, NativeError, shortened
 from jmedlite.base.outputs import temporary_file
 
+from .hardware import has_amx
+
 OUT_OF_TIME = "Timeout ("  # how faulthandler begins what it writes where time ran out (bounded.py)
 ILLEGAL_INSTRUCTION = (-4, 0xC000001D)  # SIGILL; Windows' STATUS_ILLEGAL_INSTRUCTION
 
@@ -133,6 +135,12 @@ class Child:
         if status == -getattr(signal, "SIGKILL", 9):
             return NativeError(
                 f"the process that runs the model was killed, most likely because memory ran out; {self.advice}"
+            )
+        if status in ILLEGAL_INSTRUCTION and has_amx():
+            return NativeError(
+                "llama.cpp met an illegal instruction: llama-cpp-python was built for another processor, or by a GCC "
+                "that gets this one's AMX wrong (12.2 does); build it here without AMX: CMAKE_ARGS=-DGGML_NATIVE=OFF "
+                "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
             )
         if status in ILLEGAL_INSTRUCTION:
             return NativeError(

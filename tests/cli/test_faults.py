@@ -185,7 +185,7 @@ def streaming(model: Path) -> tuple[subprocess.Popen[bytes], bytes]:
     [
         ("SIGKILL", b"memory ran out"),
         ("SIGABRT", b"llama.cpp ended unexpectedly (status -6"),
-        ("SIGILL", b"built for another one; build it here: pip install"),
+        ("SIGILL", b"llama-cpp-python was built for another "),
     ],
 )
 def test_the_model_process_dies(endless_gguf: Path, number: str, words: bytes) -> None:
