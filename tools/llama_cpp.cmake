@@ -5,5 +5,8 @@
 # A plain variable goes before the cache entry that llama-cpp-python forces to ON.
 set(LLAMA_BUILD_COMMON OFF)
 
-# what GCC makes of AMX ends as an illegal instruction
-add_compile_options("$<$<COMPILE_LANG_AND_ID:CXX,GNU>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/gcc_amx.h\">")
+# What GCC makes of AMX ends as an illegal instruction. libllama computes nothing itself, and with another header before
+# them its precompiled ones would not be taken (compile_ahead.cmake).
+add_compile_options(
+  "$<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<NOT:$<STREQUAL:$<TARGET_PROPERTY:NAME>,llama>>>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/gcc_amx.h\">"
+)
