@@ -301,6 +301,7 @@ def test_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
     assert parse_id(text) == parsed
 
 
+@pytest.mark.long
 def test_model_that_has_only_bin_files(tmp_path: Path, hub: FakeHub) -> None:
     """OpenCALM-7B's kind: the second look at the Hub takes the .bin files; offline, the cache has them."""
     from tests.support.torch_files import as_bin

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.long import long_but_for
 from tests.support.offline import ISOLATE, allowed, watched
 
 # arguments after `python -m jmedlite`
@@ -35,7 +36,7 @@ def python(name: str, model: Path, tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "jmedlite", *(a.format(model=model, task=task, out=out) for a in arguments)]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", long_but_for(COMMANDS, ["ask"]))
 def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
     """A namespace of its own, in which not even the loopback is up; for the demo, see tests/demo/test_demo.py."""
     if not allowed(*ISOLATE, "true"):
@@ -47,8 +48,7 @@ def test_without_any_interface(tiny_gguf: Path, tmp_path: Path, name: str) -> No
     assert "NETWORK" not in done.stderr
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", long_but_for(COMMANDS, ["ask"]))
 def test_no_native_connect_either(tiny_gguf: Path, tmp_path: Path, name: str) -> None:
     """The kernel's view, of every thread and child."""
     if not allowed("strace", "-f", "-e", "trace=connect", "true"):

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.long import long_but_for
 from tests.support.warm import COMMAND
 
 SECRET = "Zq7 private Xk"
@@ -70,7 +71,7 @@ def of_processes(pid: int, folder: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", long_but_for(COMMANDS, ["ask"]))
 def test_a_question_is_in_memory_only(endless_gguf: Path, tmp_path: Path, name: str) -> None:
     arguments, typed, meant = COMMANDS[name]
     task = tmp_path / "task.jsonl"

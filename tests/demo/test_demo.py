@@ -101,6 +101,7 @@ def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: Shown, tmp_pat
     assert "(resumed)" not in again.stderr
 
 
+@pytest.mark.long
 def test_started_in_a_folder_with_another_jmedlite(shown: Shown, tmp_path: Path) -> None:
     """As in a clone, whose folder `jmedlite` has not all that the installed package has: children must not take it."""
     (tmp_path / "jmedlite").mkdir()

@@ -159,6 +159,7 @@ def test_a_model_that_changes_while_it_is_asked(levels: Path, task: Path, tmp_pa
     assert not (tmp_path / "run" / ITEMS).exists()
 
 
+@pytest.mark.long
 def test_cut_anywhere_it_is_the_same(levels: Path, task: Path, whole: Path, tmp_path: Path) -> None:
     raw = (whole / ITEMS).read_bytes()
     shutil.copytree(whole, tmp_path / "cut")
