@@ -39,7 +39,7 @@ def doctor(
         ["CPU back end", facts["cpu_back_end"] or "built in"],
         ["memory", f"{console.size(facts['ram_bytes'])}, {console.size(facts['ram_available_bytes'])} available"],
         ["GPU offload", built],
-        ["GPUs", "; ".join(gpus) or "none seen"],
+        ["GPU", "; ".join(gpus) or "none seen"],
     ]
     console.table([("this machine", "left"), ("", "left")], rows, named=True)
     if fit is not None:
