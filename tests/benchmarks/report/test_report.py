@@ -588,6 +588,14 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     assert name in Page(made.html("en")).text
 
 
+def test_the_font_has_every_character_of_the_words() -> None:
+    """Any of them may come into a plot; tools/subset_font.py cuts the font anew."""
+    from fontTools.ttLib import TTFont
+
+    has = TTFont(plots.FONT).getBestCmap()
+    assert {c for c in "".join(labels.page_text("ja").values()) if c != "\n" and ord(c) not in has} == set()
+
+
 @pytest.mark.long
 def test_plots_have_every_character(found: Report, small: Path) -> None:
     """A character that the font lacks would be an error, as would a label that no glyph is found for."""
