@@ -8,7 +8,7 @@ from typing import Any
 
 from .costs import spread_of
 from .distances import texts_of
-from .labels import page_text
+from .labels import page_text, say
 from .numbers import MISSING, fixed, p_value, percent, plain, points, seconds, size
 from .plots import figure_files
 from .sections import KINDS, Document, Interval, Measure, Model, Result, Run, View
@@ -25,7 +25,7 @@ def paper_files(document: Document, lang: str) -> dict[str, bytes]:
     """Files by name: every figure in three forms, `figures.tex` with their captions, and the tables, a file each."""
     text = page_text(lang)
     drawn = figure_files(document, text)
-    captions = _Captions(document, text)
+    captions = _Captions(document, text, say("space")[lang])
     tables = {
         "levels": _levels(document, text, captions),
         **{f"differences-{v['key'].replace('_', '-')}": _differences(v, text, captions) for v in document["views"]},
@@ -89,8 +89,8 @@ def _with(value: float | None, interval: Interval | None, write: Any, *digits: i
 class _Captions:
     """What every caption says: of how many questions, by which intervals, on which machine."""
 
-    def __init__(self, document: Document, text: dict[str, str]) -> None:
-        self.document, self.text = document, text
+    def __init__(self, document: Document, text: dict[str, str], space: str) -> None:
+        self.document, self.text, self.space = document, text, space  # between sentences
 
     def of(self, title: str, more: str, **fields: str) -> str:
         """A caption in LaTeX: its title, what is special about it, and the rest."""
@@ -98,7 +98,7 @@ class _Captions:
         margin = plain(self.document["options"]["margin"])
         said = self.text[more].format(n=self._n(), margin=margin, **fields)
         head = self.text["cap_title"].format(title=self.text.get(title, title), models=names)
-        return tex(" ".join([head, said, self._machine()]))
+        return tex(self.space.join([head, said, self._machine()]))
 
     def _n(self) -> str:
         views = self.document["views"]

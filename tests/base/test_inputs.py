@@ -83,6 +83,7 @@ def test_a_link_to_a_regular_file_is_one(tiny_gguf: Path, tmp_path: Path) -> Non
 
 OWN_FILES = {  # not from outside
     "runtime/cgroup.py": "the kernel's files, whose size is 0",
+    "runtime/hardware.py": "the kernel's",
     "benchmarks/run/costs.py": "the kernel's",
     "base/language.py": "the package's own catalogue",
     "calibration/compute.py": "the package's own texts",
