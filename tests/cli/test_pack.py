@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_the_script_knows_its_system(
     assert word in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="the wheels of `house` are another Python's elsewhere")
 def test_what_is_missing_is_named_with_the_command(pack: Pack, house: Path, tmp_path: Path) -> None:
     (house / "three-3.0-py3-none-any.whl").unlink()
     line = check(pack(), 65, "three", "pip download", "--python-version 3.12", "manylinux_2_28_x86_64")
