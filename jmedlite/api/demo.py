@@ -90,7 +90,7 @@ class Demo:
                 yield question, (p for p in model.stream(question, max_tokens=64) if isinstance(p, str))
 
     def accuracies(self) -> list[dict[str, Any]]:
-        """Per model and part, right answers in percent with the 95 % Wilson interval, of `n`."""
+        """Per model and part, right answers in percent with the 95 % Wilson interval, of `n`; None of none."""
         part = {q["id"]: q["groups"]["facts"] for q in read_lines(self.folder / "run" / "questions.jsonl")}
         counts: dict[str, dict[str, list[bool]]] = {}
         for line in read_lines(self.folder / "run" / "items.jsonl"):
@@ -100,5 +100,7 @@ class Demo:
 
 
 def _share(right: list[bool]) -> dict[str, Any]:
+    if not right:  # a sample may have no question of a part
+        return {"n": 0, "percent": None, "low": None, "high": None}
     low, high = wilson(sum(right), len(right))
     return {"n": len(right), "percent": 100 * sum(right) / len(right), "low": 100 * low, "high": 100 * high}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -84,13 +84,14 @@ def _step(number: int, what: str, command: str) -> None:
 
 def _accuracies(shown: Demo) -> None:
     """Right answers with 95 % intervals, by what taught the facts."""
-    rows = [
-        [row["model"], *(f"{p['percent']:.1f} % ({p['low']:.0f}–{p['high']:.0f})" for p in row["parts"].values())]
-        for row in shown.accuracies()
-    ]
+    rows = [[row["model"], *(_percent(part) for part in row["parts"].values())] for row in shown.accuracies()]
     columns = (("model", "left"), ("facts of the base", "right"), ("facts of the adapter", "right"))
     console.table(columns, rows)
     console.note("   five choices: chance is 20 %; the base never saw the adapter's facts")
+
+
+def _percent(part: dict[str, Any]) -> str:
+    return f"{part['percent']:.1f} % ({part['low']:.0f}–{part['high']:.0f})" if part["n"] else "–"
 
 
 def _ask(shown: Demo, *, silent: bool) -> list[dict[str, str]]:

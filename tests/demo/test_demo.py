@@ -85,6 +85,18 @@ def test_the_answers(shown: Shown) -> None:
 
 
 @pytest.mark.long
+def test_one_question_in_each_language(tmp_path: Path) -> None:
+    """They may all be of one part: of the other there is nothing to say."""
+    done = subprocess.run(
+        [*command(), "demo", "--limit", "1", "--out", str(tmp_path / "one")],
+        capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("demo-Q8_0")]
+    assert row.split()[1] == "–" or row.endswith("–"), row
+
+
+@pytest.mark.long
 def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: Shown, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     done = subprocess.run(
