@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,14 @@ from tests.support import builders
 from tests.support.warm import ABLE, Starter
 
 NO_MATTER = ("general.", "jmedlite.made.", "quantize.imatrix.")
+
+
+def pytest_configure() -> None:
+    """A shell that runs tests in its background has them ignore these signals, and so would all that they start."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGQUIT", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
