@@ -136,13 +136,14 @@ class Child:
             return NativeError(
                 f"the process that runs the model was killed, most likely because memory ran out; {self.advice}"
             )
-        if status in ILLEGAL_INSTRUCTION and has_amx():
-            return NativeError(
-                "llama.cpp met an illegal instruction: llama-cpp-python was built for another processor, or by a GCC "
-                "that gets this one's AMX wrong (12.2 does); build it here without AMX: CMAKE_ARGS=-DGGML_NATIVE=OFF "
-                "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
-            )
         if status in ILLEGAL_INSTRUCTION:
+            if has_amx():
+                return NativeError(
+                    "llama.cpp met an illegal instruction: llama-cpp-python was built for another processor, or by a "
+                    "GCC that gets this one's AMX wrong (12.2 does); build it here without AMX: "
+                    "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-deps --no-cache-dir "
+                    "llama-cpp-python"
+                )
             return NativeError(
                 "llama.cpp met an instruction that this processor does not have: llama-cpp-python was built for "
                 "another one; build it here: pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"

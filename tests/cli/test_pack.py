@@ -156,7 +156,7 @@ def test_the_script_knows_its_system(
     assert word in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="the wheels of `house` are another Python's elsewhere")
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="of this Python's wheels another command is named")
 def test_what_is_missing_is_named_with_the_command(pack: Pack, house: Path, tmp_path: Path) -> None:
     (house / "three-3.0-py3-none-any.whl").unlink()
     line = check(pack(), 65, "three", "pip download", "--python-version 3.12", "manylinux_2_28_x86_64")

@@ -49,6 +49,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     return Shown(home / "shown", json.loads(done.stdout), done.stderr, isolated)
 
 
+def run_demo(limit: str, out: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command(), "demo", "--limit", limit, "--out", str(out)],
+        capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONUTF8": "1"},
+    )  # fmt: skip
+
+
 def test_without_any_interface(shown: Shown) -> None:
     if not shown.isolated:
         pytest.skip("this system allows no network namespaces")
@@ -87,10 +94,7 @@ def test_the_answers(shown: Shown) -> None:
 @pytest.mark.long
 def test_one_question_in_each_language(tmp_path: Path) -> None:
     """They may all be of one part: of the other there is nothing to say."""
-    done = subprocess.run(
-        [*command(), "demo", "--limit", "1", "--out", str(tmp_path / "one")],
-        capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONUTF8": "1"},
-    )  # fmt: skip
+    done = run_demo("1", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("demo-Q8_0")]
     assert row.split()[1] == "–" or row.endswith("–"), row
@@ -105,10 +109,7 @@ def test_it_can_be_run_again_and_keeps_what_is_not_its_own(shown: Shown, tmp_pat
     )  # fmt: skip
     assert done.returncode == 73
     assert "thesis.txt" in done.stderr
-    again = subprocess.run(
-        [*command(), "demo", "--limit", LIMIT, "--out", str(shown.folder)],
-        capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONUTF8": "1"},
-    )  # fmt: skip
+    again = run_demo(LIMIT, shown.folder)
     assert again.returncode == 0, again.stderr
     assert "(resumed)" not in again.stderr
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 
 
-def long_but_for(values: Iterable[Any], short: Iterable[Any]) -> list[Any]:
+def long_but_for(values: Iterable[Any], short: Collection[Any]) -> list[Any]:
     """Cases for `parametrize`: those of `short` always run, the others are marked long."""
-    always = list(short)
-    return [v if v in always else _marked(v) for v in values]
+    return [v if v in short else _marked(v) for v in values]
 
 
 def _marked(value: Any) -> Any:
