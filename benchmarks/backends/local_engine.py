@@ -13,10 +13,10 @@ from jmedlite.runtime.added_tokens import common_prefix
 from jmedlite.runtime.context import BatchRow, Context, finite_max
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.offload import CELL
+from jmedlite.runtime.shared_rows import SharedRows
 from jmedlite.runtime.thoughts import ANSWERING, GENERAL, AnswerReader, Form, Said
 
 from .packing import PackedRequest, PackedRow, batches, n_cells, n_outputs, n_sequences, packs, rows
-from .shared_rows import SharedRows
 
 NO_ROOM = "free memory, or use --kv-type q8_0"
 

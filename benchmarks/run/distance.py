@@ -23,10 +23,11 @@ from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.base.records import to_json
 from jmedlite.benchmarks.backends.base import Loading
 from jmedlite.benchmarks.records import DistanceRecord
+from jmedlite.runtime.divergence import record
 from jmedlite.runtime.process import Child
 
 from .distance_worker import scored
-from .divergence import record, summarize_distance, summarize_perplexity
+from .divergence import summarize_distance, summarize_perplexity
 
 MAX_SCRATCH = 4_000_000_000  # bytes
 SCRATCH = ".distance.scratch"

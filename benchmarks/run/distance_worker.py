@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError, IoFault, system_fault
 from jmedlite.benchmarks.backends.local_engine import NO_ROOM
-from jmedlite.benchmarks.backends.shared_rows import SharedRows
 from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
+from jmedlite.runtime.divergence import Space, record
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, serve
-
-from .divergence import Space, record
+from jmedlite.runtime.shared_rows import SharedRows
 
 # Tokens evaluated at once. Bounds the logits in memory: 4 bytes × n_vocab each, twice (the graph's and the copy)
 N_ROWS = 64

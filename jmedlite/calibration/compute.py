@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import InputMissing, UsageError
 from jmedlite.base.gguf import split_files
 from jmedlite.base.imatrix import Imatrix, read_imatrix
-from jmedlite.base.inputs import MAX_CTX, check_range, read_document, watching
+from jmedlite.base.inputs import MAX_CTX, check_range, watching
 from jmedlite.base.outputs import OutputFile
 from jmedlite.base.progress import Progress, silent
 from jmedlite.base.publishing import check_target
-from jmedlite.calibration.overlap import check_no_overlap, read_task, shipped
 from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.process import Child
 
-LANGUAGES = {"ja": ("ja",), "en": ("en",), "both": ("ja", "en")}
+from .texts import calibration_text
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def compute_imatrix(
     with watching() as inputs, OutputFile(target) as output:
         for part in split_files(path):
             inputs.see(part)  # which the child reads
-        names, text = _text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
+        names, text = calibration_text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
         request = {
             "path": str(path.resolve()),
             "out": str(output.partial.resolve()),
@@ -96,37 +94,6 @@ def compute_imatrix(
         inputs.check()
         output.publish()
     return Computed(read_imatrix(target), done["n_tokens"], tuple(done["missing"]), done["seconds"])
-
-
-# -------------------------------------------------------------------------------------------------------- text
-
-
-def shipped_text(language: str) -> str:
-    """The calibration text that comes with jmedlite, "ja" or "en": sections with an empty line between them."""
-    from importlib.resources import files
-
-    return (files("jmedlite.calibration") / f"{language}.txt").read_text(encoding="utf-8")
-
-
-def _text(paths: list[Path], language: str, exclude: list[Path]) -> tuple[list[str], str]:
-    """Names of the data sets, and one text, in which no benchmark's items were found."""
-    tasks = [("IgakuQA", shipped()), *((p.name, read_task(p)) for p in exclude)]
-    if language not in LANGUAGES:
-        raise UsageError(f"--lang {language}: expected {', '.join(LANGUAGES)}")
-    if paths:
-        names, parts = [p.name for p in paths], [read_document(p) for p in paths]
-    else:
-        names = [f"jmedlite calibration {x}" for x in LANGUAGES[language]]
-        parts = [shipped_text(x) for x in LANGUAGES[language]]
-    for name, part in zip(names, parts, strict=True):
-        check_no_overlap(name, part, tasks)
-    # llama-imatrix leaves out one newline at the end
-    parts = [p.removesuffix("\n") for p in parts]
-    if paths:
-        return names, "\n".join(parts)
-    # section by section, so that a part of the chunks has both languages
-    sections = zip_longest(*(p.split("\n\n") for p in parts), fillvalue="")
-    return names, "\n\n".join(s for s in chain.from_iterable(sections) if s)
 
 
 # ------------------------------------------------------------------------------------------------------- child

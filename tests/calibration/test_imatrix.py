@@ -21,7 +21,8 @@ from jmedlite.base.errors import Busy, CannotCreate, DataError, InputMissing, Io
 from jmedlite.base.imatrix import Squares, pack_imatrix, read_imatrix
 from jmedlite.calibration import graph
 from jmedlite.calibration import worker as calibrate
-from jmedlite.calibration.compute import LANGUAGES, compute_imatrix, shipped_text
+from jmedlite.calibration.compute import compute_imatrix
+from jmedlite.calibration.texts import LANGUAGES, shipped_text
 from jmedlite.runtime.runner import Runner
 from tests.support import builders
 from tests.support.commands import check, run

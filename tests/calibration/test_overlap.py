@@ -12,7 +12,8 @@ import pytest
 
 from jmedlite.base.errors import DataError
 from jmedlite.calibration import overlap
-from jmedlite.calibration.compute import compute_imatrix, shipped_text
+from jmedlite.calibration.compute import compute_imatrix
+from jmedlite.calibration.texts import shipped_text
 from tests.support.commands import check, run
 
 JA = "七十二歳の男性。三日前からの右季肋部痛と発熱のため来院した。次に行うべき検査として最も適切なものはどれか。"

@@ -27,8 +27,9 @@ from jmedlite.benchmarks.backends.base import Loading
 from jmedlite.benchmarks.run import distance
 from jmedlite.benchmarks.run.distance import SCRATCH, Text, measure_distance
 from jmedlite.benchmarks.run.distance_worker import N_ROWS, Kept, scored
-from jmedlite.benchmarks.run.divergence import STEPS, Space, block_intervals, record, summarize_distance
+from jmedlite.benchmarks.run.divergence import block_intervals, summarize_distance
 from jmedlite.calibration.compute import shipped_text
+from jmedlite.runtime.divergence import STEPS, Space, record
 from tests.support import builders
 from tests.support.ggufs import write_experts
 from tests.support.long import long_but_for
