@@ -22,6 +22,7 @@ __all__ = [
     "inspect",
     "quantize",
     "report",
+    "sensitivity",
     "verify",
 ]
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from jmedlite.base import errors
     from jmedlite.benchmarks.report.report import report
     from jmedlite.calibration.compute import compute_imatrix as imatrix
+    from jmedlite.calibration.sensitivity import compute_sensitivities as sensitivity
     from jmedlite.runtime.answers import Answer, ThoughtPiece
     from jmedlite.runtime.conversation import Conversation
     from jmedlite.runtime.runner import Runner
@@ -48,6 +50,7 @@ _HOMES = {
     "inspect": ("jmedlite.api.verify", "inspect"),
     "quantize": ("jmedlite.api.quantize", "quantize"),
     "report": ("jmedlite.benchmarks.report.report", "report"),
+    "sensitivity": ("jmedlite.calibration.sensitivity", "compute_sensitivities"),
     "verify": ("jmedlite.api.verify", "verify"),
 }
 

@@ -147,3 +147,8 @@ def values(lib: ctypes.CDLL, address: int) -> NDArray[Any]:
         lib.ggml_backend_tensor_get(address, memory, 0, n_bytes)
     dtype = {F32: np.float32, I32: np.int32}[t.type]
     return np.ndarray(tuple(t.ne)[::-1], dtype, memory, strides=tuple(t.nb)[::-1])
+
+
+def weight_name(raw: str) -> str:
+    """A weight's name in the file: a copy for a device is called "CUDA0#blk.0.attn_k.weight#0"."""
+    return raw.split("#")[1] if "#" in raw else raw

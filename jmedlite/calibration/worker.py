@@ -26,17 +26,12 @@ from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, Request, serve
 
-from .graph import F32, GgmlTensor, check_layout, library, values
+from .graph import F32, GgmlTensor, check_layout, library, values, weight_name
 
 MIN_ROWS = 16  # llama-imatrix takes no smaller products
 # Tokens evaluated at once: each needs a row of logits twice over (the graph's and the copy), 0.6 MB per token of the
 # memory for a vocabulary of 152,000.
 PIECE = 128
-
-
-def weight_name(raw: str) -> str:
-    """A weight's name in the file: a copy for a device is called "CUDA0#blk.0.attn_k.weight#0"."""
-    return raw.split("#")[1] if "#" in raw else raw
 
 
 def pieces(n_ctx: int) -> list[int]:

@@ -33,6 +33,7 @@ from .pack import pack
 from .quantize import quantize
 from .recommend import recommend
 from .report import report
+from .sensitivity import sensitivity
 from .serve import serve
 from .typer_words import SpeakingGroup
 from .use import use
@@ -65,7 +66,8 @@ def root(
 
 
 COMMANDS = (
-    quantize, imatrix, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report, recommend, pack,
+    quantize, imatrix, sensitivity, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report,
+    recommend, pack,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(cls=Command)(_command)

@@ -60,8 +60,9 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `force` and
-    `checked` (its hash is known to be right). `emit` gets a `plan` event before the model is loaded.
+    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `force`,
+    `checked` (its hash is known to be right) and `writable` (weights in memory of its own, as the file has them).
+    `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
@@ -152,7 +153,9 @@ class LoadedModel:
     def _params(self) -> Any:
         llama, plan = self.llama, self.plan
         params = llama.llama_model_default_params()
-        params.load_mode = LOAD_MAPPED if plan.loading == MAPPED else LOAD_READ
+        writable = bool(self.request.get("writable"))
+        params.load_mode = LOAD_MAPPED if plan.loading == MAPPED and not writable else LOAD_READ
+        params.use_extra_bufts = not writable  # where weights are put into another order
         params.n_gpu_layers = plan.n_gpu_layers
         # Named one by one, so that llama.cpp's order and number of devices is the plan's; none where no layer is on
         # one, or it would take the GPU for large batches all the same, with memory that no plan has.

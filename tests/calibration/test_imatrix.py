@@ -114,8 +114,8 @@ def test_pieces_lose_no_token(n_ctx: int) -> None:
 
 
 def test_names_of_copies_on_devices() -> None:
-    assert calibrate.weight_name("CUDA0#blk.0.attn_k.weight#0") == "blk.0.attn_k.weight"
-    assert calibrate.weight_name("blk.0.attn_k.weight") == "blk.0.attn_k.weight"
+    assert graph.weight_name("CUDA0#blk.0.attn_k.weight#0") == "blk.0.attn_k.weight"
+    assert graph.weight_name("blk.0.attn_k.weight") == "blk.0.attn_k.weight"
 
 
 def test_another_tensor_layout_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
