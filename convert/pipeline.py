@@ -126,14 +126,14 @@ def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType])
     return bound
 
 
-def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encoded:
-    """The arithmetic of one block; runs in a worker."""
+def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[LoadedUpdate]) -> tuple[F32, float]:
+    """The exact weights of a block, made of the source's bytes `raw` in `values` (a view of it: n_rows, n_cols).
+
+    Returns them with the sum of their squares; `scratch` is as large as `values` where there are `updates`.
+    """
     job = block.job
     n = block.n_rows * job.n_cols
-    flat = slot.values[:n]
-    raw = slot.raw[: block.source_bytes]
-    if job.source is not None and job.source.dtype in NOT_WEIGHTS:
-        return _copied(block, raw)
+    flat = values[:n]
     if job.source is not None:
         widen(raw, job.source.dtype, flat)
     elif job.constant is not None:
@@ -143,11 +143,22 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encode
         rows = job.order.arrange(rows)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
         for update in updates:
-            update.add_to(rows, block.start, slot.scratch[:n].reshape(rows.shape))
+            update.add_to(rows, block.start, scratch[:n].reshape(rows.shape))
         if job.plus:
             rows += np.float32(job.plus)
-        flat = rows.reshape(-1)
-        energy = check_finite(flat, job.source.name if job.source else job.name, block.types)
+        energy = check_finite(rows.reshape(-1), job.source.name if job.source else job.name, block.types)
+    return rows, energy
+
+
+def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encoded:
+    """The arithmetic of one block; runs in a worker."""
+    job = block.job
+    n = block.n_rows * job.n_cols
+    raw = slot.raw[: block.source_bytes]
+    if job.source is not None and job.source.dtype in NOT_WEIGHTS:
+        return _copied(block, raw)
+    rows, energy = merge(block, raw, slot.values, slot.scratch, updates)
+    flat = rows.reshape(-1)
     if job.is_vector:
         rows = rows.reshape(1, n)
     kept = job.source.dtype if job.source and job.is_untouched else None
@@ -190,8 +201,13 @@ def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
             yield Block(i, job, types, start, min(step, job.n_rows - start))
 
 
+def row_unit(job: TensorJob) -> int:
+    """Rows that a block has a multiple of: whole heads, whole tiles of an update."""
+    return math.lcm(job.head_rows, TILE if job.updates else 1)
+
+
 def _rows_per_block(job: TensorJob, block_elements: int) -> int:
-    unit = math.lcm(job.head_rows, TILE if job.updates else 1)
+    unit = row_unit(job)
     return max(1, block_elements // (job.n_cols * unit)) * unit
 
 
@@ -334,20 +350,20 @@ def encode_blocks(
                 if block.start == 0:
                     updates = [load_update(a, key, plan.files, order) for a, key, order in block.job.updates]
                 slot = free.pop()
-                _read(plan, block, slot)
+                read_block(plan, block, slot.raw)
                 pending.append((block, slot, pool.submit(_encode, block, slot, updates)))
         finally:
             for _, _, future in pending:
                 future.cancel()
 
 
-def _read(plan: QuantizePlan, block: Block, slot: Slot) -> None:
-    """The source's bytes for a block, in the order in which it needs them."""
+def read_block(plan: QuantizePlan, block: Block, raw: U8) -> None:
+    """The source's bytes for a block into `raw`, in the order in which it needs them."""
     job, at = block.job, 0
     if job.source is None:
         return
     runs = job.order.runs(job.n_rows, block.start, block.n_rows) if job.order else [(block.start, block.n_rows)]
     for first, count in runs:
         length = stored_bytes(job.source.dtype, count * job.n_cols)
-        plan.files.read(job.source, stored_bytes(job.source.dtype, first * job.n_cols), slot.raw[at : at + length])
+        plan.files.read(job.source, stored_bytes(job.source.dtype, first * job.n_cols), raw[at : at + length])
         at += length

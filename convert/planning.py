@@ -157,6 +157,11 @@ class QuantizePlan:
         return sum(job.n_elements for job in self.jobs)
 
     @property
+    def stored_tensors(self) -> list[gguf.Tensor]:
+        """The output's tensors, in the types that llama.cpp's quantizer would find."""
+        return [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in self.jobs]
+
+    @property
     def license(self) -> str | None:
         entry = self.metadata.get("general.license.name") or self.metadata.get("general.license")
         return str(entry[0]) if entry else None
@@ -182,19 +187,46 @@ def make_quantize_plan(
     `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`.
     Raises DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
     """
+    plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
+    types = choose_types(levels, plan.metadata, plan.stored_tensors, imatrix)
+    return lay_out(plan, levels, types, out, stem=stem, split_bytes=split_bytes, overwrite=overwrite, dry_run=dry_run)
+
+
+def lay_out(
+    plan: QuantizePlan,
+    levels: Sequence[Level],
+    types: Mapping[str, Mapping[str, GGMLQuantizationType]],
+    out: Path,
+    *,
+    stem: str,
+    own_metadata: Mapping[str, Mapping[str, str]] | None = None,
+    split_bytes: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> QuantizePlan:
+    """The assembled plan with the files of its levels, whose tensors have `types`, by level and name.
+
+    `own_metadata` are keys that a level alone has. Raises UsageError or CannotCreate.
+    """
     if not dry_run:  # what is known already; the parts of a split file are checked when their number is
         for level in levels:
             for suffix in (".gguf", ".json"):
                 check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
-    plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
-    tensors = [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in plan.jobs]
-    types = choose_types(levels, plan.metadata, tensors, imatrix)
-    planned = [_plan_level(out, stem, level, plan, types[level.name], split_bytes) for level in levels]
+    own = own_metadata or {}
+    planned = [
+        _plan_level(out, stem, level, plan, types[level.name], split_bytes, own.get(level.name, {})) for level in levels
+    ]
     if not dry_run:
         for target in (f.path for p in planned for f in p.files if len(p.files) > 1):
             check_target(target, overwrite)
         _check_room(out, planned)
     return replace(plan, levels=tuple(planned))
+
+
+def file_overhead(plan: QuantizePlan, types: Mapping[str, GGMLQuantizationType]) -> int:
+    """Bytes of one file besides its tensors' data: the header, and the room between tensors, to a few bytes."""
+    level = _plan_level(Path(), "", Level("", 0), plan, types, None, {})
+    return level.total_bytes - sum(t.nbytes for t in level.tensors)
 
 
 def assemble(
@@ -371,10 +403,12 @@ def _plan_level(
     plan: QuantizePlan,
     types: Mapping[str, GGMLQuantizationType],
     split_bytes: int | None,
+    own_metadata: Mapping[str, str],
 ) -> PlannedLevel:
     tensors = [gguf.Tensor(job.name, job.gguf_shape, types[job.name]) for job in plan.jobs]
     parts = _split(tensors, split_bytes)
-    entries = {**plan.metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
+    entries: gguf.Entries = {**plan.metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
+    entries |= {key: (value, gguf.STRING, None) for key, value in own_metadata.items()}
     planned = []
     for i, part in enumerate(parts):
         own: gguf.Entries = entries if i == 0 else {}

@@ -68,6 +68,12 @@ def read_imatrix(path: Path) -> Imatrix:
 Found = tuple[tuple[str, ...], int | None, int, dict[str, F32]]
 
 
+def weighted_squares(rows: F32, importance: F32 | None) -> float:
+    """Σ h x² over `rows` (n, n_cols), h the columns' importance (n_cols,)."""
+    squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    return float(squares.sum() if importance is None else squares @ importance)
+
+
 # ------------------------------------------------------------------------------------------------------- GGUF
 
 

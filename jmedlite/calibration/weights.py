@@ -14,6 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from jmedlite.base.errors import DataError, NativeError
 from jmedlite.base.gguf import Header, Tensor, nbytes, read_header, split_files
+from jmedlite.base.imatrix import weighted_squares
 from jmedlite.base.inputs import opened
 from jmedlite.base.native import F32, U8, quantize_rows, widen
 from jmedlite.runtime.loading import LoadedModel
@@ -142,9 +143,3 @@ def _round(
     quantize_rows(tensor.type, rounded.reshape(-1, n_cols), memory[at:end])
     rounded -= exact
     return weighted_squares(rounded.reshape(-1, n_cols), importance), weighted_squares(rows, importance)
-
-
-def weighted_squares(rows: F32, importance: F32 | None) -> float:
-    """Σ h x² over `rows` (n, n_cols), h the columns' importance (n_cols,)."""
-    squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
-    return float(squares.sum() if importance is None else squares @ importance)
