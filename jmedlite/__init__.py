@@ -20,6 +20,7 @@ __all__ = [
     "errors",
     "imatrix",
     "inspect",
+    "moments",
     "quantize",
     "report",
     "sensitivity",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jmedlite.base import errors
     from jmedlite.benchmarks.report.report import report
     from jmedlite.calibration.compute import compute_imatrix as imatrix
+    from jmedlite.calibration.moments import gather_moments as moments
     from jmedlite.calibration.sensitivity import compute_sensitivities as sensitivity
     from jmedlite.runtime.answers import Answer, ThoughtPiece
     from jmedlite.runtime.conversation import Conversation
@@ -48,6 +50,7 @@ _HOMES = {
     "bench": ("jmedlite.api.bench", "bench"),
     "imatrix": ("jmedlite.calibration.compute", "compute_imatrix"),
     "inspect": ("jmedlite.api.verify", "inspect"),
+    "moments": ("jmedlite.calibration.moments", "gather_moments"),
     "quantize": ("jmedlite.api.quantize", "quantize"),
     "report": ("jmedlite.benchmarks.report.report", "report"),
     "sensitivity": ("jmedlite.calibration.sensitivity", "compute_sensitivities"),

@@ -9,6 +9,7 @@ Stage = Literal[
     "quantizing",  # bytes of the base
     "verifying",  # bytes of the base
     "calibrating",  # bytes of the text
+    "moments",  # chunks of the text, once for every pass
     "weights",  # of a model, measured one by one; `what` is the weight
     "hashing",  # bytes of a GGUF, which `what` names
     "copying",  # bytes of all files; `what` is the file

@@ -29,6 +29,7 @@ from .doctor import doctor
 from .imatrix import imatrix
 from .inspect import inspect
 from .models import models
+from .moments import moments
 from .pack import pack
 from .quantize import quantize
 from .recommend import recommend
@@ -66,7 +67,7 @@ def root(
 
 
 COMMANDS = (
-    quantize, imatrix, sensitivity, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report,
+    quantize, imatrix, sensitivity, moments, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report,
     recommend, pack,
 )  # fmt: skip
 for _command in COMMANDS:

@@ -28,6 +28,7 @@ LABELS: dict[Stage, str] = {
     "quantizing": "quantizing",
     "verifying": "verifying",
     "calibrating": "calibrating",
+    "moments": "gathering moments",
     "weights": "measuring weights",
     "hashing": "checking the files",
     "copying": "copying",

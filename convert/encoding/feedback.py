@@ -1,0 +1,168 @@
+"""Error feedback: what rounding a column does to the outputs is made good in the columns after it.
+
+GPTQ (arXiv 2210.17323) on ggml's own blocks. With H the second moments of a weight's input, W's rounding costs the
+outputs (W - Ŵ) H (W - Ŵ)ᵀ. Column after column is rounded to its block's steps, and what it lost is taken out of the
+columns to its right by the upper factor U of the damped inverse, H⁻¹ = UᵀU:
+
+    e_j = (w_j - ŵ_j) / U_jj,    w_k -= e_j U_jk  for k > j
+
+A block's scales are ggml's own, searched when its turn comes, with the importance 1 / U_jj² that an error in a column
+then has. Rows are independent, so they are worked on in tiles of a fixed number: BLAS may sum otherwise for another
+shape, and the result must not depend on threads or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
+from scipy.linalg import lapack
+
+from jmedlite.base.errors import DataError
+from jmedlite.base.native import F32, F64, U8, quantize_rows
+
+from .blocks import FORMATS, Blocks, levels, pack, unpack
+
+ROWS = 256  # of a tile
+COLUMNS = 32  # rounded one by one before all others are told of it at once
+SPAN = 256  # columns whose scales are searched together
+
+
+@dataclass(frozen=True)
+class Window:
+    """Columns [start, start + n) whose errors are made good in each other: `factor` (n, n) is U, upper triangular."""
+
+    start: int
+    factor: F32
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.factor)
+
+    @cached_property
+    def importance(self) -> F32:
+        """(n,): what a squared error in a column costs, once all columns after it have made good what they can."""
+        return np.float32(1) / np.square(np.diagonal(self.factor))
+
+
+def make_window(start: int, moments: F32, damping: float) -> Window:
+    """The window of input moments H (n, n), symmetric, whose diagonal grows by `damping` times its mean.
+
+    Raises DataError where it is not positive definite all the same: its values are none that inputs have.
+    """
+    # with the columns' order turned, the lower Cholesky factor of H turned back is upper: H = R Rᵀ, and U = R⁻¹
+    turned = np.asfortranarray(moments[::-1, ::-1], np.float64)
+    diagonal = np.einsum("ii->i", turned)
+    mean = float(diagonal.mean())
+    # an input that is always zero costs nothing, whatever becomes of its column
+    diagonal += (damping * mean) if mean > 0 else 1.0
+    lower, failed = lapack.dpotrf(turned, lower=1, overwrite_a=1)
+    if not failed:
+        inverse, failed = lapack.dtrtri(lower, lower=1, overwrite_c=1)
+    if failed:
+        raise DataError("the second moments are not positive definite; gather them again with `jmedlite moments`")
+    return Window(start, np.triu(inverse[::-1, ::-1]).astype(np.float32))
+
+
+def can_feed_back(type_: GGMLQuantizationType, n_cols: int) -> bool:
+    """Has this format blocks that are known here, and do rows of `n_cols` weights consist of them?"""
+    return type_ in FORMATS and n_cols % FORMATS[type_].block == 0
+
+
+def encode_rows(type_: GGMLQuantizationType, rows: F32, windows: Sequence[Window], out: U8) -> U8:
+    """Encode `rows` (n_rows, n_cols) as `type_` into `out` with error feedback; returns the part written.
+
+    `windows` cover all columns in order; their bounds are multiples of the type's block. `rows` stay as they are.
+    """
+    n_rows, n_cols = rows.shape
+    form = FORMATS[type_]
+    found = out[: n_rows * n_cols // form.block * form.nbytes].reshape(n_rows, n_cols // form.block, form.nbytes)
+    for at in range(0, n_rows, ROWS):
+        _encode_tile(type_, rows[at : at + ROWS].copy(), windows, found[at : at + ROWS])
+    return found.reshape(-1)
+
+
+def _encode_tile(type_: GGMLQuantizationType, tile: F32, windows: Sequence[Window], out: NDArray[np.uint8]) -> None:
+    """`tile` is used up."""
+    block = FORMATS[type_].block
+    for window in windows:
+        factor = window.factor
+        for start in range(window.start, window.end, SPAN):
+            end = min(start + SPAN, window.end)
+            a, b = start - window.start, end - window.start
+            part = np.ascontiguousarray(tile[:, start:end])
+            blocks = _searched(type_, part, window.importance[a:b])
+            lost = _round(blocks, part, factor[a:b, a:b])
+            out[:, start // block : end // block] = pack(blocks).reshape(len(tile), -1, out.shape[2])
+            if end < window.end:
+                tile[:, end : window.end] -= lost.T @ factor[a:b, b:]
+
+
+def _searched(type_: GGMLQuantizationType, part: F32, importance: F32) -> Blocks:
+    """Blocks of `part` (n_rows, n) with ggml's scales, one row's after the other's."""
+    form = FORMATS[type_]
+    raw = np.empty(part.size // form.block * form.nbytes, np.uint8)
+    return unpack(type_, quantize_rows(type_, part, raw, np.ascontiguousarray(importance)).reshape(-1, form.nbytes))
+
+
+def _round(blocks: Blocks, part: F32, factor: F32) -> F32:
+    """Give `blocks` the codes that error feedback finds for `part` (n_rows, n); returns e (n, n_rows)."""
+    form = FORMATS[blocks.type]
+    n_rows, n = part.shape
+    columns = np.ascontiguousarray(part.T)  # one after the other, so that each is read in one go
+    # (n / sub, n_rows): of every sub-block of a row
+    steps = np.ascontiguousarray(blocks.steps.reshape(n_rows, -1).T)
+    offsets = np.ascontiguousarray(blocks.offsets.reshape(n_rows, -1).T) if form.has_offsets else None
+    inverse = np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps != 0)
+    rounding = _Rounding(levels(blocks.type))
+    codes, lost = np.empty((n, n_rows), np.uint8), np.empty((n, n_rows), np.float32)
+    room = np.empty((COLUMNS, n_rows), np.float32)
+    for first in range(0, n, COLUMNS):
+        last = min(first + COLUMNS, n)
+        for j in range(first, last):
+            s = j // form.sub
+            offset = None if offsets is None else offsets[s]
+            value = columns[j]
+            rounding.round(value, steps[s], inverse[s], offset, codes[j], lost[j])
+            lost[j] /= factor[j, j]
+            if j + 1 < last:
+                after = room[: last - j - 1]
+                np.multiply(factor[j, j + 1 : last, None], lost[j], out=after)
+                columns[j + 1 : last] -= after
+        if last < n:
+            columns[last:] -= factor[first:last, last:].T @ lost[first:last]
+    blocks.codes = np.ascontiguousarray(codes.T).reshape(blocks.codes.shape)
+    return lost
+
+
+class _Rounding:
+    """Rounds to the nearest of a format's levels (n_codes,), in steps."""
+
+    def __init__(self, stored: F32) -> None:
+        self._levels = stored
+        self._evenly = bool((np.diff(stored) == 1).all())
+        self._between = (stored[1:] + stored[:-1]) / 2
+
+    def round(self, values: F32, step: F32, inverse: F32, offset: F32 | None, codes: U8, lost: F32) -> None:
+        """Codes of `values` (n,), and what each loses; its sub-block has a `step`, the `inverse` and an `offset`."""
+        shifted = values if offset is None else values + offset
+        wanted = shifted * inverse
+        if self._evenly:
+            np.rint(wanted, out=wanted)
+            np.clip(wanted, self._levels[0], self._levels[-1], out=wanted)
+            np.copyto(codes, wanted - self._levels[0], casting="unsafe")
+        else:
+            np.copyto(codes, np.searchsorted(self._between, wanted), casting="unsafe")
+            wanted = self._levels[codes]
+        wanted *= step
+        np.subtract(shifted, wanted, out=lost)
+
+
+def output_error(inputs: F32, exact: F32, rounded: F32) -> float:
+    """Σ ((rounded - exact) x)² over input rows x of `inputs` (n, n_cols), for rows (n_rows, n_cols) of a weight."""
+    found: F64 = np.square((rounded - exact) @ inputs.T, dtype=np.float64)
+    return float(found.sum())
