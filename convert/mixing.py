@@ -22,13 +22,11 @@ from jmedlite.base.progress import Progress, silent
 from jmedlite.base.sensitivity import Sensitivities
 from jmedlite.base.wording import some
 
-from .adapters.lora import load_update
 from .levels.mixes import CANDIDATES, NARROW, WITH_IMATRIX, Choice, choose, mix_name
 from .levels.recipes import BITS, Level, choose_types
-from .pipeline import Block, merge, read_block, row_unit
 from .planning import QuantizePlan, TensorJob, file_overhead
+from .rows import sampled_rows
 
-SAMPLED_ROWS = 128  # of each weight, in groups spread over it
 PRESETS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 Types = dict[str, GGMLQuantizationType]
 
@@ -204,23 +202,6 @@ def relative_error(type_: GGMLQuantizationType, rows: F32, importance: F32 | Non
     decoded = decoded.reshape(rows.shape)
     decoded -= rows
     return weighted_squares(decoded, importance) / weighted_squares(rows, importance)
-
-
-def sampled_rows(plan: QuantizePlan, index: int) -> F32:
-    """Some of a job's exact rows (n, n_cols), in groups that are spread over it."""
-    job = plan.jobs[index]
-    unit = row_unit(job)
-    n_groups = max(1, min(SAMPLED_ROWS // unit, job.n_rows // unit))
-    updates = [load_update(a, key, plan.files, order) for a, key, order in job.updates]
-    found = []
-    for k in range(n_groups):
-        start = (2 * k + 1) * (job.n_rows // unit) // (2 * n_groups) * unit
-        block = Block(index, job, frozenset({GGMLQuantizationType.F16}), start, min(unit, job.n_rows - start))
-        raw, n = np.empty(block.source_bytes, np.uint8), block.n_rows * job.n_cols
-        read_block(plan, block, raw)
-        rows, _ = merge(block, raw, np.empty(n, np.float32), np.empty(n if updates else 0, np.float32), updates)
-        found.append(rows)
-    return np.concatenate(found)
 
 
 def check_names(mixes: Sequence[Mix]) -> None:

@@ -21,20 +21,21 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
-from jmedlite.base.native import F32, U8, quantize_rows, widen
+from jmedlite.base.native import F32, U8, widen
 from jmedlite.base.progress import Progress, Stage, silent
 from jmedlite.base.publishing import Publication
-from jmedlite.convert.adapters.lora import TILE, LoadedUpdate, load_update
-from jmedlite.convert.sources.tensors import NOT_WEIGHTS, stored_bytes
+from jmedlite.convert.adapters.lora import LoadedUpdate, load_update
+from jmedlite.convert.sources.tensors import NOT_WEIGHTS
 
 from .planning import PlannedFile, QuantizePlan, TensorJob
+from .rounding import Rounder, Rounding
+from .rows import Block, merge, read_block, row_unit
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B
 LEAST_ELEMENTS = 1 << 14
 DECODED_ELEMENTS = 1 << 15
 DEFAULT_MEMORY = 900_000_000
-F16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -57,26 +58,11 @@ class Written:
     bits_per_weight: float
     rel_rmse: dict[str, float]
     seconds: float
+    rounding: dict[str, str]  # of tensors that were not rounded by ggml: how
 
     @property
     def size_bytes(self) -> int:
         return sum(f.size_bytes for f in self.files)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows [start, start + n_rows) of a job's source; `index` is the job's place in the plan and in every file."""
-
-    index: int
-    job: TensorJob
-    types: frozenset[GGMLQuantizationType]
-    start: int
-    n_rows: int
-
-    @property
-    def source_bytes(self) -> int:
-        source = self.job.source
-        return stored_bytes(source.dtype, self.n_rows * self.job.n_cols) if source else 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +72,7 @@ class Encoded:
     data: dict[GGMLQuantizationType, U8]
     energy: float  # Σ exact²
     error: dict[GGMLQuantizationType, float]  # Σ (stored − exact)²
+    rounding: Rounding
 
 
 class Slot:
@@ -106,51 +93,7 @@ class Slot:
         return n_elements * (8 + 4 * merging) + encoded + 4 * DECODED_ELEMENTS
 
 
-def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType]) -> float:
-    """The sum of squares; raises DataError where a value is not finite, or too large for the F16 that `types` store."""
-    # One pass at memory speed: the sum of squares bounds the largest value, and is not finite where a value is not.
-    # (Where it overflows although all values are finite, the exact count below decides.)
-    bound = float(np.dot(values, values))
-    if bound < F16_MAX**2:
-        return bound
-    finite = np.isfinite(values)
-    if bad := int(values.size - np.count_nonzero(finite)):
-        raise DataError(f"{name}: {bad:,} weights are NaN or infinite (after merging, if an adapter was given)")
-    largest = float(np.abs(values).max())
-    narrow = sorted(t.name for t in types if t not in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16))
-    if largest > F16_MAX and narrow:
-        raise DataError(
-            f"{name}: a weight of {largest:.3g} is beyond the largest F16 number ({F16_MAX:.0f}) that {narrow[0]} "
-            "stores; use --type BF16"
-        )
-    return bound
-
-
-def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[LoadedUpdate]) -> tuple[F32, float]:
-    """The exact weights of a block, made of the source's bytes `raw` in `values` (a view of it: n_rows, n_cols).
-
-    Returns them with the sum of their squares; `scratch` is as large as `values` where there are `updates`.
-    """
-    job = block.job
-    n = block.n_rows * job.n_cols
-    flat = values[:n]
-    if job.source is not None:
-        widen(raw, job.source.dtype, flat)
-    elif job.constant is not None:
-        flat[:] = job.constant
-    rows = flat.reshape(block.n_rows, job.n_cols)
-    if job.order is not None:
-        rows = job.order.arrange(rows)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
-        for update in updates:
-            update.add_to(rows, block.start, scratch[:n].reshape(rows.shape))
-        if job.plus:
-            rows += np.float32(job.plus)
-        energy = check_finite(rows.reshape(-1), job.source.name if job.source else job.name, block.types)
-    return rows, energy
-
-
-def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encoded:
+def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate], rounding: Rounding) -> Encoded:
     """The arithmetic of one block; runs in a worker."""
     job = block.job
     n = block.n_rows * job.n_cols
@@ -167,9 +110,9 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encode
         if t == GGMLQuantizationType.F32 or t.name == kept:  # as it is: encoding again could change it
             data[t], error[t] = raw if t.name == kept else flat.view(np.uint8), 0.0
         else:
-            data[t] = quantize_rows(t, rows, slot.encoded[t], job.importance)
+            data[t] = rounding.encode(t, rows, slot.encoded[t])
             error[t] = squared_error(data[t], t, flat, slot.decoded)
-    return Encoded(data, energy, error)
+    return Encoded(data, energy, error, rounding)
 
 
 def _copied(block: Block, raw: U8) -> Encoded:
@@ -178,7 +121,7 @@ def _copied(block: Block, raw: U8) -> Encoded:
     assert source is not None
     if not block.job.is_untouched or {t.name for t in block.types} != {source.dtype}:
         raise DataError(f"{source.name}: is stored as {source.dtype}, which can only be copied as it is")
-    return Encoded(dict.fromkeys(block.types, raw), 0.0, dict.fromkeys(block.types, 0.0))
+    return Encoded(dict.fromkeys(block.types, raw), 0.0, dict.fromkeys(block.types, 0.0), Rounding(block.job))
 
 
 def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F32) -> float:
@@ -199,11 +142,6 @@ def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
         for start in range(0, job.n_rows, step):
             yield Block(i, job, types, start, min(step, job.n_rows - start))
-
-
-def row_unit(job: TensorJob) -> int:
-    """Rows that a block has a multiple of: whole heads, whole tiles of an update."""
-    return math.lcm(job.head_rows, TILE if job.updates else 1)
 
 
 def _rows_per_block(job: TensorJob, block_elements: int) -> int:
@@ -253,13 +191,16 @@ class _Outputs:
         self._tensors = [level.tensors for level in plan.levels]
         self._errors: list[dict[str, float]] = [{} for _ in plan.levels]
         self._energy: dict[str, float] = {}
+        self._rounding: list[dict[str, str]] = [{} for _ in plan.levels]
 
     def put(self, block: Block, encoded: Encoded) -> None:
         """Append a block to every level, and the padding after a tensor's last."""
         name = block.job.name
         self._energy[name] = self._energy.get(name, 0.0) + encoded.energy
-        for tensors, where, errors in zip(self._tensors, self._where, self._errors, strict=True):
+        for tensors, where, errors, ways in zip(self._tensors, self._where, self._errors, self._rounding, strict=True):
             tensor, writer = tensors[block.index], where[block.index]
+            if way := encoded.rounding.way(tensor.type):
+                ways[name] = way
             writer.put(encoded.data[tensor.type])
             errors[name] = errors.get(name, 0.0) + encoded.error[tensor.type]
             if block.start + block.n_rows == block.job.n_rows:
@@ -279,8 +220,11 @@ class _Outputs:
                 level.bits_per_weight,
                 {name: relative_rmse(error, self._energy[name]) for name, error in errors.items()},
                 seconds,
+                ways,
             )
-            for level, writers, errors in zip(self._levels, self._writers, self._errors, strict=True)
+            for level, writers, errors, ways in zip(
+                self._levels, self._writers, self._errors, self._rounding, strict=True
+            )
         ]
 
 
@@ -333,11 +277,13 @@ def encode_blocks(
     with contextlib.ExitStack() as stack:
         stack.callback(plan.files.close)
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
+        rounder = Rounder(plan)
         merging = any(job.updates for job in plan.jobs)
         free = [Slot(slot_elements, types, merging) for _ in range(_n_slots(threads))]
         pending: deque[tuple[Block, Slot, Future[Encoded]]] = deque()
         try:
             updates: list[LoadedUpdate] = []
+            rounding = Rounding(plan.jobs[0])
             for block in chain(_blocks(plan, block_elements), [None]):
                 while pending and (not free or block is None):
                     taken, slot, future = pending.popleft()
@@ -349,21 +295,10 @@ def encode_blocks(
                     return
                 if block.start == 0:
                     updates = [load_update(a, key, plan.files, order) for a, key, order in block.job.updates]
+                    rounding = rounder.prepare(block.index, block.types)
                 slot = free.pop()
                 read_block(plan, block, slot.raw)
-                pending.append((block, slot, pool.submit(_encode, block, slot, updates)))
+                pending.append((block, slot, pool.submit(_encode, block, slot, updates, rounding)))
         finally:
             for _, _, future in pending:
                 future.cancel()
-
-
-def read_block(plan: QuantizePlan, block: Block, raw: U8) -> None:
-    """The source's bytes for a block into `raw`, in the order in which it needs them."""
-    job, at = block.job, 0
-    if job.source is None:
-        return
-    runs = job.order.runs(job.n_rows, block.start, block.n_rows) if job.order else [(block.start, block.n_rows)]
-    for first, count in runs:
-        length = stored_bytes(job.source.dtype, count * job.n_cols)
-        plan.files.read(job.source, stored_bytes(job.source.dtype, first * job.n_cols), raw[at : at + length])
-        at += length

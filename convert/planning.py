@@ -14,6 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from jmedlite.base import gguf
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
 from jmedlite.base.imatrix import Imatrix
+from jmedlite.base.moments import Moments
 from jmedlite.base.native import F32
 from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
@@ -49,6 +50,7 @@ class TensorJob:
     plus: float = 0.0
     constant: F32 | None = None
     importance: F32 | None = None
+    feeds_back: bool = False  # second moments of its input are known
     from_gguf: bool = False
 
     @property
@@ -132,6 +134,7 @@ class QuantizePlan:
     files: Files
     adapters: tuple[Adapter, ...]
     imatrix: Imatrix | None
+    moments: Moments | None
     jobs: tuple[TensorJob, ...]
     levels: tuple[PlannedLevel, ...]
     metadata: gguf.Entries
@@ -176,6 +179,7 @@ def make_quantize_plan(
     name: str | None = None,
     adapters: Sequence[tuple[Path, float]] = (),
     imatrix: Imatrix | None = None,
+    moments: Moments | None = None,
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
     split_bytes: int | None = None,
@@ -187,7 +191,9 @@ def make_quantize_plan(
     `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`.
     Raises DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
     """
-    plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
+    plan = assemble(
+        path, name=name, adapters=adapters, imatrix=imatrix, moments=moments, made_from=made_from, requantize=requantize
+    )
     types = choose_types(levels, plan.metadata, plan.stored_tensors, imatrix)
     return lay_out(plan, levels, types, out, stem=stem, split_bytes=split_bytes, overwrite=overwrite, dry_run=dry_run)
 
@@ -235,6 +241,7 @@ def assemble(
     name: str | None = None,
     adapters: Sequence[tuple[Path, float]] = (),
     imatrix: Imatrix | None = None,
+    moments: Moments | None = None,
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
 ) -> QuantizePlan:
@@ -245,13 +252,15 @@ def assemble(
     jobs = make_jobs(model, bound)
     if imatrix is not None:
         jobs = [replace(job, importance=_importance(job, imatrix)) for job in jobs]
+    if moments is not None:
+        jobs = [replace(job, feeds_back=_feeds_back(job, moments)) for job in jobs]
     n_vocab = next(job.n_rows for job in jobs if job.name == EMBEDDING)
     metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizers(model, bound))
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
         metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
     warnings += [w for a in bound for w in a.warnings]
     return QuantizePlan(
-        model.label, model.title, model.architecture, files, tuple(bound), imatrix, tuple(jobs), (), metadata,
+        model.label, model.title, model.architecture, files, tuple(bound), imatrix, moments, tuple(jobs), (), metadata,
         tuple(warnings),
     )  # fmt: skip
 
@@ -374,6 +383,19 @@ def _importance(job: TensorJob, imatrix: Imatrix) -> F32 | None:
             "it was made for another model"
         )
     return found
+
+
+def _feeds_back(job: TensorJob, moments: Moments) -> bool:
+    """Are the second moments of a weight's input known? Experts' and embeddings' are not."""
+    n_cols = moments.n_cols(job.name)
+    if n_cols is None or len(job.gguf_shape) != 2:
+        return False
+    if n_cols != job.n_cols:
+        raise DataError(
+            f"{moments.path.name}: has {n_cols:,} columns for {job.name}, which has {job.n_cols:,}; it was made for "
+            "another model"
+        )
+    return True
 
 
 def _of_imatrix(imatrix: Imatrix | None) -> dict[str, str | int]:

@@ -20,7 +20,6 @@ from functools import cached_property
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, F64, U8, quantize_rows
@@ -54,6 +53,8 @@ def make_window(start: int, moments: F32, damping: float) -> Window:
 
     Raises DataError where it is not positive definite all the same: its values are none that inputs have.
     """
+    from scipy.linalg import lapack
+
     # with the columns' order turned, the lower Cholesky factor of H turned back is upper: H = R Rᵀ, and U = R⁻¹
     turned = np.asfortranarray(moments[::-1, ::-1], np.float64)
     diagonal = np.einsum("ii->i", turned)

@@ -6,7 +6,7 @@ ggml ends the process over what its callers must not give it. Models are loaded 
 is an error here; the rows of the pass are decoded and encoded in this process, which would otherwise copy every model
 between two. That is safe because what ggml needs there is little, and all of it is checked before: the type is one that
 it decodes or encodes (`decodes`, `encodes`), a row is a multiple of the type's block and all the file has (the header's
-reader), the numbers are finite and of bounded size (pipeline.check_finite, MAX_IMPORTANCE). Any bytes of a block are
+reader), the numbers are finite and of bounded size (rows.check_finite, MAX_IMPORTANCE). Any bytes of a block are
 some weights: its decoders look nothing up beyond their tables. Should it end the process all the same, `_last_words`
 says so in a line.
 """
@@ -116,7 +116,7 @@ def quantize_rows(type_: GGMLQuantizationType, rows: F32, out: U8, importance: F
     `importance` (n_per_row,) weighs the columns' errors.
 
     Some of ggml's quantizers end the process where their sums overflow. Weights are at most F16_MAX where anything
-    narrower is made of them (pipeline.check_finite), and importance is brought below MAX_IMPORTANCE here: a power of
+    narrower is made of them (check_finite), and importance is brought below MAX_IMPORTANCE here: a power of
     four changes nothing that is computed from it but the exponents.
     """
     if not encodes(type_.name):

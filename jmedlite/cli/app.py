@@ -67,8 +67,8 @@ def root(
 
 
 COMMANDS = (
-    quantize, imatrix, sensitivity, moments, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify, report,
-    recommend, pack,
+    quantize, imatrix, sensitivity, moments, ask, chat, serve, models, use, doctor, bench, demo, inspect, verify,
+    report, recommend, pack,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(cls=Command)(_command)

@@ -1,0 +1,108 @@
+"""Rounding: how the rows of a weight become a type's blocks: by ggml, or with error feedback where that is better.
+
+Error feedback (encoding/feedback.py) lowers what rounding does to the outputs for inputs like those that it knows.
+Where a few inputs are huge, as in early ffn_down weights, it may do harm for others. So for every weight and type some
+rows are encoded each way, and the way whose outputs are nearest for tokens that were held out is taken for all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base import gguf
+from jmedlite.base.moments import Gathered, windows
+from jmedlite.base.native import F32, U8, quantize_rows, widen
+
+from .encoding.feedback import Window, can_feed_back, encode_rows, make_window, output_error
+from .planning import QuantizePlan, TensorJob
+from .rows import sampled_rows
+
+DAMPINGS = (0.05, 0.3)  # shares of the mean second moment: more where moments are known from few tokens
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Error feedback at one damping."""
+
+    damping: float
+    windows: tuple[Window, ...]
+
+    @property
+    def way(self) -> str:
+        """As the manifest has it."""
+        return f"feedback {self.damping:g}"
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How one weight is rounded to each type; what is not in `feedback` is rounded by ggml."""
+
+    job: TensorJob
+    feedback: Mapping[GGMLQuantizationType, Feedback] = field(default_factory=dict)
+
+    def encode(self, type_: GGMLQuantizationType, rows: F32, out: U8) -> U8:
+        """Encode float32 `rows` (n_rows, n_cols), C-contiguous, into `out`; returns the part written."""
+        if found := self.feedback.get(type_):
+            return encode_rows(type_, rows, found.windows, out)
+        return quantize_rows(type_, rows, out, self.job.importance)
+
+    def way(self, type_: GGMLQuantizationType) -> str:
+        """How, where it is not ggml's; else ""."""
+        found = self.feedback.get(type_)
+        return found.way if found else ""
+
+
+class Rounder:
+    """A plan's weights, one after the other; the factors of the last input are kept for the next weight that has it."""
+
+    def __init__(self, plan: QuantizePlan) -> None:
+        self._plan = plan
+        self._input = ""
+        self._gathered: Gathered | None = None
+        self._factored: dict[float, Feedback] = {}
+
+    def prepare(self, index: int, types: Collection[GGMLQuantizationType]) -> Rounding:
+        """How to round a job's weight to `types`."""
+        job = self._plan.jobs[index]
+        able = [t for t in types if job.feeds_back and can_feed_back(t, job.n_cols)]
+        if not able:
+            return Rounding(job)
+        held_out = self._load(job).held_out
+        rows = sampled_rows(self._plan, index)
+        taken = {}
+        for t in able:
+            ways: list[Rounding] = [Rounding(job), *(Rounding(job, {t: self._factors(d)}) for d in DAMPINGS)]
+            best = min(ways, key=lambda way, t=t: output_error(held_out, rows, _decoded(way, t, rows)))
+            taken.update(best.feedback)
+        return Rounding(job, taken)
+
+    def _load(self, job: TensorJob) -> Gathered:
+        moments = self._plan.moments
+        assert moments is not None
+        name = moments.input_of[job.name]
+        if name != self._input or self._gathered is None:
+            self._input, self._gathered, self._factored = name, moments.read(job.name), {}
+        return self._gathered
+
+    def _factors(self, damping: float) -> Feedback:
+        if damping not in self._factored:
+            assert self._gathered is not None
+            n_cols = self._gathered.held_out.shape[1]
+            self._factored[damping] = Feedback(
+                damping,
+                tuple(
+                    make_window(start, moments, damping)
+                    for (start, _), moments in zip(windows(n_cols), self._gathered.moments, strict=True)
+                ),
+            )
+        return self._factored[damping]
+
+
+def _decoded(way: Rounding, type_: GGMLQuantizationType, rows: F32) -> F32:
+    out = np.empty(rows.size, np.float32)
+    widen(way.encode(type_, rows, np.empty(gguf.nbytes(type_, rows.size), np.uint8)), type_.name, out)
+    return out.reshape(rows.shape)

@@ -1,0 +1,115 @@
+"""Exact rows: read from the source, widened, merged and put in order, as every level then encodes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from jmedlite.base.errors import DataError
+from jmedlite.base.native import F32, U8, widen
+
+from .adapters.lora import TILE, LoadedUpdate, load_update
+from .encoding.feedback import ROWS
+from .planning import QuantizePlan, TensorJob
+from .sources.tensors import stored_bytes
+
+F16_MAX = 65504.0
+SAMPLED_ROWS = 128  # of a weight, in groups spread over it
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [start, start + n_rows) of a job's source; `index` is the job's place in the plan and in every file."""
+
+    index: int
+    job: TensorJob
+    types: frozenset[GGMLQuantizationType]
+    start: int
+    n_rows: int
+
+    @property
+    def source_bytes(self) -> int:
+        source = self.job.source
+        return stored_bytes(source.dtype, self.n_rows * self.job.n_cols) if source else 0
+
+
+def row_unit(job: TensorJob) -> int:
+    """Rows that a block has a multiple of: whole heads, whole tiles of an update and of error feedback."""
+    return math.lcm(job.head_rows, TILE if job.updates else 1, ROWS if job.feeds_back else 1)
+
+
+def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType]) -> float:
+    """The sum of squares; raises DataError where a value is not finite, or too large for the F16 that `types` store."""
+    # One pass at memory speed: the sum of squares bounds the largest value, and is not finite where a value is not.
+    # (Where it overflows although all values are finite, the exact count below decides.)
+    bound = float(np.dot(values, values))
+    if bound < F16_MAX**2:
+        return bound
+    finite = np.isfinite(values)
+    if bad := int(values.size - np.count_nonzero(finite)):
+        raise DataError(f"{name}: {bad:,} weights are NaN or infinite (after merging, if an adapter was given)")
+    largest = float(np.abs(values).max())
+    narrow = sorted(t.name for t in types if t not in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16))
+    if largest > F16_MAX and narrow:
+        raise DataError(
+            f"{name}: a weight of {largest:.3g} is beyond the largest F16 number ({F16_MAX:.0f}) that {narrow[0]} "
+            "stores; use --type BF16"
+        )
+    return bound
+
+
+def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[LoadedUpdate]) -> tuple[F32, float]:
+    """The exact weights of a block, made of the source's bytes `raw` in `values` (a view of it: n_rows, n_cols).
+
+    Returns them with the sum of their squares; `scratch` is as large as `values` where there are `updates`.
+    """
+    job = block.job
+    n = block.n_rows * job.n_cols
+    flat = values[:n]
+    if job.source is not None:
+        widen(raw, job.source.dtype, flat)
+    elif job.constant is not None:
+        flat[:] = job.constant
+    rows = flat.reshape(block.n_rows, job.n_cols)
+    if job.order is not None:
+        rows = job.order.arrange(rows)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
+        for update in updates:
+            update.add_to(rows, block.start, scratch[:n].reshape(rows.shape))
+        if job.plus:
+            rows += np.float32(job.plus)
+        energy = check_finite(rows.reshape(-1), job.source.name if job.source else job.name, block.types)
+    return rows, energy
+
+
+def read_block(plan: QuantizePlan, block: Block, raw: U8) -> None:
+    """The source's bytes for a block into `raw`, in the order in which it needs them."""
+    job, at = block.job, 0
+    if job.source is None:
+        return
+    runs = job.order.runs(job.n_rows, block.start, block.n_rows) if job.order else [(block.start, block.n_rows)]
+    for first, count in runs:
+        length = stored_bytes(job.source.dtype, count * job.n_cols)
+        plan.files.read(job.source, stored_bytes(job.source.dtype, first * job.n_cols), raw[at : at + length])
+        at += length
+
+
+def sampled_rows(plan: QuantizePlan, index: int) -> F32:
+    """Some of a job's exact rows (n, n_cols), in groups that are spread over it."""
+    job = plan.jobs[index]
+    unit = math.lcm(job.head_rows, TILE if job.updates else 1)
+    n_groups = max(1, min(SAMPLED_ROWS // unit, job.n_rows // unit))
+    updates = [load_update(a, key, plan.files, order) for a, key, order in job.updates]
+    found = []
+    for k in range(n_groups):
+        start = (2 * k + 1) * (job.n_rows // unit) // (2 * n_groups) * unit
+        block = Block(index, job, frozenset({GGMLQuantizationType.F16}), start, min(unit, job.n_rows - start))
+        raw, n = np.empty(block.source_bytes, np.uint8), block.n_rows * job.n_cols
+        read_block(plan, block, raw)
+        rows, _ = merge(block, raw, np.empty(n, np.float32), np.empty(n if updates else 0, np.float32), updates)
+        found.append(rows)
+    return np.concatenate(found)
