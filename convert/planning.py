@@ -20,16 +20,16 @@ from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.families.row_order import RowOrder
-from jmedlite.convert.levels.recipes import Level, choose_types
+from jmedlite.convert.levels.recipes import EMBEDDING, HEAD, Level, choose_types
 from jmedlite.convert.metadata.specials import AdapterFiles
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
 from jmedlite.convert.sources.tensors import Files, StoredTensor
+from jmedlite.runtime.type_probe import TypeRule
 
 DISK_MARGIN = 64 << 20
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class PlannedLevel:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """All that the pass needs. `metadata` is what every level's header has in common."""
+    """All that the pass needs. `metadata` is what every level's header has in common, `rules` the types set for single
+    tensors, each with the number of tensors that it decides about."""
 
     label: str
     title: str
@@ -136,6 +137,7 @@ class QuantizePlan:
     levels: tuple[PlannedLevel, ...]
     metadata: gguf.Entries
     warnings: tuple[str, ...]
+    rules: tuple[tuple[TypeRule, int], ...] = ()
 
     @property
     def source_bytes(self) -> int:
@@ -171,6 +173,7 @@ def make_quantize_plan(
     name: str | None = None,
     adapters: Sequence[tuple[Path, float]] = (),
     imatrix: Imatrix | None = None,
+    rules: Sequence[TypeRule] = (),
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
     split_bytes: int | None = None,
@@ -179,8 +182,9 @@ def make_quantize_plan(
 ) -> QuantizePlan:
     """Check everything that can be checked and lay out every file.
 
-    `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`.
-    Raises DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
+    `path` is a checkpoint folder or a GGUF file; `rules` set types of single tensors at every level; `made_from` goes
+    into the metadata, under `jmedlite.made.`.
+    Raises UsageError, DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
     """
     if not dry_run:  # what is known already; the parts of a split file are checked when their number is
         for level in levels:
@@ -188,13 +192,18 @@ def make_quantize_plan(
                 check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
     plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
     tensors = [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in plan.jobs]
-    types = choose_types(levels, plan.metadata, tensors, imatrix)
-    planned = [_plan_level(out, stem, level, plan, types[level.name], split_bytes) for level in levels]
+    chosen = choose_types(levels, plan.metadata, tensors, imatrix, rules)
+    planned = [_plan_level(out, stem, level, plan, chosen.types[level.name], split_bytes) for level in levels]
     if not dry_run:
         for target in (f.path for p in planned for f in p.files if len(p.files) > 1):
             check_target(target, overwrite)
         _check_room(out, planned)
-    return replace(plan, levels=tuple(planned))
+    return replace(
+        plan,
+        levels=tuple(planned),
+        warnings=(*plan.warnings, *chosen.warnings),
+        rules=tuple(zip(rules, chosen.n_decided, strict=True)),
+    )
 
 
 def assemble(

@@ -19,7 +19,7 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32, U8, decodes, encodes, widen
 from jmedlite.base.progress import Progress, silent
-from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
+from jmedlite.convert.levels.recipes import Level, requires_importance
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 from .pipeline import Block, Encoded, encode_blocks
@@ -179,7 +179,8 @@ def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> Quant
         copied = job.source is not None and job.is_untouched and job.source.dtype == type_
         if not encodes(type_) and not copied:
             raise DataError(f"{job.name}: is stored as {type_}, as no tensor is made from this base; is it damaged?")
-        if type_ in NEEDY_TYPES and job.importance is None:  # ggml would end the process
+        # without one ggml would end the process
+        if job.importance is None and requires_importance(job.name, GGMLQuantizationType[type_]):
             raise DataError(
                 f"{job.name}: is stored as {type_}, which is made with an importance matrix; give it with --imatrix"
             )

@@ -22,11 +22,13 @@ from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
 from jmedlite.convert.hashing import FollowingHash
+from jmedlite.convert.levels.overrides import read_rules
 from jmedlite.convert.levels.recipes import LEVELS, parse_levels
 from jmedlite.convert.manifest import write_manifests
 from jmedlite.convert.pipeline import Written, write
 from jmedlite.convert.planning import QuantizePlan, make_quantize_plan
 from jmedlite.runtime.hardware import available_processors
+from jmedlite.runtime.type_probe import EMBEDDING, OUTPUT, PATTERN, TypeRule
 
 from .made_models import MadeModel, remember_models
 
@@ -102,6 +104,10 @@ def plan_quantization(
     bits: Sequence[int] = (),
     types: Sequence[str] = (),
     imatrix: Path | None = None,
+    tensor_types: Sequence[str] = (),
+    tensor_type_file: Path | None = None,
+    token_embedding_type: str | None = None,
+    output_type: str | None = None,
     out: Path = Path(),
     name: str | None = None,
     allow_requantize: bool = False,
@@ -115,6 +121,7 @@ def plan_quantization(
     specs = [parse_spec(s) for s in lora]
     check_stem(name)
     with watching() as inputs:
+        rules = read_rules(tensor_types, tensor_type_file, token_embedding_type, output_type)
         matrix = read_imatrix(imatrix) if imatrix else None
         source = resolve(model, follow_links=follow_links)
         adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
@@ -128,7 +135,11 @@ def plan_quantization(
             name=source.name if source.repo else None,
             adapters=[(a.path, weight) for a, weight in adapters],
             imatrix=matrix,
-            made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
+            rules=rules,
+            made_from={
+                **_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
+                **{f"jmedlite.made.{name}": " ".join(values) for name, values in _asked_types(rules).items()},
+            },
             requantize=allow_requantize,
             split_bytes=split_max_size,
             overwrite=overwrite,
@@ -142,6 +153,7 @@ def plan_quantization(
             "allow_requantize": allow_requantize,
             "split_max_size": split_max_size,
             "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
+            **{k: values if k == "tensor_types" else values[0] for k, values in _asked_types(rules).items()},
         }
     return QuantizeJob(plan, source, adapter_files, options, inputs)
 
@@ -202,6 +214,13 @@ def _made_from(
     return found
 
 
+def _asked_types(rules: Sequence[TypeRule]) -> dict[str, list[str]]:
+    """The types set for single tensors, by the names that the options have here; no name without a value."""
+    names = {PATTERN: "tensor_types", EMBEDDING: "token_embedding_type", OUTPUT: "output_type"}
+    found = {name: [rule.value for rule in rules if rule.option == option] for option, name in names.items()}
+    return {name: values for name, values in found.items() if values}
+
+
 def quantize(
     model: str | Path = DEFAULT_MODEL,
     *,
@@ -209,6 +228,10 @@ def quantize(
     bits: Sequence[int] = (),
     types: Sequence[str] = (),
     imatrix: str | Path | None = None,
+    tensor_types: Sequence[str] = (),
+    tensor_type_file: str | Path | None = None,
+    token_embedding_type: str | None = None,
+    output_type: str | None = None,
     out: str | Path = ".",
     name: str | None = None,
     threads: int | None = None,
@@ -222,7 +245,9 @@ def quantize(
     """Merge `lora` adapters into `model` and write one GGUF per level, in one pass; returns the files' paths.
 
     `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
-    names ("Q4_K_S"); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
+    names ("Q4_K_S"); `tensor_types` are REGEX=TYPE ("attn_v=Q6_K"; the first that matches decides),
+    `tensor_type_file` has more of them, `token_embedding_type` and `output_type` are of these two tensors
+    (docs/converting.md); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
     returned); with `follow_links`, links in folders may lead to other users' files; `progress` hears how far it is
     (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
 
@@ -235,6 +260,10 @@ def quantize(
         bits=bits,
         types=types,
         imatrix=Path(imatrix) if imatrix else None,
+        tensor_types=tensor_types,
+        tensor_type_file=Path(tensor_type_file) if tensor_type_file else None,
+        token_embedding_type=token_embedding_type,
+        output_type=output_type,
         out=Path(out),
         name=name,
         allow_requantize=allow_requantize,

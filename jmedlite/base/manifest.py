@@ -75,11 +75,14 @@ class AdapterOption:
 
 @dataclass(frozen=True, kw_only=True)
 class OptionsEntry:
-    """What was asked for."""
+    """What was asked for; `tensor_types` are REGEX=TYPE, in the order in which they were tried."""
 
     allow_requantize: bool
     split_max_size: int | None
     adapters: tuple[AdapterOption, ...]
+    tensor_types: tuple[str, ...] | None = None
+    token_embedding_type: str | None = None
+    output_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,9 @@ def _show_facts(facts: dict[str, Any]) -> None:
     rows += [["adapter", entry] for entry in made.get("adapters", "").split("; ") if entry]
     if facts["imatrix"]:
         rows.append(["importance", made.get("imatrix") or ", ".join(f"{k} {v}" for k, v in facts["imatrix"].items())])
+    rows += [["tensor types", entry] for entry in made.get("tensor_types", "").split()]
+    rows += [["embedding's type", made["token_embedding_type"]]] if "token_embedding_type" in made else []
+    rows += [["output's type", made["output_type"]]] if "output_type" in made else []
     if made.get("version"):
         versions = manifest.get("versions") or {}
         others = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "jmedlite")

@@ -28,6 +28,20 @@ def quantize(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix (see `jmedlite imatrix`).")
     ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TYPE", help="Type of tensors by name; repeatable, the first match decides."),
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More of these, with spaces or line breaks between.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of the token embedding, such as Q8_0.")
+    ] = None,
+    output_type: Annotated[
+        str | None,
+        typer.Option("--output-type", "--output-tensor-type", metavar="TYPE", help="Type of the output tensor (head)."),
+    ] = None,
     adapter_only: Annotated[
         bool, typer.Option("--adapter-only", help="Write the adapter itself as a GGUF, for `ask --lora`.")
     ] = False,
@@ -56,6 +70,11 @@ def quantize(
     if adapter_only:
         if bits or imatrix or split_max_size:
             raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32 or F16")
+        if tensor_type or tensor_type_file or token_embedding_type or output_type:
+            raise UsageError(
+                "--adapter-only: takes no --tensor-type, --tensor-type-file, --token-embedding-type or --output-type: "
+                "all of an adapter has one type; give --type F32 or F16"
+            )
         _export_adapters(model, lora or [], types or [], out, name, follow_links, overwrite, as_json)
         return
     limit = as_bytes(memory)
@@ -65,6 +84,10 @@ def quantize(
         bits=bits or [],
         types=types or [],
         imatrix=imatrix,
+        tensor_types=tensor_type or [],
+        tensor_type_file=tensor_type_file,
+        token_embedding_type=token_embedding_type,
+        output_type=output_type,
         out=out,
         name=name,
         allow_requantize=allow_requantize,
@@ -157,6 +180,10 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
             for a in plan.adapters
         ],
         "imatrix": plan.imatrix and plan.imatrix.path.name,
+        "overrides": [
+            {"option": rule.option, "pattern": rule.pattern or None, "type": rule.type.name, "n_tensors": n}
+            for rule, n in plan.rules
+        ],
         "levels": levels,
     }
 
@@ -173,6 +200,9 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}{trained_on}")
     if facts["imatrix"]:
         console.note(f"  + importance matrix {facts['imatrix']}")
+    for o in facts["overrides"]:
+        value = f"{o['pattern']}={o['type']}" if o["pattern"] else o["type"]
+        console.note(f"  + {o['option']} {value}, decides the type of {o['n_tensors']} tensor(s)")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
