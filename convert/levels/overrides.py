@@ -111,11 +111,10 @@ def _why_idle(rule: TypeRule, level: str, lost: Sequence[tuple[str, TypeRule]]) 
     """Why a rule decides about no tensor; `lost` are those that it alone would decide about, and who does."""
     if lost:
         names = some([name for name, _ in lost], 3)
-        advice = "give the narrower pattern first, or " if rule.option == lost[0][1].option else ""
-        return (
-            f"{rule.text}: decides about no tensor: {names} would be its own, but {lost[0][1].text} goes before it; "
-            f"{advice}leave one of them out"
-        )
+        found = f"{rule.text}: decides about no tensor: {names} would be its own, but {lost[0][1].text} goes before it"
+        if rule.option == lost[0][1].option:
+            return f"{found}; give the narrower pattern first, or leave one of them out"
+        return f"{found}; leave one of them out"
     if rule.option == OUTPUT:
         return (
             f"{rule.text}: changes nothing at {level}: this model has one table for embedding and head; give its type "

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from jmedlite.api.quantize import QuantizeJob
 
 
+SHOWN = 10  # types set for single tensors
+
+
 def quantize(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file, or Hub id owner/name[@revision].")] = "",
     lora: Annotated[
@@ -200,9 +203,12 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}{trained_on}")
     if facts["imatrix"]:
         console.note(f"  + importance matrix {facts['imatrix']}")
-    for o in facts["overrides"]:
+    overrides = facts["overrides"]
+    for o in overrides[:SHOWN]:
         value = f"{o['pattern']}={o['type']}" if o["pattern"] else o["type"]
         console.note(f"  + {o['option']} {value}, decides the type of {o['n_tensors']} tensor(s)")
+    if len(overrides) > SHOWN:
+        console.note(f"  + {len(overrides) - SHOWN} more of these")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
