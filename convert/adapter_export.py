@@ -14,10 +14,11 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import RuntimeWeight, write_adapter
 from jmedlite.convert.adapters.lora import Adapter
+from jmedlite.convert.levels.recipes import EMBEDDING, HEAD
 from jmedlite.convert.sources.base import SourceModel
 from jmedlite.convert.sources.tensors import Files
 
-from .planning import EMBEDDING, HEAD, bind_adapters, make_jobs, open_model, tokenizers
+from .planning import bind_adapters, make_jobs, open_model, tokenizers
 
 TYPES = ("F32", "F16", "BF16")
 

@@ -17,9 +17,12 @@ from jmedlite.base.manifest import (
     FileEntry,
     ImatrixEntry,
     Manifest,
+    MixEntry,
+    MomentsEntry,
     OptionsEntry,
     TensorEntry,
 )
+from jmedlite.base.moments import Moments
 from jmedlite.base.outputs import OutputFile
 from jmedlite.base.records import from_json, to_json
 
@@ -41,10 +44,11 @@ def build_manifest(
     base_files: dict[str, str],
     adapter_files: Mapping[Path, str],
     options: dict[str, Any],
+    mix: MixEntry | None = None,
 ) -> Manifest:
     """What is known about one finished level; `source` says where the base came from, `options` what was asked for.
 
-    `base_files` are SHA-256 by name, `adapter_files` by path. No local path stands in the manifest.
+    `base_files` are SHA-256 by name, `adapter_files` by path, `mix` is of a mixed level. No local path stands in it.
     """
     types = {t.name: t.type.name for t in level.tensors}
     return Manifest(
@@ -67,13 +71,23 @@ def build_manifest(
         imatrix=_imatrix(plan.imatrix) if plan.imatrix else None,
         options=from_json(options, OptionsEntry, "options"),
         versions=versions(),
-        tensors={name: TensorEntry(type=types[name], rel_rmse=_round(e)) for name, e in written.rel_rmse.items()},
+        tensors={
+            name: TensorEntry(type=types[name], rel_rmse=_round(e), rounding=written.rounding.get(name))
+            for name, e in written.rel_rmse.items()
+        },
+        moments=_moments(plan.moments) if plan.moments else None,
+        mix=mix,
     )
 
 
 def _imatrix(matrix: Imatrix) -> ImatrixEntry:
     names = tuple(Path(d).name for d in matrix.datasets)
     return ImatrixEntry(name=matrix.path.name, sha256=matrix.sha256, datasets=names, chunks=matrix.chunks)
+
+
+def _moments(moments: Moments) -> MomentsEntry:
+    names = tuple(Path(d).name for d in moments.datasets)
+    return MomentsEntry(name=moments.path.name, sha256=moments.sha256, datasets=names, n_tokens=moments.n_tokens)
 
 
 def _round(value: float) -> float:
@@ -88,8 +102,9 @@ def write_manifests(
     base_files: dict[str, str],
     adapter_files: Mapping[Path, str],
     options: dict[str, Any],
+    mixes: Mapping[str, MixEntry],
 ) -> None:
     """Write the manifest of every level into its output; arguments as for `build_manifest`."""
     for output, level, done in zip(outputs, plan.levels, written, strict=True):
-        manifest = build_manifest(plan, level, done, source, base_files, adapter_files, options)
+        manifest = build_manifest(plan, level, done, source, base_files, adapter_files, options, mixes.get(done.level))
         output.write((json.dumps(to_json(manifest), ensure_ascii=False, indent=1) + "\n").encode("utf-8"))

@@ -21,8 +21,10 @@ from jmedlite.base.native import F32, quantize_rows, widen
 from jmedlite.base.progress import Progress, silent
 from jmedlite.base.sensitivity import Sensitivities
 from jmedlite.base.wording import some
+from jmedlite.runtime.type_probe import TypeRule
 
 from .levels.mixes import CANDIDATES, NARROW, WITH_IMATRIX, Choice, choose, mix_name
+from .levels.overrides import decide
 from .levels.recipes import BITS, Level, choose_types
 from .planning import QuantizePlan, TensorJob, file_overhead
 from .rows import sampled_rows
@@ -70,19 +72,28 @@ class Weight:
 class Mixer:
     """A plan's weights, measured, from which levels are mixed.
 
-    `warnings` name the weights that nothing is known about, which stay at 8 bits. Raises DataError where the
+    `rules` set types of single tensors, which stay so. `warnings` name the weights that nothing is known about, which
+    stay at 8 bits. Raises DataError where the
     sensitivities are another model's.
     """
 
     def __init__(
-        self, plan: QuantizePlan, sensitivities: Sensitivities, *, threads: int = 1, progress: Progress = silent
+        self,
+        plan: QuantizePlan,
+        sensitivities: Sensitivities,
+        *,
+        rules: Sequence[TypeRule] = (),
+        threads: int = 1,
+        progress: Progress = silent,
     ) -> None:
         self._plan = plan
         ftypes = {name: _ftype(name) for name in PRESETS}
         tensors = plan.stored_tensors
-        self._presets = choose_types([Level(n, f) for n, f in ftypes.items()], plan.metadata, tensors, plan.imatrix)
-        usual = self._presets[BITS[4]]
-        free = [job for job in plan.jobs if GGML_QUANT_SIZES[usual[job.name]][0] > 1]
+        levels = [Level(n, f) for n, f in ftypes.items()]
+        self._presets = choose_types(levels, plan.metadata, tensors, plan.imatrix, rules).types
+        usual, ftype = self.usual, ftypes[BITS[4]]
+        set_by_rule = decide(rules, {ftype: BITS[4]}, plan.metadata, tensors)[ftype] if rules else {}
+        free = [job for job in plan.jobs if GGML_QUANT_SIZES[usual[job.name]][0] > 1 and job.name not in set_by_rule]
         known = {job.name for job in free if sensitivities.of(job.name) is not None}
         if strangers := [name for name in sensitivities.content.weights if name not in usual]:
             raise DataError(
@@ -191,7 +202,7 @@ def _measure(
             errors = pool.map(lambda t, rows=rows, job=job: relative_error(t, rows, job.importance), types)
             yield job, dict(zip(types, errors, strict=True))
             done += job.source.nbytes if job.source else 0
-            progress("choosing types", done, total, "")
+            progress("mixing", done, total, "")
 
 
 def relative_error(type_: GGMLQuantizationType, rows: F32, importance: F32 | None) -> float:

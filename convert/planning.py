@@ -21,16 +21,16 @@ from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.families.row_order import RowOrder
-from jmedlite.convert.levels.recipes import Level, choose_types
+from jmedlite.convert.levels.recipes import EMBEDDING, HEAD, Level
 from jmedlite.convert.metadata.specials import AdapterFiles
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
 from jmedlite.convert.sources.tensors import Files, StoredTensor
+from jmedlite.runtime.type_probe import TypeRule
 
 DISK_MARGIN = 64 << 20
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ class PlannedLevel:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """All that the pass needs. `metadata` is what every level's header has in common."""
+    """All that the pass needs. `metadata` is what every level's header has in common, `rules` the types set for single
+    tensors, each with the number of tensors that it decides about."""
 
     label: str
     title: str
@@ -139,6 +140,7 @@ class QuantizePlan:
     levels: tuple[PlannedLevel, ...]
     metadata: gguf.Entries
     warnings: tuple[str, ...]
+    rules: tuple[tuple[TypeRule, int], ...] = ()
 
     @property
     def source_bytes(self) -> int:
@@ -170,34 +172,6 @@ class QuantizePlan:
         return str(entry[0]) if entry else None
 
 
-def make_quantize_plan(
-    path: Path,
-    levels: Sequence[Level],
-    out: Path,
-    *,
-    stem: str,
-    name: str | None = None,
-    adapters: Sequence[tuple[Path, float]] = (),
-    imatrix: Imatrix | None = None,
-    moments: Moments | None = None,
-    made_from: Mapping[str, str] | None = None,
-    requantize: bool = False,
-    split_bytes: int | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> QuantizePlan:
-    """Check everything that can be checked and lay out every file.
-
-    `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`.
-    Raises DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
-    """
-    plan = assemble(
-        path, name=name, adapters=adapters, imatrix=imatrix, moments=moments, made_from=made_from, requantize=requantize
-    )
-    types = choose_types(levels, plan.metadata, plan.stored_tensors, imatrix)
-    return lay_out(plan, levels, types, out, stem=stem, split_bytes=split_bytes, overwrite=overwrite, dry_run=dry_run)
-
-
 def lay_out(
     plan: QuantizePlan,
     levels: Sequence[Level],
@@ -214,10 +188,8 @@ def lay_out(
 
     `own_metadata` are keys that a level alone has. Raises UsageError or CannotCreate.
     """
-    if not dry_run:  # what is known already; the parts of a split file are checked when their number is
-        for level in levels:
-            for suffix in (".gguf", ".json"):
-                check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
+    if not dry_run:  # the parts of a split file are checked when their number is known
+        check_targets(out, stem, levels, overwrite)
     own = own_metadata or {}
     planned = [
         _plan_level(out, stem, level, plan, types[level.name], split_bytes, own.get(level.name, {})) for level in levels
@@ -227,6 +199,13 @@ def lay_out(
             check_target(target, overwrite)
         _check_room(out, planned)
     return replace(plan, levels=tuple(planned))
+
+
+def check_targets(out: Path, stem: str, levels: Sequence[Level], overwrite: bool) -> None:
+    """Raise CannotCreate where a level's file or manifest is there already, or can't be."""
+    for level in levels:
+        for suffix in (".gguf", ".json"):
+            check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
 
 
 def file_overhead(plan: QuantizePlan, types: Mapping[str, GGMLQuantizationType]) -> int:
@@ -245,7 +224,11 @@ def assemble(
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
 ) -> QuantizePlan:
-    """The jobs and the metadata, before any level; raises as `make_quantize_plan` does."""
+    """The jobs and the metadata, before any level.
+
+    `path` is a checkpoint folder or a GGUF file; `made_from` goes into the metadata, under `jmedlite.made.`. Raises
+    DataError, InputMissing, CannotCreate, NotPermitted or NativeError, in the first second or so.
+    """
     files = Files()
     model = open_model(path, files, requantize=requantize)
     bound = bind_adapters(model, adapters, files)

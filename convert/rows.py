@@ -18,7 +18,7 @@ from .planning import QuantizePlan, TensorJob
 from .sources.tensors import stored_bytes
 
 F16_MAX = 65504.0
-SAMPLED_ROWS = 128  # of a weight, in groups spread over it
+SAMPLED_ROWS = 64  # of a weight, in groups spread over it
 
 
 @dataclass(frozen=True)

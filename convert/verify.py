@@ -17,9 +17,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
+from jmedlite.base.manifest import MADE_MOMENTS
+from jmedlite.base.moments import Moments
 from jmedlite.base.native import F32, U8, decodes, encodes, widen
 from jmedlite.base.progress import Progress, silent
-from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
+from jmedlite.convert.levels.recipes import Level, requires_importance
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 from .pipeline import Block, Encoded, encode_blocks
@@ -134,6 +136,7 @@ def compare_with_base(
     *,
     adapters: Sequence[tuple[Path, float]] = (),
     imatrix: Imatrix | None = None,
+    moments: Moments | None = None,
     tolerance: float = 0.0,
     requantize: bool = False,
     threads: int = 1,
@@ -143,13 +146,18 @@ def compare_with_base(
     """Compare the GGUF at `path` (`parts`: what `read_parts` gives) with what `base` and `adapters` give at its types.
 
     A tensor within `tolerance` (relative distance, see Verdict) passes. Raises DataError where the file was made with
-    an importance matrix and none is given, and what reading the inputs raises.
+    an importance matrix or second moments and none are given, and what reading the inputs raises.
     """
     header, stored = parts
     made_with = header.metadata.get("quantize.imatrix.file")
     if made_with and imatrix is None:
         raise DataError(f"{path.name}: was made with the importance matrix {made_with}; give it with --imatrix")
-    plan = assemble(base, adapters=adapters, imatrix=imatrix, requantize=requantize)
+    if MADE_MOMENTS in header.metadata and moments is None:
+        rounded_by = str(header.metadata[MADE_MOMENTS]).partition(",")[0]
+        raise DataError(f"{path.name}: was rounded by the second moments {rounded_by}; give them with --moments")
+    if moments is not None and MADE_MOMENTS not in header.metadata:
+        raise UsageError(f"{path.name}: was not rounded by second moments; leave --moments out")
+    plan = assemble(base, adapters=adapters, imatrix=imatrix, moments=moments, requantize=requantize)
     if any(path.samefile(f) for f in plan.weight_files):
         raise UsageError(f"{path}: is the base itself; give what it was made from")
     verdicts: list[Verdict] = []
@@ -179,7 +187,8 @@ def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> Quant
         copied = job.source is not None and job.is_untouched and job.source.dtype == type_
         if not encodes(type_) and not copied:
             raise DataError(f"{job.name}: is stored as {type_}, as no tensor is made from this base; is it damaged?")
-        if type_ in NEEDY_TYPES and job.importance is None:  # ggml would end the process
+        # without one ggml would end the process
+        if job.importance is None and requires_importance(job.name, GGMLQuantizationType[type_]):
             raise DataError(
                 f"{job.name}: is stored as {type_}, which is made with an importance matrix; give it with --imatrix"
             )

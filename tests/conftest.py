@@ -15,7 +15,7 @@ from gguf.constants import GGMLQuantizationType
 
 import jmedlite
 from jmedlite.base.gguf import Entries, Tensor
-from jmedlite.runtime.type_probe import probe_types
+from jmedlite.runtime.type_probe import TypeRule, probe_types
 from tests.support import builders
 from tests.support.warm import ABLE, Starter
 
@@ -99,14 +99,18 @@ def remembered_types(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     memory.mkdir(exist_ok=True)
 
     def remembering(
-        ftypes: Sequence[int], metadata: Entries, tensors: Sequence[Tensor], imatrix: Sequence[str] = ()
+        ftypes: Sequence[int],
+        metadata: Entries,
+        tensors: Sequence[Tensor],
+        imatrix: Sequence[str] = (),
+        rules: Sequence[TypeRule] = (),
     ) -> dict[int, dict[str, GGMLQuantizationType]]:
         kept = {k: v for k, v in metadata.items() if k == "general.architecture" or not k.startswith(NO_MATTER)}
         named = [(t.name, t.shape, int(t.type)) for t in tensors]
-        head = hashlib.sha256(repr((sorted(kept.items()), named, list(imatrix))).encode()).hexdigest()
+        head = hashlib.sha256(repr((sorted(kept.items()), named, list(imatrix), list(rules))).encode()).hexdigest()
         files = {ftype: memory / f"{head}-{ftype}" for ftype in ftypes}
         if missing := [ftype for ftype, file in files.items() if not file.exists()]:
-            for ftype, types in probe_types(missing, metadata, tensors, imatrix).items():
+            for ftype, types in probe_types(missing, metadata, tensors, imatrix, rules).items():
                 part = files[ftype].with_suffix(f".{os.getpid()}")
                 part.write_text(json.dumps({name: int(type_) for name, type_ in types.items()}))
                 part.replace(files[ftype])

@@ -94,6 +94,34 @@ def test_files_equal_the_reference_toolchain(made: tuple[str, Path], tmp_path: P
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize(
+    ("level", "options"),
+    [
+        (
+            "Q4_K_M",
+            ["--tensor-type", "attn_v=q8_0", "--tensor-type", "ffn_(up|down)=q5_K", "--output-tensor-type", "q5_1"],
+        ),
+        ("Q3_K_M", ["--tensor-type", r"blk\.[0-3]\.ffn=q6_k", "--tensor-type", "ffn=iq4_xs"]),
+        ("F16", ["--token-embedding-type", "q8_0"]),
+    ],
+)
+def test_types_of_single_tensors(made: tuple[str, Path], tmp_path: Path, level: str, options: list[str]) -> None:
+    """The same options give llama-quantize's bytes, fallbacks for widths included."""
+    tools = os.environ.get("JMEDLITE_REFERENCE_TOOLS")
+    if not tools:
+        pytest.skip("JMEDLITE_REFERENCE_TOOLS is not set")
+    name, out = made
+    command = [sys.executable, "-m", "jmedlite", "quantize", FOLDER / name, "-t", level, "-o", tmp_path, "--name", "m"]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    quantizer, reference = Path(tools) / "bin" / "llama-quantize", tmp_path / "ref.gguf"
+    subprocess.run([quantizer, *options, out / "m-BF16.gguf", reference, level], check=True, capture_output=True)
+    compare = Path(__file__).parent.parent / "tools" / "compare_gguf.py"
+    done = subprocess.run(
+        [sys.executable, compare, tmp_path / f"m-{level}.gguf", reference], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_answers(made: tuple[str, Path]) -> None:
     _, out = made
     with jmedlite.Runner(out / "m-Q8_0.gguf") as runner:

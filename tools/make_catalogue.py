@@ -61,7 +61,7 @@ AS_THEY_ARE = frozenset({
     "temporary directory", "failed to map segment", "memory allocation of", "too long", "Extra data",
     "deserialization of the task graph", "failed to compile JSON schema: ", "Unsatisfiable schema: ", "ja, en",
     "Which nerve innervates the deltoid?", "left", "right", "compute", "total", "driver", "llama-cpp-python",
-    "rope_type", "layer_types", "sliding_window_pattern", "rope type dynamic", "report run",
+    "failed to quantize: ", "rope_type", "layer_types", "sliding_window_pattern", "rope type dynamic", "report run",
     "bench gguf --task igakuqa=IgakuQA -o run", "a child's events end with done, or with an exception",
     "python tools/build_runtime.py {folder} --wheelhouse", "{self.server.root}{path}: data",
     "%llguidance {{\"no_forcing\": true}}\nstart: %json {json.dumps({**form, 'x-guidance': FORM})}\n",

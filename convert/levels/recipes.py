@@ -6,6 +6,7 @@ depends on layer count and grouped attention) is not written again here: llama.c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,10 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
-from jmedlite.runtime.type_probe import probe_types
+from jmedlite.base.native import needs_importance
+from jmedlite.runtime.type_probe import TypeRule, Types, probe_types
+
+from .overrides import decide, warn_of_other_types
 
 BITS = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "BF16"}
 LEVELS = (
@@ -24,6 +28,7 @@ LEVELS = (
 NEED_IMATRIX = (
     "Q2_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 NEEDY_TYPES = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 
 
@@ -56,29 +61,72 @@ def parse_levels(bits: Sequence[int], types: Sequence[str], *, has_imatrix: bool
     return [Level(n, int(LlamaFileType["ALL_F32" if n == "F32" else f"MOSTLY_{n}"])) for n in names]
 
 
+@dataclass(frozen=True)
+class ChosenTypes:
+    """`types` is {level name: {tensor name: type}}; `n_decided` says of every override how many tensors it decides
+    about."""
+
+    types: dict[str, Types]
+    n_decided: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 def choose_types(
-    levels: Sequence[Level], metadata: gguf.Entries, tensors: Sequence[gguf.Tensor], imatrix: Imatrix | None = None
-) -> dict[str, dict[str, GGMLQuantizationType]]:
-    """{level name: {tensor name: type}} for tensors as llama.cpp's converter would type them (BF16 and F32).
+    levels: Sequence[Level],
+    metadata: gguf.Entries,
+    tensors: Sequence[gguf.Tensor],
+    imatrix: Imatrix | None = None,
+    rules: Sequence[TypeRule] = (),
+) -> ChosenTypes:
+    """llama.cpp's choice, under `rules`, for tensors as its converter would type them (BF16 and F32).
 
-    Raises DataError where a type was chosen that can't do without an importance matrix, and `imatrix` has none for
-    the tensor.
+    Raises UsageError for a rule that can't be followed, DataError or UsageError where a type was chosen that can't do
+    without an importance matrix, and there is none for the tensor.
     """
-    probed = probe_types([x.ftype for x in levels], metadata, tensors, sorted(imatrix.weights) if imatrix else ())
-    found = {level.name: probed[level.ftype] for level in levels}
-    if imatrix:
-        for level in levels:
-            _check_importance(level, found[level.name], imatrix)
-    return found
+    if not levels:
+        return ChosenTypes({})
+    decided = decide(rules, {x.ftype: x.name for x in levels}, metadata, tensors) if rules else {}
+    weighed = sorted(imatrix.weights) if imatrix else ()
+    probed = probe_types([x.ftype for x in levels], metadata, tensors, weighed, rules)
+    warnings: list[str] = []
+    for level in levels:
+        types, own = probed[level.ftype], decided.get(level.ftype, {})
+        warnings += warn_of_other_types(rules, own, types, tensors)
+        _check_importance(level, types, tensors, imatrix, {name: rules[i].text for name, i in own.items()})
+    counts = Counter(decided[levels[0].ftype].values()) if rules else Counter()
+    return ChosenTypes(
+        {level.name: probed[level.ftype] for level in levels},
+        tuple(counts[i] for i in range(len(rules))),
+        tuple(dict.fromkeys(warnings)),
+    )
 
 
-def _check_importance(level: Level, types: Mapping[str, GGMLQuantizationType], imatrix: Imatrix) -> None:
-    """Source of the rule: `tensor_requires_imatrix` of llama.cpp's llama-quant.cpp."""
-    needy = (*NEEDY_TYPES, "Q2_K") if level.name == "Q2_K_S" else NEEDY_TYPES
-    for name, type_ in types.items():
-        exempt = name in ("token_embd.weight", "output.weight")
-        if type_.name in needy and not exempt and name not in imatrix.weights:
-            raise DataError(
-                f"{imatrix.path.name}: has no values for {name}, which {level.name} stores as {type_.name}; "
-                "make the matrix for this model, or choose Q2_K or wider"
+def requires_importance(tensor: str, type_: GGMLQuantizationType, level: str = "") -> bool:
+    """Can't a tensor have this type without an importance of its columns?
+
+    Source of the rule: `tensor_requires_imatrix` of llama.cpp's llama-quant.cpp, which leaves out embedding and head;
+    of these ggml's quantizer requires it for some types.
+    """
+    if tensor in (EMBEDDING, HEAD):
+        return needs_importance(type_.name)
+    return type_.name in NEEDY_TYPES or (type_.name == "Q2_K" and level == "Q2_K_S")
+
+
+def _check_importance(
+    level: Level, types: Types, tensors: Sequence[gguf.Tensor], imatrix: Imatrix | None, asked: Mapping[str, str]
+) -> None:
+    for t in tensors:
+        type_ = types[t.name]
+        found = None if imatrix is None else imatrix.weights.get(t.name)
+        if not requires_importance(t.name, type_, level.name) or (found is not None and found.size == t.shape[0]):
+            continue
+        by = asked.get(t.name, level.name)
+        if imatrix is None:
+            raise UsageError(
+                f"{by}: {t.name} would be {type_.name}, which needs an importance matrix; make one with "
+                "`jmedlite imatrix` and give it with --imatrix, or choose Q2_K or wider"
             )
+        raise DataError(
+            f"{imatrix.path.name}: has no values for {t.name}, which {by} stores as {type_.name}; "
+            "make the matrix for this model, or choose Q2_K or wider"
+        )

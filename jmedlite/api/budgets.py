@@ -9,12 +9,14 @@ from pathlib import Path
 from jmedlite.base.errors import UsageError
 from jmedlite.base.gguf import Tensor
 from jmedlite.base.inputs import check_range
+from jmedlite.base.manifest import MixEntry
 from jmedlite.base.options import parse_memory
 from jmedlite.base.progress import Progress
-from jmedlite.base.sensitivity import read_sensitivities
+from jmedlite.base.sensitivity import Sensitivities, read_sensitivities
 from jmedlite.convert.mixing import Budget, Mix, Mixer, check_names
 from jmedlite.convert.planning import QuantizePlan
 from jmedlite.runtime.offload import MARGIN, Machine, Wish, make_offload_plan, shape_of
+from jmedlite.runtime.type_probe import TypeRule
 
 FIT_CTX = 4096
 
@@ -59,19 +61,39 @@ class Targets:
 
 @dataclass(frozen=True)
 class Mixed:
-    """The mixes, what llama.cpp's levels next to each are predicted to cost, and what to warn of."""
+    """The mixes, what llama.cpp's levels next to each are predicted to cost, what to warn of, and by which file."""
 
-    mixes: tuple[Mix, ...]
-    beside: tuple[tuple[tuple[str, float, float], ...], ...]
-    warnings: tuple[str, ...]
-    sensitivity_sha256: str
+    mixes: tuple[Mix, ...] = ()
+    beside: tuple[tuple[tuple[str, float, float], ...], ...] = ()
+    warnings: tuple[str, ...] = ()
+    sensitivities: Sensitivities | None = None
+
+    def describe(self, mix: Mix) -> str:
+        """What a mix was made by, for the GGUF's own metadata."""
+        assert self.sensitivities is not None
+        return f"{mix.asked}, {self.sensitivities.path.name}, SHA-256 {self.sensitivities.sha256}"
+
+    def entries(self) -> dict[str, MixEntry]:
+        """{level: what its manifest says of the mix}."""
+        found = {}
+        for mix in self.mixes:
+            assert self.sensitivities is not None
+            found[mix.level.name] = MixEntry(
+                asked=mix.asked,
+                predicted_kl=float(f"{mix.predicted_kl:.4g}"),
+                sensitivity=self.sensitivities.path.name,
+                sha256=self.sensitivities.sha256,
+            )
+        return found
 
 
-def mix_levels(targets: Targets, plan: QuantizePlan, *, threads: int, progress: Progress) -> Mixed:
+def mix_levels(
+    targets: Targets, plan: QuantizePlan, rules: Sequence[TypeRule], *, threads: int, progress: Progress
+) -> Mixed:
     """A mix for every target; raises DataError for a sensitivity file of another model, UsageError for a budget."""
     assert targets.sensitivity is not None
     sensitivities = read_sensitivities(targets.sensitivity)
-    mixer = Mixer(plan, sensitivities, threads=threads, progress=progress)
+    mixer = Mixer(plan, sensitivities, rules=rules, threads=threads, progress=progress)
     mixes = [mixer.mix(budget) for budget in _budgets(targets, plan, mixer)]
     check_names(mixes)
     warnings = list(mixer.warnings)
@@ -82,7 +104,7 @@ def mix_levels(targets: Targets, plan: QuantizePlan, *, threads: int, progress: 
             f"{plan.imatrix.path.name if plan.imatrix else 'none'} is given here; the mix is good for the one that it "
             "was measured with"
         )
-    return Mixed(tuple(mixes), tuple(tuple(mixer.beside(m)) for m in mixes), tuple(warnings), sensitivities.sha256)
+    return Mixed(tuple(mixes), tuple(tuple(mixer.beside(m)) for m in mixes), tuple(warnings), sensitivities)
 
 
 def _budgets(targets: Targets, plan: QuantizePlan, mixer: Mixer) -> list[Budget]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from jmedlite.base.gguf import split_stem
 from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import Watch, check_range, watching
+from jmedlite.base.manifest import MADE_MOMENTS
+from jmedlite.base.moments import Moments
 from jmedlite.base.options import parse_memory
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress, silent
@@ -22,13 +24,18 @@ from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
 from jmedlite.convert.hashing import FollowingHash
-from jmedlite.convert.levels.recipes import LEVELS, parse_levels
+from jmedlite.convert.levels.overrides import read_rules
+from jmedlite.convert.levels.recipes import LEVELS, choose_types, parse_levels
 from jmedlite.convert.manifest import write_manifests
 from jmedlite.convert.pipeline import Written, write
-from jmedlite.convert.planning import QuantizePlan, make_quantize_plan
+from jmedlite.convert.planning import QuantizePlan, assemble, check_targets, lay_out
 from jmedlite.runtime.hardware import available_processors
+from jmedlite.runtime.type_probe import EMBEDDING, OUTPUT, PATTERN, TypeRule
 
+from .budgets import Mixed, Targets, mix_levels
 from .made_models import MadeModel, remember_models
+
+ROUNDINGS = ("ggml", "best")
 
 
 def as_bytes(amount: str | int | None) -> int | None:
@@ -45,6 +52,7 @@ class QuantizeJob:
     adapter_files: dict[Path, str]  # SHA-256 by path
     options: dict[str, Any]
     inputs: Watch  # the files that were read so far
+    mixed: Mixed
 
     def run(
         self,
@@ -69,7 +77,9 @@ class QuantizeJob:
                 progress=hashes.follow(progress),
             )
             source, base_files = self.source.describe(), hashes.result()
-            write_manifests(manifests, plan, written, source, base_files, self.adapter_files, self.options)
+            write_manifests(
+                manifests, plan, written, source, base_files, self.adapter_files, self.options, self.mixed.entries()
+            )
             self.inputs.check()
             # llama.cpp opens a model by its first file, which is therefore the last to be there
             order = [
@@ -101,7 +111,14 @@ def plan_quantization(
     lora: Sequence[str] = (),
     bits: Sequence[int] = (),
     types: Sequence[str] = (),
+    targets: Targets | None = None,
     imatrix: Path | None = None,
+    rounding: str | None = None,
+    moments: Path | None = None,
+    tensor_types: Sequence[str] = (),
+    tensor_type_file: Path | None = None,
+    token_embedding_type: str | None = None,
+    output_type: str | None = None,
     out: Path = Path(),
     name: str | None = None,
     allow_requantize: bool = False,
@@ -109,30 +126,64 @@ def plan_quantization(
     split_max_size: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> QuantizeJob:
-    """Resolve the model and its adapters and check everything that can be known before the first byte."""
-    levels = parse_levels(bits, types, has_imatrix=imatrix is not None)
+    """Resolve the model and its adapters and check everything that can be known before the first byte.
+
+    With `targets`, some rows of every weight are read and rounded to every type: `progress` hears of it.
+    """
+    targets = targets or Targets()
+    targets.check()
+    check_rounding(rounding, moments)
+    asked_levels = bits or types or not targets.any
+    levels = parse_levels(bits, types, has_imatrix=imatrix is not None) if asked_levels else []
     specs = [parse_spec(s) for s in lora]
     check_stem(name)
     with watching() as inputs:
+        rules = read_rules(tensor_types, tensor_type_file, token_embedding_type, output_type)
         matrix = read_imatrix(imatrix) if imatrix else None
+        gathered = Moments(moments) if moments else None
         source = resolve(model, follow_links=follow_links)
         adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
         weights = [adapter_weights(a.path) for a, _ in adapters]
         adapter_files = {path: sha256_file(path) for path in weights}
-        plan = make_quantize_plan(
+        stem = name or default_stem(source, [a for a, _ in adapters])
+        if not dry_run:
+            check_targets(out, stem, levels, overwrite)
+        plan = assemble(
             source.path,
-            levels,
-            out,
-            stem=name or default_stem(source, [a for a, _ in adapters]),
             name=source.name if source.repo else None,
             adapters=[(a.path, weight) for a, weight in adapters],
             imatrix=matrix,
-            made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
+            moments=gathered,
+            made_from={
+                **_made_from(source, adapters, [adapter_files[path] for path in weights], matrix, gathered),
+                **{f"jmedlite.made.{name}": " ".join(values) for name, values in _asked_types(rules).items()},
+            },
             requantize=allow_requantize,
+        )
+        chosen = choose_types(levels, plan.metadata, plan.stored_tensors, matrix, rules)
+        mixed = (
+            mix_levels(targets, plan, rules, threads=threads or available_processors(), progress=progress)
+            if targets.any
+            else Mixed()
+        )
+        plan = lay_out(
+            plan,
+            [*levels, *(m.level for m in mixed.mixes)],
+            {**chosen.types, **{m.level.name: m.types for m in mixed.mixes}},
+            out,
+            stem=stem,
+            own_metadata={m.level.name: {"jmedlite.made.mix": mixed.describe(m)} for m in mixed.mixes},
             split_bytes=split_max_size,
             overwrite=overwrite,
             dry_run=dry_run,
+        )
+        plan = replace(
+            plan,
+            warnings=(*plan.warnings, *chosen.warnings, *mixed.warnings),
+            rules=tuple(zip(rules, chosen.n_decided, strict=False)),
         )
         for level in plan.levels:
             for target in (f.path for f in level.files):
@@ -142,8 +193,22 @@ def plan_quantization(
             "allow_requantize": allow_requantize,
             "split_max_size": split_max_size,
             "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
+            **{k: values if k == "tensor_types" else values[0] for k, values in _asked_types(rules).items()},
         }
-    return QuantizeJob(plan, source, adapter_files, options, inputs)
+    return QuantizeJob(plan, source, adapter_files, options, inputs, mixed)
+
+
+def check_rounding(rounding: str | None, moments: Path | None) -> None:
+    """Raise UsageError where `--rounding` and `--moments` do not go together."""
+    if rounding not in (None, *ROUNDINGS):
+        raise UsageError(f"--rounding {rounding}: expected {' or '.join(ROUNDINGS)}")
+    if rounding == "best" and moments is None:
+        raise UsageError(
+            "--rounding best: needs the second moments of the model's inputs; gather them with `jmedlite moments GGUF` "
+            "and give the file with --moments"
+        )
+    if moments is not None and rounding != "best":
+        raise UsageError("--moments: is used by --rounding best; give that, too")
 
 
 def export_adapters(
@@ -189,7 +254,11 @@ def adapter_weights(path: Path) -> Path:
 
 
 def _made_from(
-    source: Source, adapters: Sequence[tuple[Source, float]], sums: Sequence[str], imatrix: Imatrix | None
+    source: Source,
+    adapters: Sequence[tuple[Source, float]],
+    sums: Sequence[str],
+    imatrix: Imatrix | None,
+    moments: Moments | None,
 ) -> dict[str, str]:
     """The essential part of the manifest, for the GGUF's own metadata."""
     found = {"jmedlite.made.version": __version__, "jmedlite.made.base": source.full_name}
@@ -199,7 +268,16 @@ def _made_from(
         )
     if imatrix:
         found["jmedlite.made.imatrix"] = f"{imatrix.path.name}, SHA-256 {imatrix.sha256}"
+    if moments:
+        found[MADE_MOMENTS] = f"{moments.path.name}, SHA-256 {moments.sha256}"
     return found
+
+
+def _asked_types(rules: Sequence[TypeRule]) -> dict[str, list[str]]:
+    """The types set for single tensors, by the names that the options have here; no name without a value."""
+    names = {PATTERN: "tensor_types", EMBEDDING: "token_embedding_type", OUTPUT: "output_type"}
+    found = {name: [rule.value for rule in rules if rule.option == option] for option, name in names.items()}
+    return {name: values for name, values in found.items() if values}
 
 
 def quantize(
@@ -208,7 +286,18 @@ def quantize(
     lora: Sequence[str] = (),
     bits: Sequence[int] = (),
     types: Sequence[str] = (),
+    target_bpw: Sequence[float] = (),
+    target_size: Sequence[str] = (),
+    fit_ram: Sequence[str] = (),
+    fit_ctx: int | None = None,
+    sensitivity: str | Path | None = None,
     imatrix: str | Path | None = None,
+    rounding: str | None = None,
+    moments: str | Path | None = None,
+    tensor_types: Sequence[str] = (),
+    tensor_type_file: str | Path | None = None,
+    token_embedding_type: str | None = None,
+    output_type: str | None = None,
     out: str | Path = ".",
     name: str | None = None,
     threads: int | None = None,
@@ -222,7 +311,11 @@ def quantize(
     """Merge `lora` adapters into `model` and write one GGUF per level, in one pass; returns the files' paths.
 
     `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
-    names ("Q4_K_S"); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
+    names ("Q4_K_S"); `target_bpw`, `target_size` ("4.7GB") and `fit_ram` ("8GB", with a context of `fit_ctx` tokens)
+    are mixes of types, each a level, chosen by what `sensitivity` measured; `rounding="best"` takes `moments`;
+    `tensor_types` are REGEX=TYPE ("attn_v=Q6_K"; the first that matches decides), `tensor_type_file` has more of them,
+    `token_embedding_type` and `output_type` are of these two tensors (docs/converting.md); `memory` bounds the pass
+    ("1GB"), `split_max_size` each file ("2GB": the first file's path is
     returned); with `follow_links`, links in folders may lead to other users' files; `progress` hears how far it is
     (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
 
@@ -234,12 +327,21 @@ def quantize(
         lora=lora,
         bits=bits,
         types=types,
+        targets=Targets(target_bpw, target_size, fit_ram, fit_ctx, Path(sensitivity) if sensitivity else None),
         imatrix=Path(imatrix) if imatrix else None,
+        rounding=rounding,
+        moments=Path(moments) if moments else None,
+        tensor_types=tensor_types,
+        tensor_type_file=Path(tensor_type_file) if tensor_type_file else None,
+        token_embedding_type=token_embedding_type,
+        output_type=output_type,
         out=Path(out),
         name=name,
         allow_requantize=allow_requantize,
         follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
+        threads=threads,
+        progress=progress,
     )
     return [w.path for w in job.run(threads=threads, memory=as_bytes(memory), progress=progress)]

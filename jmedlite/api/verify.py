@@ -15,6 +15,7 @@ from jmedlite.base.hub import resolve, resolve_adapter
 from jmedlite.base.imatrix import read_imatrix
 from jmedlite.base.inputs import check_range, watching
 from jmedlite.base.manifest import check_hashes, read_manifest
+from jmedlite.base.moments import Moments
 from jmedlite.base.progress import Progress, silent
 from jmedlite.base.records import to_json
 from jmedlite.convert.adapters.lora import parse_spec
@@ -41,6 +42,7 @@ def verify(
     base: str | Path,
     lora: Sequence[str] = (),
     imatrix: str | Path | None = None,
+    moments: str | Path | None = None,
     tolerance: float = 0.0,
     allow_requantize: bool = False,
     follow_links: bool = False,
@@ -73,6 +75,7 @@ def verify(
                 for spec, weight in map(parse_spec, lora)
             ],
             imatrix=read_imatrix(Path(imatrix)) if imatrix else None,
+            moments=Moments(Path(moments)) if moments else None,
             tolerance=tolerance,
             requantize=allow_requantize,
             threads=threads or available_processors(),

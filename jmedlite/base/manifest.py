@@ -13,6 +13,7 @@ from .records import along, from_json
 from .wording import some
 
 FORMAT = 2
+MADE_MOMENTS = "jmedlite.made.moments"  # the GGUF's key for the file that its rounding went by
 
 
 class NoManifest(DataError):
@@ -64,6 +65,26 @@ class ImatrixEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MomentsEntry:
+    """The second moments that rounding with error feedback went by."""
+
+    name: str
+    sha256: str
+    datasets: tuple[str, ...]
+    n_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixEntry:
+    """The budget that types were chosen within, what they are predicted to cost (nats a token), and by which file."""
+
+    asked: str
+    predicted_kl: float
+    sensitivity: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterOption:
     """An adapter as it was asked for."""
 
@@ -75,19 +96,23 @@ class AdapterOption:
 
 @dataclass(frozen=True, kw_only=True)
 class OptionsEntry:
-    """What was asked for."""
+    """What was asked for; `tensor_types` are REGEX=TYPE, in the order in which they were tried."""
 
     allow_requantize: bool
     split_max_size: int | None
     adapters: tuple[AdapterOption, ...]
+    tensor_types: tuple[str, ...] | None = None
+    token_embedding_type: str | None = None
+    output_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """A tensor's type, and its quantization error: √(Σ(stored − exact)² / Σ exact²)."""
+    """A tensor's type, its quantization error √(Σ(stored − exact)² / Σ exact²), and its rounding, if it is not ggml's."""
 
     type: str
     rel_rmse: float
+    rounding: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +134,8 @@ class Manifest:
     options: OptionsEntry
     versions: dict[str, str]
     tensors: dict[str, TensorEntry]
+    moments: MomentsEntry | None = None
+    mix: MixEntry | None = None
 
 
 def read_manifest(gguf_file: Path) -> Manifest | None:

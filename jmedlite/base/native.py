@@ -51,6 +51,8 @@ def libggml() -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
+    lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    lib.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     lib.ggml_type_name.restype = ctypes.c_char_p
     lib.ggml_type_name.argtypes = [ctypes.c_int]
     lib.ggml_set_abort_callback.argtypes = [AbortCallback]
@@ -88,6 +90,12 @@ def decodes(dtype: str) -> bool:
 def encodes(dtype: str) -> bool:
     """Can ggml make this format of float32? Over any other its quantizer ends the process."""
     return dtype in _PLAIN or hasattr(libggml(), f"quantize_{_ggml_name(dtype)}")
+
+
+@cache
+def needs_importance(dtype: str) -> bool:
+    """Can ggml make this format only with an importance of every column? Without one its quantizer ends the process."""
+    return bool(libggml().ggml_quantize_requires_imatrix(GGMLQuantizationType[dtype].value))
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 Stage = Literal[
+    "mixing",  # bytes of the base, of which some rows are read
     "quantizing",  # bytes of the base
     "verifying",  # bytes of the base
     "calibrating",  # bytes of the text
@@ -18,7 +19,7 @@ Stage = Literal[
     "text",  # chunks; `what` is the model
 ]
 # the others count things
-IN_BYTES: tuple[Stage, ...] = ("quantizing", "verifying", "calibrating", "hashing", "copying")
+IN_BYTES: tuple[Stage, ...] = ("mixing", "quantizing", "verifying", "calibrating", "hashing", "copying")
 Notice = Callable[[str], None]  # hears a sentence for the person
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LABELS: dict[Stage, str] = {
     "quantizing": "quantizing",
     "verifying": "verifying",
+    "mixing": "trying types",
     "calibrating": "calibrating",
     "moments": "gathering moments",
     "weights": "measuring weights",

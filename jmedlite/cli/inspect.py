@@ -12,7 +12,7 @@ from jmedlite.base.errors import DataError
 from . import console
 from .options import JsonFlag
 
-SHOWN = 10  # tensors that lost most
+SHOWN = 10  # tensors that lost most, and types set for single tensors
 
 
 def inspect(
@@ -60,6 +60,11 @@ def _show_facts(facts: dict[str, Any]) -> None:
     rows += [["adapter", entry] for entry in made.get("adapters", "").split("; ") if entry]
     if facts["imatrix"]:
         rows.append(["importance", made.get("imatrix") or ", ".join(f"{k} {v}" for k, v in facts["imatrix"].items())])
+    overrides = made.get("tensor_types", "").split()
+    rows += [["tensor types", entry] for entry in overrides[:SHOWN]]
+    rows += [["tensor types", f"and {len(overrides) - SHOWN} more"]] if len(overrides) > SHOWN else []
+    rows += [["embedding's type", made["token_embedding_type"]]] if "token_embedding_type" in made else []
+    rows += [["output's type", made["output_type"]]] if "output_type" in made else []
     if made.get("version"):
         versions = manifest.get("versions") or {}
         others = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "jmedlite")

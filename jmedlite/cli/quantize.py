@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from jmedlite.api.quantize import QuantizeJob
 
 
+SHOWN = 10  # types set for single tensors
+
+
 def quantize(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file, or Hub id owner/name[@revision].")] = "",
     lora: Annotated[
@@ -25,8 +28,44 @@ def quantize(
     types: Annotated[
         list[str] | None, typer.Option("--type", "-t", help="llama.cpp's name, such as Q4_K_S; repeatable.")
     ] = None,
+    target_bpw: Annotated[
+        list[float] | None,
+        typer.Option(metavar="BITS", help="A mix of types of so many bits per weight, such as 4.5; repeatable."),
+    ] = None,
+    target_size: Annotated[
+        list[str] | None, typer.Option(metavar="SIZE", help="A mix for a file of this size, such as 4.7GB; repeatable.")
+    ] = None,
+    fit_ram: Annotated[
+        list[str] | None, typer.Option(metavar="SIZE", help="A mix that runs in so much memory, such as 6GB.")
+    ] = None,
+    fit_ctx: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Context that --fit-ram has room for; default: 4096.")
+    ] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where bits matter (see `jmedlite sensitivity`).")
+    ] = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix (see `jmedlite imatrix`).")
+    ] = None,
+    rounding: Annotated[
+        str | None, typer.Option(help="ggml (as llama.cpp; default), or best: with error feedback, needs --moments.")
+    ] = None,
+    moments: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Second moments (see `jmedlite moments`).")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TYPE", help="Type of tensors by name; repeatable, the first match decides."),
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="More of these, with spaces or line breaks between.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of the token embedding, such as Q8_0.")
+    ] = None,
+    output_type: Annotated[
+        str | None,
+        typer.Option("--output-type", "--output-tensor-type", metavar="TYPE", help="Type of the output tensor (head)."),
     ] = None,
     adapter_only: Annotated[
         bool, typer.Option("--adapter-only", help="Write the adapter itself as a GGUF, for `ask --lora`.")
@@ -49,6 +88,7 @@ def quantize(
     as_json: JsonFlag = False,
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
+    from jmedlite.api.budgets import Targets
     from jmedlite.api.made_models import from_usual
     from jmedlite.api.quantize import as_bytes, plan_quantization
     from jmedlite.base.hub import DEFAULT_MODEL
@@ -56,23 +96,44 @@ def quantize(
     if adapter_only:
         if bits or imatrix or split_max_size:
             raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32 or F16")
+        if tensor_type or tensor_type_file or token_embedding_type or output_type:
+            raise UsageError(
+                "--adapter-only: takes no --tensor-type, --tensor-type-file, --token-embedding-type or --output-type: "
+                "all of an adapter has one type; give --type F32 or F16"
+            )
+        if target_bpw or target_size or fit_ram or fit_ctx or sensitivity or rounding or moments:
+            raise UsageError(
+                "--adapter-only: takes no --target-bpw, --target-size, --fit-ram, --sensitivity, --rounding or "
+                "--moments: an adapter is kept in 16 or 32 bits; give --type F32 or F16"
+            )
         _export_adapters(model, lora or [], types or [], out, name, follow_links, overwrite, as_json)
         return
     limit = as_bytes(memory)
-    job = plan_quantization(
-        model or DEFAULT_MODEL,
-        lora=lora or [],
-        bits=bits or [],
-        types=types or [],
-        imatrix=imatrix,
-        out=out,
-        name=name,
-        allow_requantize=allow_requantize,
-        follow_links=follow_links,
-        split_max_size=as_bytes(split_max_size),
-        overwrite=overwrite,
-        dry_run=dry_run,
-    )
+    targets = Targets(target_bpw or (), target_size or (), fit_ram or (), fit_ctx, sensitivity)
+    with console.progress("mixing" if targets.any else None) as progress:
+        job = plan_quantization(
+            model or DEFAULT_MODEL,
+            lora=lora or [],
+            bits=bits or [],
+            types=types or [],
+            targets=targets,
+            imatrix=imatrix,
+            rounding=rounding,
+            moments=moments,
+            tensor_types=tensor_type or [],
+            tensor_type_file=tensor_type_file,
+            token_embedding_type=token_embedding_type,
+            output_type=output_type,
+            out=out,
+            name=name,
+            allow_requantize=allow_requantize,
+            follow_links=follow_links,
+            split_max_size=as_bytes(split_max_size),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            threads=threads,
+            progress=progress,
+        )
     plan = job.plan
     for warning in plan.warnings:
         console.warn(warning)
@@ -157,6 +218,23 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
             for a in plan.adapters
         ],
         "imatrix": plan.imatrix and plan.imatrix.path.name,
+        "moments": plan.moments and plan.moments.path.name,
+        "mixes": [
+            {
+                "level": mix.level.name,
+                "asked": mix.asked,
+                "predicted_kl": round(mix.predicted_kl, 6),
+                "beside": [
+                    {"level": name, "bits_per_weight": round(bits, 4), "predicted_kl": round(kl, 6)}
+                    for name, bits, kl in beside
+                ],
+            }
+            for mix, beside in zip(job.mixed.mixes, job.mixed.beside, strict=True)
+        ],
+        "overrides": [
+            {"option": rule.option, "pattern": rule.pattern or None, "type": rule.type.name, "n_tensors": n}
+            for rule, n in plan.rules
+        ],
         "levels": levels,
     }
 
@@ -173,6 +251,20 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}{trained_on}")
     if facts["imatrix"]:
         console.note(f"  + importance matrix {facts['imatrix']}")
+    if facts["moments"]:
+        console.note(f"  + error feedback by the second moments {facts['moments']}")
+    for mix in facts["mixes"]:
+        console.note(f"  {mix['level']} ({mix['asked']}): predicted {mix['predicted_kl']:.4f} nats a token")
+        for other in mix["beside"]:
+            console.note(
+                f"    beside it, {other['level']} ({other['bits_per_weight']:.2f} bits): {other['predicted_kl']:.4f}"
+            )
+    overrides = facts["overrides"]
+    for o in overrides[:SHOWN]:
+        value = f"{o['pattern']}={o['type']}" if o["pattern"] else o["type"]
+        console.note(f"  + {o['option']} {value}, decides the type of {o['n_tensors']} tensor(s)")
+    if len(overrides) > SHOWN:
+        console.note(f"  + {len(overrides) - SHOWN} more of these")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],

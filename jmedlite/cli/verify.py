@@ -24,6 +24,7 @@ def verify(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The importance matrix it was made with.")
     ] = None,
+    moments: Annotated[Path | None, typer.Option(metavar="FILE", help="The second moments it was rounded by.")] = None,
     tolerance: Annotated[
         float, typer.Option(help="Relative distance up to which a tensor passes, for files of another build.")
     ] = 0.0,
@@ -45,6 +46,7 @@ def verify(
             base=base,
             lora=lora or [],
             imatrix=imatrix,
+            moments=moments,
             tolerance=tolerance,
             allow_requantize=allow_requantize,
             follow_links=follow_links,

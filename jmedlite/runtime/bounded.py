@@ -18,8 +18,11 @@ _ONE_AT_A_TIME = threading.Lock()  # there is one clock
 
 
 @contextmanager
-def limited_memory(extra: int) -> Iterator[None]:
-    """Bound the address space while the body runs, where the system can."""
+def limited_memory(extra: int | None) -> Iterator[None]:
+    """Bound the address space while the body runs, where the system can; None: don't."""
+    if extra is None:
+        yield
+        return
     try:
         import resource
 
@@ -36,7 +39,7 @@ def limited_memory(extra: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, old)
 
 
-def bounded(emit: Emit, what: str, seconds: float, work: Callable[[], T]) -> T:
+def bounded(emit: Emit, what: str, seconds: float, work: Callable[[], T], memory: int | None = MEMORY) -> T:
     """What `work` gives; where it takes longer, this process ends, and the parent tells what the event announced.
 
     The clock is a thread of C, for one call into C can keep the interpreter's lock for hours, and every thread of
@@ -46,7 +49,7 @@ def bounded(emit: Emit, what: str, seconds: float, work: Callable[[], T]) -> T:
         emit("bounded", message=f"{what} ran for over {seconds:g} s")
         faulthandler.dump_traceback_later(seconds, exit=True)
         try:
-            with limited_memory(MEMORY):
+            with limited_memory(memory):
                 return work()
         except MemoryError:
             raise DataError(f"{what} needs too much memory") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.convert.families.row_order import RowOrder
 from tests.support import builders
-from tests.support.ggufs import llama_quantize, raw, read
+from tests.support.ggufs import importance, llama_quantize, raw, read
 
 Q0 = "model.layers.0.self_attn.q_proj"
 
@@ -355,22 +354,15 @@ IMATRIX_LEVELS = [
 
 @pytest.mark.parametrize("level", IMATRIX_LEVELS)
 def test_importance_is_applied_as_llama_cpp_does(tmp_path: Path, level: str) -> None:
-    from llama_cpp import llama_cpp
-
     builders.checkpoint(tmp_path / "m", "llama")
     (source,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path)
     matrix = jmedlite.imatrix(source, chunks=2, ctx=128).imatrix
     (path,) = jmedlite.quantize(tmp_path / "m", types=[level], imatrix=matrix.path, out=tmp_path / "out")
-    names = list(matrix.weights)
-    entries = (llama_cpp.llama_model_imatrix_data * (len(names) + 1))()
-    for entry, name in zip(entries, names, strict=False):
-        entry.name, entry.size = name.encode(), matrix.weights[name].size
-        entry.data = matrix.weights[name].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    llama_quantize(source, tmp_path / "ref.gguf", level, imatrix=entries)
+    llama_quantize(source, tmp_path / "ref.gguf", level, imatrix=importance(matrix))
     assert raw(path) == raw(tmp_path / "ref.gguf")
     meta = read_header(path).metadata
     assert meta["quantize.imatrix.file"] == matrix.path.name
-    assert meta["quantize.imatrix.entries_count"] == len(names)
+    assert meta["quantize.imatrix.entries_count"] == len(matrix.weights)
     manifest = json.loads(path.with_suffix(".json").read_text())
     assert manifest["imatrix"]["sha256"] == matrix.sha256
     (plain,) = jmedlite.quantize(tmp_path / "m", types=["Q4_K_M"], out=tmp_path / "plain")

@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from jmedlite.base.imatrix import Imatrix
 from jmedlite.convert.levels.recipes import parse_levels
 from tests.support import builders
 
@@ -42,6 +43,25 @@ def llama_quantize(source: Path, target: Path, level: str, **settings: Any) -> N
     for name, value in settings.items():
         setattr(params, name, value)
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
+
+
+def importance(matrix: Imatrix) -> Any:
+    """An importance matrix as the setting `imatrix` of `llama_quantize`."""
+    from llama_cpp import llama_cpp
+
+    entries = (llama_cpp.llama_model_imatrix_data * (len(matrix.weights) + 1))()
+    for entry, (name, values) in zip(entries, matrix.weights.items(), strict=False):
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
+
+
+def overrides(*rules: tuple[str, str]) -> Any:
+    """Patterns and types as the setting `tt_overrides` of `llama_quantize`."""
+    from llama_cpp import llama_cpp
+
+    patterns = [(pattern.encode(), int(gguf.GGMLQuantizationType[type_])) for pattern, type_ in rules]
+    return (llama_cpp.llama_model_tensor_override * (len(rules) + 1))(*patterns)
 
 
 def write_experts(path: Path, n_experts: int = 4, n_used: int = 2) -> None:
