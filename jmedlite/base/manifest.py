@@ -108,7 +108,7 @@ class OptionsEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """A tensor's type, its quantization error √(Σ(stored − exact)² / Σ exact²), and its rounding, if it is not ggml's."""
+    """A tensor's type, its quantization error √(Σ(stored − exact)² / Σ exact²), and its rounding, if not ggml's."""
 
     type: str
     rel_rmse: float
