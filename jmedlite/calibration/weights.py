@@ -21,7 +21,7 @@ from jmedlite.runtime.loading import LoadedModel
 
 from .graph import GgmlTensor, check_layout, library, weight_name
 
-KEPT_IN = ("BF16", "F16", "Q8_0")  # finer than any probe type, and quick to write again
+KEPT_IN = ("F32", "BF16", "F16", "Q8_0")  # finer than any probe type, and quick to write again
 BLOCK = 1 << 20  # elements rounded at once by a thread
 COMPARED = 4096  # bytes at either end of a weight that must be the file's
 
