@@ -29,7 +29,8 @@ CTX = 48
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of 16 bits, with weights large enough that rounding one of them is seen."""
     folder = tmp_path_factory.mktemp("sensitivity")
-    builders.checkpoint(folder / "m", scale=0.15)
+    config = builders.config("qwen2", builders.n_tokens(builders.byte_level_tokenizer()))
+    builders.checkpoint(folder / "m", tensors=builders.weights(config, scale=0.15))
     (path,) = jmedlite.quantize(folder / "m", types=["BF16"], out=folder, threads=1)
     return path
 

@@ -57,15 +57,14 @@ def brain_surgeon(type_: Type, rows: np.ndarray, h: np.ndarray, raw: np.ndarray)
 @pytest.mark.parametrize(
     "type_", [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q6_K, Type.Q4_0, Type.IQ4_XS], ids=lambda t: t.name
 )
-def test_codes_are_those_of_the_optimal_brain_surgeon(type_: str) -> None:
+def test_codes_are_those_of_the_optimal_brain_surgeon(type_: Type) -> None:
     rng = np.random.default_rng(3)
     h = moments(inputs(rng, n=256))
     rows = (0.02 * rng.normal(size=(6, 256))).astype(np.float32)
     damped = h.astype(np.float64) + 0.1 * np.diag(h).mean() * np.eye(256)
-    of = Type[type_]
-    raw = encode(of, rows, [feedback.make_window(0, h, 0.1)])
-    codes = unpack(of, raw.reshape(-1, FORMATS[of].nbytes)).codes.reshape(rows.shape)
-    expected = brain_surgeon(of, rows, damped, raw)
+    raw = encode(type_, rows, [feedback.make_window(0, h, 0.1)])
+    codes = unpack(type_, raw.reshape(-1, FORMATS[type_].nbytes)).codes.reshape(rows.shape)
+    expected = brain_surgeon(type_, rows, damped, raw)
     # where a value lies within float32's rounding of the middle of two codes, either is right, and what follows differs
     assert (codes == expected).mean() > 0.99
 
