@@ -111,7 +111,8 @@ def test_types_of_single_tensors(made: tuple[str, Path], tmp_path: Path, level: 
     if not tools:
         pytest.skip("JMEDLITE_REFERENCE_TOOLS is not set")
     name, out = made
-    command = [sys.executable, "-m", "jmedlite", "quantize", FOLDER / name, "-t", level, "-o", tmp_path, "--name", "m"]
+    made_as = ["-t", level, "-o", str(tmp_path), "--name", "m"]
+    command = [sys.executable, "-m", "jmedlite", "quantize", str(FOLDER / name), *made_as]
     subprocess.run([*command, *options], check=True, capture_output=True)
     quantizer, reference = Path(tools) / "bin" / "llama-quantize", tmp_path / "ref.gguf"
     subprocess.run([quantizer, *options, out / "m-BF16.gguf", reference, level], check=True, capture_output=True)

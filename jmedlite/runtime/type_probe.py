@@ -74,10 +74,14 @@ def probe_rules(
     """{file type: {tensor name: index of the rule that decides its type}}, without the tensors that none decides about.
 
     Every rule is given a mark, a type that nothing else would choose, and the tensors that have it afterwards are its
-    own; more rules than there are marks are told apart digit by digit. Raises as `probe_types` does.
+    own; more rules than there are marks are told apart digit by digit. Raises as `probe_types` does, and DataError
+    where the model has tensors of these types itself.
     """
     taken = {t.type for t in tensors}
     marks = [mark for mark in _MARKS if mark not in taken]
+    if len(marks) < 2:
+        names = ", ".join(sorted(t.name for t in taken.intersection(_MARKS)))
+        raise DataError(f"the model has tensors of the types {names}, so no types can be set for single tensors of it")
     n_digits = 1
     while len(marks) ** n_digits < len(rules):
         n_digits += 1

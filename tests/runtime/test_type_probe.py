@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
-from jmedlite.base.errors import NativeError, UsageError
+from jmedlite.base.errors import DataError, NativeError, UsageError
 from jmedlite.base.gguf import ARRAY, Entries, Tensor, layout, pack_header, pack_metadata, read_header
 from jmedlite.runtime.type_probe import EMBEDDING, OUTPUT, PATTERN, TypeRule, probe_rules, probe_types
 
@@ -95,3 +95,11 @@ def test_the_pattern_that_is_refused_is_named(model: tuple[Entries, list[Tensor]
     entries, tensors = model
     with pytest.raises(NativeError, match=r"llama\.cpp refused the model: "):  # and not the pattern
         probe_types([Q4_K_M], entries | {"general.architecture": (b"nonesuch", 8, None)}, tensors, (), rules)
+
+
+def test_a_model_of_all_the_marks(model: tuple[Entries, list[Tensor]]) -> None:
+    entries, tensors = model
+    odd = [Tensor(f"x.{name}", (32,), GGMLQuantizationType[name]) for name in ("I8", "I16", "I32", "F64")]
+    rules = [TypeRule(PATTERN, GGMLQuantizationType.Q8_0, "attn")]
+    with pytest.raises(DataError, match="tensors of the types F64, I16, I32, I8, so no types can be set"):
+        probe_rules([Q8_0], entries, [*tensors, *odd], rules)
