@@ -12,9 +12,9 @@ structs block_q2_K … block_iq4_xs) and of the dequantize_row functions in ggml
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
@@ -30,56 +30,58 @@ I16 = NDArray[np.int16]
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Bytes [start, start + size) of a block, with `bits` of each of 8 × size / bits numbers.
+class Run(NamedTuple):
+    """`count` numbers, of which `bits` lie in `count` bytes of a block, one in each.
 
-    The bytes lie in groups of `width`: a group's lowest bits belong to its first `width` numbers, the next bits to the
-    `width` after those, and so on.
+    Bit `number_shift` and the ones above it of numbers[first + i] are bit `byte_shift` and the ones above it of
+    byte[start + i].
     """
 
     start: int
-    size: int
-    width: int
+    byte_shift: int
     bits: int
-
-    def read(self, raw: U8) -> U8:
-        """(n_blocks, block_bytes) → (n_blocks, numbers), each below 2^bits."""
-        groups = raw[:, self.start : self.start + self.size].reshape(len(raw), self.size // self.width, 1, self.width)
-        return ((groups >> self._shifts) & np.uint8((1 << self.bits) - 1)).reshape(len(raw), 8 * self.size // self.bits)
-
-    def write(self, numbers: U8, raw: U8) -> None:
-        """The inverse of `read`; bits of `numbers` above `bits` are left out."""
-        low = numbers & np.uint8((1 << self.bits) - 1)
-        groups = low.reshape(len(raw), self.size // self.width, 8 // self.bits, self.width) << self._shifts
-        raw[:, self.start : self.start + self.size] = np.bitwise_or.reduce(groups, axis=2).reshape(len(raw), self.size)
-
-    @property
-    def _shifts(self) -> U8:
-        return np.arange(0, 8, self.bits, dtype=np.uint8)[:, None]
+    first: int
+    number_shift: int
+    count: int
 
 
 @dataclass(frozen=True)
 class Field:
-    """Numbers that lie in one plane or several, lowest bits first, and are stored with `bias` added."""
+    """Where the `n` numbers of a block lie, whole and zero-based; they are stored with `added` to them, modulo 256.
 
-    planes: tuple[Plane, ...]
-    bias: int = 0
+    A byte that C has as a signed one is zero-based with 128 added: its lowest value, −128, is stored as 128.
+    """
+
+    runs: tuple[Run, ...]
+    n: int
+    added: int = 0
 
     def read(self, raw: U8) -> U8:
-        """The stored numbers, (n_blocks, numbers), zero-based."""
-        found, shift = self.planes[0].read(raw), self.planes[0].bits
-        for plane in self.planes[1:]:
-            found |= plane.read(raw) << np.uint8(shift)
-            shift += plane.bits
-        return found
+        """(n_blocks, block_bytes) → (n_blocks, n)."""
+        found = np.zeros((len(raw), self.n), np.uint8)
+        for run in self.runs:
+            part = raw[:, run.start : run.start + run.count] >> np.uint8(run.byte_shift)
+            part &= np.uint8((1 << run.bits) - 1)
+            found[:, run.first : run.first + run.count] |= part << np.uint8(run.number_shift)
+        return found - np.uint8(self.added)
 
     def write(self, numbers: U8, raw: U8) -> None:
-        """The inverse of `read`."""
-        shift = 0
-        for plane in self.planes:
-            plane.write(numbers >> np.uint8(shift), raw)
-            shift += plane.bits
+        """The inverse of `read`, into bytes that are 0."""
+        stored = numbers + np.uint8(self.added)
+        for run in self.runs:
+            part = stored[:, run.first : run.first + run.count] >> np.uint8(run.number_shift)
+            part &= np.uint8((1 << run.bits) - 1)
+            raw[:, run.start : run.start + run.count] |= part << np.uint8(run.byte_shift)
+
+
+def _plane(start: int, size: int, width: int, bits: int, number_shift: int = 0) -> tuple[Run, ...]:
+    """Bytes [start, start + size), full of `bits` of 8 × size / bits numbers.
+
+    The bytes lie in groups of `width`: a group's lowest bits belong to its first `width` numbers, the next bits to the
+    `width` after those, and so on.
+    """
+    places = [(at, shift) for at in range(start, start + size, width) for shift in range(0, 8, bits)]
+    return tuple(Run(at, shift, bits, i * width, number_shift, width) for i, (at, shift) in enumerate(places))
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Format:
     """One format. `codes` of a block are zero-based; code c stands for `levels[c]`.
 
     Sub-blocks of `sub` weights have a scale in [scale_low, scale_high] and, where `has_offsets`, a minimum in [0,
-    scale_high]. A format without scales of its own (`scales` is None) has one sub-block, whose scale is 1.
+    scale_high]; the field `scales` has all scales, less scale_low, and behind them the minima. Without it, the scale of
+    the one sub-block is 1.
     """
 
     type: Type
@@ -124,45 +127,53 @@ def _whole(low: int, high: int) -> tuple[int, ...]:
     return tuple(range(low, high + 1))
 
 
-_NIBBLES = Field((Plane(2, 16, 16, 4),))
+_NIBBLES = Field(_plane(2, 16, 16, 4), 32)
+# get_scale_min_k4 of ggml-quants.c: eight scales, then eight minima, of six bits in twelve bytes. The first four of
+# each are the lower six bits of four bytes, whose upper two bits are the others' upper two.
+_SIX_BITS = Field(
+    (
+        *(Run(4 + 4 * k, 0, 6, 8 * k, 0, 4) for k in range(2)),
+        *(Run(4 + 4 * k, 6, 2, 8 * k + 4, 4, 4) for k in range(2)),
+        *(Run(12, 4 * k, 4, 8 * k + 4, 0, 4) for k in range(2)),
+    ),
+    16,
+)
 
 FORMATS = MappingProxyType(
     {
         f.type: f
         for f in (
             Format(Type.Q4_0, 32, _NIBBLES, _whole(-8, 7)),
-            Format(Type.Q5_0, 32, Field((Plane(6, 16, 16, 4), Plane(2, 4, 1, 1))), _whole(-16, 15)),
-            Format(Type.Q8_0, 32, Field((Plane(2, 32, 32, 8),), bias=128), _whole(-128, 127)),
+            Format(Type.Q5_0, 32, Field((*_plane(6, 16, 16, 4), *_plane(2, 4, 1, 1, 4)), 32), _whole(-16, 15)),
+            Format(Type.Q8_0, 32, Field(_plane(2, 32, 32, 8), 32, 128), _whole(-128, 127)),
             Format(Type.IQ4_NL, 32, _NIBBLES, IQ4_VALUES),
             Format(
-                Type.Q2_K, 16, Field((Plane(16, 64, 32, 2),)), _whole(0, 3), 80, 82,
-                scales=Field((Plane(0, 16, 16, 4),)), scale_low=0, scale_high=15,
+                Type.Q2_K, 16, Field(_plane(16, 64, 32, 2), 256), _whole(0, 3), 80, 82,
+                scales=Field(_plane(0, 16, 16, 4), 32), scale_low=0, scale_high=15,
             ),
             Format(
-                Type.Q3_K, 16, Field((Plane(32, 64, 32, 2), Plane(0, 32, 32, 1))), _whole(-4, 3), 108,
-                scales=Field((Plane(96, 8, 8, 4), Plane(104, 4, 4, 2)), bias=32), scale_low=-32, scale_high=31,
-            ),
-            # for Q4_K and Q5_K, whose scales and minima share twelve bytes, see _read_pairs
-            Format(
-                Type.Q4_K, 32, Field((Plane(16, 128, 32, 4),)), _whole(0, 15), 0, 2,
-                scales=Field(()), scale_low=0, scale_high=63,
+                Type.Q3_K, 16, Field((*_plane(32, 64, 32, 2), *_plane(0, 32, 32, 1, 2)), 256), _whole(-4, 3), 108,
+                scales=Field((*_plane(96, 8, 8, 4), *_plane(104, 4, 4, 2, 4)), 16), scale_low=-32, scale_high=31,
             ),
             Format(
-                Type.Q5_K, 32, Field((Plane(48, 128, 32, 4), Plane(16, 32, 32, 1))), _whole(0, 31), 0, 2,
-                scales=Field(()), scale_low=0, scale_high=63,
+                Type.Q4_K, 32, Field(_plane(16, 128, 32, 4), 256), _whole(0, 15), 0, 2,
+                scales=_SIX_BITS, scale_low=0, scale_high=63,
             ),
             Format(
-                Type.Q6_K, 16, Field((Plane(0, 128, 64, 4), Plane(128, 64, 32, 2))), _whole(-32, 31), 208,
-                scales=Field((Plane(192, 16, 16, 8),), bias=128), scale_low=-128, scale_high=127,
+                Type.Q5_K, 32, Field((*_plane(48, 128, 32, 4), *_plane(16, 32, 32, 1, 4)), 256), _whole(0, 31), 0, 2,
+                scales=_SIX_BITS, scale_low=0, scale_high=63,
             ),
             Format(
-                Type.IQ4_XS, 32, Field((Plane(8, 128, 16, 4),)), IQ4_VALUES, 0,
-                scales=Field((Plane(4, 4, 1, 4), Plane(2, 2, 1, 2)), bias=32), scale_low=-32, scale_high=31,
+                Type.Q6_K, 16, Field((*_plane(0, 128, 64, 4), *_plane(128, 64, 32, 2, 4)), 256), _whole(-32, 31), 208,
+                scales=Field(_plane(192, 16, 16, 8), 16, 128), scale_low=-128, scale_high=127,
+            ),
+            Format(
+                Type.IQ4_XS, 32, Field(_plane(8, 128, 16, 4), 256), IQ4_VALUES, 0,
+                scales=Field((*_plane(4, 4, 1, 4), *_plane(2, 2, 1, 2, 4)), 8), scale_low=-32, scale_high=31,
             ),
         )
     }
 )  # fmt: skip
-_TWOS_COMPLEMENT = 128  # a byte with this bias is a signed one with its highest bit turned
 
 
 @dataclass
@@ -209,13 +220,15 @@ def unpack(type_: Type, raw: U8) -> Blocks:
     form = FORMATS[type_]
     if raw.ndim != 2 or raw.shape[1] != form.nbytes:
         raise ValueError(f"{type_.name} blocks: found an array of shape {raw.shape}, expected (n, {form.nbytes})")
-    n = len(raw)
-    codes = form.codes.read(raw)
-    if form.codes.bias == _TWOS_COMPLEMENT:
-        codes ^= np.uint8(_TWOS_COMPLEMENT)
-    scales, minima = _read_scales(form, raw)
-    dmin = np.zeros(n, np.float16) if form.dmin_at is None else _read_half(raw, form.dmin_at)
-    return Blocks(type_, _read_half(raw, form.d_at), dmin, scales, minima, codes)
+    shape = (len(raw), form.n_sub)
+    scales, minima = np.ones(shape, np.int16), np.zeros(shape, np.int16)
+    if form.scales:
+        stored = form.scales.read(raw)
+        scales = stored[:, : form.n_sub].astype(np.int16) + np.int16(form.scale_low)
+        if form.has_offsets:
+            minima = stored[:, form.n_sub :].astype(np.int16)
+    dmin = np.zeros(len(raw), np.float16) if form.dmin_at is None else _read_half(raw, form.dmin_at)
+    return Blocks(type_, _read_half(raw, form.d_at), dmin, scales, minima, form.codes.read(raw))
 
 
 def pack(blocks: Blocks) -> U8:
@@ -229,20 +242,21 @@ def pack(blocks: Blocks) -> U8:
     _check_range("scale", blocks.scales, form.scale_low, form.scale_high, (n, form.n_sub))
     _check_range("minimum", blocks.minima, 0, form.scale_high if form.has_offsets else 0, (n, form.n_sub))
     raw = np.zeros((n, form.nbytes), np.uint8)
-    codes = blocks.codes
-    if form.codes.bias == _TWOS_COMPLEMENT:
-        codes = codes ^ np.uint8(_TWOS_COMPLEMENT)
-    form.codes.write(codes, raw)
-    _write_scales(form, blocks.scales, blocks.minima, raw)
+    form.codes.write(blocks.codes, raw)
+    if form.scales:
+        stored = (blocks.scales - np.int16(form.scale_low)).astype(np.uint8)
+        if form.has_offsets:
+            stored = np.concatenate([stored, blocks.minima.astype(np.uint8)], axis=1)
+        form.scales.write(stored, raw)
     _write_half(raw, form.d_at, blocks.d)
     if form.dmin_at is not None:
         _write_half(raw, form.dmin_at, blocks.dmin)
     return raw
 
 
-def _check_range(what: str, found: NDArray[np.integer], low: int, high: int, shape: Sequence[int]) -> None:
-    if found.shape != tuple(shape):
-        raise ValueError(f"{what}s: found an array of shape {found.shape}, expected {tuple(shape)}")
+def _check_range(what: str, found: NDArray[np.integer], low: int, high: int, shape: tuple[int, int]) -> None:
+    if found.shape != shape:
+        raise ValueError(f"{what}s: found an array of shape {found.shape}, expected {shape}")
     if found.size and (found.min() < low or found.max() > high):
         raise ValueError(f"a {what} of {found.min()} … {found.max()} is outside {low} … {high}")
 
@@ -253,51 +267,3 @@ def _read_half(raw: U8, at: int) -> F16:
 
 def _write_half(raw: U8, at: int, numbers: F16) -> None:
     raw[:, at : at + 2] = numbers.astype("<f2")[:, None].view(np.uint8)
-
-
-def _read_scales(form: Format, raw: U8) -> tuple[I16, I16]:
-    """The scales and minima of every sub-block."""
-    shape = (len(raw), form.n_sub)
-    if form.scales is None:
-        return np.ones(shape, np.int16), np.zeros(shape, np.int16)
-    if not form.scales.planes:
-        return _read_pairs(raw[:, 4:16])
-    stored = form.scales.read(raw)
-    if form.scales.bias == _TWOS_COMPLEMENT:
-        stored ^= np.uint8(_TWOS_COMPLEMENT)
-    numbers = stored.astype(np.int16) - np.int16(form.scales.bias)
-    if form.has_offsets:  # Q2_K: the minima are the upper halves of the scales' bytes
-        return numbers[:, : form.n_sub], numbers[:, form.n_sub :]
-    return numbers, np.zeros(shape, np.int16)
-
-
-def _write_scales(form: Format, scales: I16, minima: I16, raw: U8) -> None:
-    if form.scales is None:
-        return
-    if not form.scales.planes:
-        raw[:, 4:16] = _pack_pairs(scales.astype(np.uint8), minima.astype(np.uint8))
-        return
-    numbers = np.concatenate([scales, minima], axis=1) if form.has_offsets else scales
-    stored = (numbers + np.int16(form.scales.bias)).astype(np.uint8)
-    if form.scales.bias == _TWOS_COMPLEMENT:
-        stored ^= np.uint8(_TWOS_COMPLEMENT)
-    form.scales.write(stored, raw)
-
-
-def _read_pairs(packed: U8) -> tuple[I16, I16]:
-    """Eight scales and eight minima of six bits in twelve bytes (get_scale_min_k4 of ggml-quants.c).
-
-    Bytes 0–3 and 4–7 hold the first four of each in their lower six bits; bytes 8–11 hold the lower four bits of the
-    others, whose upper two are the upper two of bytes 0–7.
-    """
-    first, last = packed[:, :8].reshape(-1, 2, 4), packed[:, 8:]
-    low = np.stack([last & 0xF, last >> 4], axis=1)
-    both = np.concatenate([first & 0x3F, low | (first >> 6) << 4], axis=2).astype(np.int16)
-    return both[:, 0], both[:, 1]
-
-
-def _pack_pairs(scales: U8, minima: U8) -> U8:
-    both = np.stack([scales, minima], axis=1)
-    first, last = both[:, :, :4], both[:, :, 4:]
-    head = first | (last >> 4) << 6
-    return np.concatenate([head.reshape(-1, 8), (last[:, 0] & 0xF) | (last[:, 1] & 0xF) << 4], axis=1)

@@ -1,0 +1,421 @@
+"""Fast encoder: the reference encoder's arithmetic, step by step the same, compiled for the processor by numba.
+
+The innermost loops go over the multipliers that are tried, which depend on nothing but themselves: a vector instruction
+does 8 or 16 of them at once, and no sum has to be put together from parts. Nothing is rearranged or fused, so the bytes
+are the reference encoder's (reference.py) on every processor.
+
+What is compiled is kept in the user's cache folder, under a hash of this package's sources: numba itself looks only at
+the date and the size of a function's own file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+from gguf.constants import GGMLQuantizationType as Type
+
+from jmedlite.base.native import F32, U8
+from jmedlite.runtime.state_cache import cache_folder
+
+from .blocks import FORMATS, Field, Format
+from .reference import F16_MAX, LEAST, normalized
+from .searches import Search, Weighting, search_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# No rearranging and no fusing: all that numba may take for granted is that every number is finite, and that the two
+# zeros are one, by which minimum and maximum are one instruction each
+_OPTIONS = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}, "error_model": "numpy"}
+TILE = 4  # numbers that are added to the running sums of all multipliers before those go back to memory
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+BEYOND = np.finfo(np.float32).max  # an error that none has
+F16_LEAST = np.float32(2.0**-14)  # the smallest normal F16 number
+F16_STEP, INVERSE_F16_STEP = np.float32(2.0**-24), np.float32(2.0**24)  # between the F16 numbers below it
+
+
+def _sources() -> str:
+    """A hash of all that is compiled here, as instructions or as numbers in them."""
+    found = hashlib.sha256()
+    for name in ("fast.py", "reference.py", "searches.py", "blocks.py"):
+        found.update(Path(__file__).with_name(name).read_bytes())
+    return found.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _own_cache() -> Iterator[None]:
+    """What is declared in it is kept in jmedlite's cache folder; others' functions are left where they are."""
+    folder, before = cache_folder(), numba.config.CACHE_DIR
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder / "compiled" / _sources())
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _kernel(function: F) -> F:
+    """`function`, compiled when it is first called and kept on the disk, where there is a place for it."""
+    try:
+        with _own_cache():
+            return cast(F, numba.njit(function, cache=True, **_OPTIONS))
+    except (RuntimeError, OSError):  # numba found no folder that it can write to
+        return cast(F, numba.njit(function, **_OPTIONS))
+
+
+def _part(function: F) -> F:
+    """`function` as a part of kernels: put into each, so that their constants are known to it."""
+    return cast(F, numba.njit(function, forceinline=True, **_OPTIONS))
+
+
+@_part
+def _total(terms: Any, n: Any) -> Any:
+    """Sum of the first n of `terms`, which it changes; in the order of reference.total. n is a multiple of 16."""
+    for i in range(16, n, 16):
+        for k in range(16):
+            terms[k] += terms[i + k]
+    for k in range(8):
+        terms[k] += terms[k + 8]
+    for k in range(4):
+        terms[k] += terms[k + 4]
+    return (terms[0] + terms[2]) + (terms[1] + terms[3])
+
+
+@_part
+def _half(v: Any, found: Any) -> Any:
+    """The F16 number nearest to v, in float32; found[0] gets its sixteen bits."""
+    size = min(abs(v), F16_MAX)
+    if size < F16_LEAST:
+        steps = np.rint(size * INVERSE_F16_STEP)
+        size = steps * F16_STEP
+        bits = np.uint32(steps)
+    else:
+        word = np.float32(size).view(np.uint32)
+        word = np.uint32((word + np.uint32(0xFFF) + ((word >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13))
+        size = np.uint32(word << np.uint32(13)).view(np.float32)
+        bits = np.uint32(word - np.uint32((127 - 15) << 10))
+    if v < ZERO and bits != 0:
+        found[0] = bits | np.uint32(0x8000)
+        return -size
+    found[0] = bits
+    return size
+
+
+@_part
+def _write(numbers: Any, runs: Any, added: Any, out: Any, at: Any) -> None:
+    """Field.write of blocks.py, for the block at out[at]."""
+    for r in range(len(runs)):
+        start, byte_shift, first, number_shift = at + runs[r, 0], runs[r, 1], runs[r, 3], runs[r, 4]
+        mask = (1 << runs[r, 2]) - 1
+        for i in range(runs[r, 5]):
+            stored = (numbers[first + i] + added) & 255
+            out[start + i] |= np.uint8(((stored >> number_shift) & mask) << byte_shift)
+
+
+@_part
+def _level(v: Any, low: Any, high: Any, even: Any, values: Any) -> Any:
+    """The nearest level: by rounding where levels are even, else looked up: between two halves all have the same one."""
+    if even:
+        return min(max(np.rint(v), low), high)
+    return values[int(min(max(np.floor(TWO * v), TWO * low), TWO * high) - TWO * low)]
+
+
+@_part
+def _largest(v: Any, at: Any, n: Any) -> Any:
+    """reference._largest of the n numbers v[at] …"""
+    lowest, highest = v[at], v[at]
+    for i in range(at + 1, at + n):
+        lowest, highest = min(lowest, v[i]), max(highest, v[i])
+    return highest if highest > -lowest else lowest
+
+
+@_part
+def _best_scale(
+    v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, even: Any, values: Any, sums: Any
+) -> Any:
+    """reference._best_scale of the n numbers v[at] … with weights w, by the multipliers m; `sums` is for running sums."""
+    n_tried = len(m)
+    largest = _largest(v, at, n)
+    if abs(largest) < LEAST:
+        return ZERO
+    inverse = ONE / largest
+    for k in range(2 * n_tried):
+        sums[k] = ZERO
+    for i in range(0, n, TILE):
+        z0, z1 = v[at + i] * inverse, v[at + i + 1] * inverse
+        z2, z3 = v[at + i + 2] * inverse, v[at + i + 3] * inverse
+        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+        wz0, wz1, wz2, wz3 = w0 * z0, w1 * z1, w2 * z2, w3 * z3
+        for k in range(n_tried):
+            sum_ll, sum_zl = sums[k], sums[n_tried + k]
+            level = _level(z0 * m[k], low, high, even, values)
+            sum_ll += w0 * level * level
+            sum_zl += wz0 * level
+            level = _level(z1 * m[k], low, high, even, values)
+            sum_ll += w1 * level * level
+            sum_zl += wz1 * level
+            level = _level(z2 * m[k], low, high, even, values)
+            sum_ll += w2 * level * level
+            sum_zl += wz2 * level
+            level = _level(z3 * m[k], low, high, even, values)
+            sum_ll += w3 * level * level
+            sum_zl += wz3 * level
+            sums[k], sums[n_tried + k] = sum_ll, sum_zl
+    for k in range(n_tried):
+        found = sums[k] > ZERO
+        scale = sums[n_tried + k] / (sums[k] if found else ONE)
+        sums[k] = scale * sums[n_tried + k] if found else -ONE
+        sums[n_tried + k] = scale
+    best = 0
+    for k in range(1, n_tried):
+        if sums[k] > sums[best]:
+            best = k
+    if sums[best] < ZERO:
+        return ONE / m[0] * largest
+    return sums[n_tried + best] * largest
+
+
+@_part
+def _best_line(x: Any, at: Any, w: Any, n: Any, m: Any, shifts: Any, top: Any, work: Any, sums: Any) -> Any:
+    """reference._best_line of the n numbers x[at] … with weights w: (scale, minimum)."""
+    n_tried = len(m)
+    low, high = x[at], x[at]
+    for i in range(at + 1, at + n):
+        low, high = min(low, x[i]), max(high, x[i])
+    low = min(low, ZERO)
+    span = high - low
+    if span < LEAST:
+        return ZERO, max(-low, ZERO)
+    inverse = ONE / span
+    for i in range(n):
+        work[i] = w[i]
+    sum_w = _total(work, n)
+    for i in range(n):
+        y = (x[at + i] - low) * inverse
+        work[i] = w[i] * y
+        work[n + i] = y
+        work[2 * n + i] = w[i] * y
+    sum_y = _total(work, n)
+    for k in range(3 * n_tried):
+        sums[k] = ZERO
+    for i in range(0, n, TILE):
+        y0, y1, y2, y3 = work[n + i], work[n + i + 1], work[n + i + 2], work[n + i + 3]
+        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+        wy0, wy1, wy2, wy3 = work[2 * n + i], work[2 * n + i + 1], work[2 * n + i + 2], work[2 * n + i + 3]
+        for k in range(n_tried):
+            sum_l, sum_ll, sum_yl = sums[k], sums[n_tried + k], sums[2 * n_tried + k]
+            level = min(max(np.rint(y0 * m[k] - shifts[k]), ZERO), top)
+            term = w0 * level
+            sum_l += term
+            sum_ll += term * level
+            sum_yl += wy0 * level
+            level = min(max(np.rint(y1 * m[k] - shifts[k]), ZERO), top)
+            term = w1 * level
+            sum_l += term
+            sum_ll += term * level
+            sum_yl += wy1 * level
+            level = min(max(np.rint(y2 * m[k] - shifts[k]), ZERO), top)
+            term = w2 * level
+            sum_l += term
+            sum_ll += term * level
+            sum_yl += wy2 * level
+            level = min(max(np.rint(y3 * m[k] - shifts[k]), ZERO), top)
+            term = w3 * level
+            sum_l += term
+            sum_ll += term * level
+            sum_yl += wy3 * level
+            sums[k], sums[n_tried + k], sums[2 * n_tried + k] = sum_l, sum_ll, sum_yl
+    zero = -low * inverse
+    for k in range(n_tried):
+        sum_l, sum_ll, sum_yl = sums[k], sums[n_tried + k], sums[2 * n_tried + k]
+        determinant = sum_w * sum_ll - sum_l * sum_l
+        usable = determinant > ZERO
+        inverse_determinant = ONE / (determinant if usable else ONE)
+        a = (sum_w * sum_yl - sum_y * sum_l) * inverse_determinant
+        b = (sum_ll * sum_y - sum_l * sum_yl) * inverse_determinant
+        above = b > zero
+        alone = (sum_yl - zero * sum_l) / (sum_ll if usable else ONE)
+        a = alone if above else a
+        b = zero if above else b
+        error = a * (a * sum_ll - TWO * sum_yl) + b * (TWO * (a * sum_l - sum_y) + b * sum_w)
+        sums[k], sums[n_tried + k] = a, b
+        sums[2 * n_tried + k] = error if usable else BEYOND
+    best = 0
+    for k in range(1, n_tried):
+        if sums[2 * n_tried + k] < sums[2 * n_tried + best]:
+            best = k
+    found = sums[2 * n_tried + best] < BEYOND
+    a = sums[best] if found else ONE / top
+    b = sums[n_tried + best] if found else ZERO
+    return max(a, ZERO) * span, max(-(b * span + low), ZERO)
+
+
+@_part
+def _whole_scales(
+    v: Any, w: Any, n: Any, m: Any, low: Any, high: Any, work: Any, sums: Any, whole: Any, bits: Any
+) -> Any:
+    """reference._quantize_scales of one block: d; `whole` gets the whole numbers, bits[0] those of d."""
+    if len(m):
+        for i in range(16):
+            work[i] = w[i] if i < n else ZERO
+        none = not _total(work, 16) > LEAST
+        for i in range(n):
+            work[i] = ONE if none else w[i]
+        d = _half(_best_scale(v, 0, work, n, m, low, high, True, m, sums), bits)
+    else:
+        d = _half(_largest(v, 0, n) * (ONE / (low if low < ZERO else high)), bits)
+    inverse = ONE / d if d != ZERO else ZERO
+    for i in range(n):
+        whole[i] = min(max(np.rint(v[i] * inverse), low), high)
+    return d
+
+
+def _halves(form: Format) -> tuple[F32, U8]:
+    """For every half from the lowest level to the highest: the level nearest to what follows it, and its code."""
+    levels = np.array(form.levels, np.float32)
+    halves = np.arange(2 * form.levels[0], 2 * form.levels[-1] + 1, dtype=np.float32) / 2
+    codes = np.searchsorted((levels[1:] + levels[:-1]) / 2, halves, "right")
+    return levels[codes], codes.astype(np.uint8)
+
+
+def _runs(field: Field | None) -> Any:
+    return np.array(field.runs if field else np.zeros((0, 6)), np.int64)
+
+
+@cache
+def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
+    """The kernel of one format: (rows, normalized importance or nothing, blocks to fill)."""
+    form = FORMATS[type_]
+    search = search_of(type_, weighted) or Search(Weighting.SIZE)
+    n, n_sub, block, nbytes = form.sub, form.n_sub, form.block, form.nbytes
+    low, high = np.float32(form.levels[0]), np.float32(form.levels[-1])
+    even = all(b - a == 1 for a, b in zip(form.levels, form.levels[1:], strict=False))
+    values, codes_of = _halves(form)
+    rms, size = search.weighting == Weighting.RMS_PLUS_SIZE, search.weighting == Weighting.SIZE
+    square, plain = search.weighting == Weighting.SQUARE, search.weighting == Weighting.IMPORTANCE
+    spread = search.weighting == Weighting.SPREAD
+    over_row, sigma = search.over_row, np.float32(search.sigma)
+    share, block_share = np.float32(1 / n), np.float32(1 / block)
+    multipliers = np.array(search.multipliers, np.float32)
+    lines, shifts = (np.array([line[i] for line in search.lines], np.float32) for i in (0, 1))
+    block_multipliers = np.array(search.block_multipliers, np.float32)
+    searched, signed_bytes = bool(search.multipliers), type_ == Type.Q8_0
+    plain_scale = not (search.multipliers or search.lines or signed_bytes)
+    has_scales, has_offsets = form.scales is not None, form.has_offsets
+    scale_low, scale_high = np.float32(form.scale_low), np.float32(form.scale_high)
+    code_runs, code_added = _runs(form.codes), form.codes.added
+    scale_runs, scale_added = _runs(form.scales), form.scales.added if form.scales else 0
+    d_at, dmin_at = form.d_at, form.dmin_at or 0
+
+    def encode(rows: Any, n_cols: Any, importance: Any, out: Any, f: Any, codes: Any, numbers: Any, bits: Any) -> None:
+        w, work, sums, scales, minima, sum_w, whole, whole_minima = f
+        n_blocks = n_cols // block
+        variance = ZERO
+        for r in range(len(rows) // n_cols):
+            if over_row:
+                variance = ZERO
+                for b in range(n_blocks):
+                    at = r * n_cols + b * block
+                    for i in range(block):
+                        work[i] = rows[at + i] * rows[at + i]
+                    variance += _total(work, block) * block_share
+                variance = sigma * (variance / np.float32(n_blocks))
+            for b in range(n_blocks):
+                start = r * n_cols + b * block
+                if spread:
+                    if not over_row:
+                        for i in range(block):
+                            work[i] = rows[start + i] * rows[start + i]
+                        variance = sigma * (_total(work, block) * block_share)
+                for j in range(n_sub):
+                    at, column = start + j * n, b * block + j * n
+                    if rms:
+                        for i in range(n):
+                            work[i] = rows[at + i] * rows[at + i]
+                        root = np.sqrt(_total(work, n) * share)
+                        for i in range(n):
+                            w[i] = root + abs(rows[at + i])
+                    if size:
+                        for i in range(n):
+                            w[i] = abs(rows[at + i])
+                    if square:
+                        for i in range(n):
+                            w[i] = rows[at + i] * rows[at + i]
+                    if plain:
+                        for i in range(n):
+                            w[i] = importance[column + i]
+                    if spread:
+                        for i in range(n):
+                            w[i] = importance[column + i] * np.sqrt(variance + rows[at + i] * rows[at + i])
+                    for i in range(n):
+                        work[i] = w[i]
+                    sum_w[j] = _total(work, n)
+                    if not sum_w[j] > LEAST:
+                        for i in range(n):
+                            w[i] = ONE
+                    if has_offsets:
+                        scales[j], minima[j] = _best_line(rows, at, w, n, lines, shifts, high, work, sums)
+                    if searched:
+                        scales[j] = _best_scale(rows, at, w, n, multipliers, low, high, even, values, sums)
+                    if signed_bytes:
+                        scales[j] = abs(_largest(rows, at, n)) * (ONE / high)
+                    if plain_scale:
+                        scales[j] = _largest(rows, at, n) * (ONE / low)
+                dmin = ZERO
+                if has_offsets:
+                    dmin = _whole_scales(
+                        minima, sum_w, n_sub, block_multipliers, scale_low, scale_high, work, sums, whole_minima, bits
+                    )
+                    bits[1] = bits[0]
+                if has_scales:
+                    d = _whole_scales(
+                        scales, sum_w, n_sub, block_multipliers, scale_low, scale_high, work, sums, whole, bits
+                    )
+                else:
+                    d = _half(scales[0], bits)
+                for j in range(n_sub):
+                    at = start + j * n
+                    step, offset = d * whole[j], dmin * whole_minima[j]
+                    inverse = ONE / step if step != ZERO else ZERO
+                    if even:
+                        for i in range(n):
+                            v = np.rint((rows[at + i] + offset) * inverse)
+                            codes[j * n + i] = np.uint8(np.int32(min(max(v, low), high) - low))
+                    else:
+                        for i in range(n):
+                            codes[j * n + i] = _level((rows[at + i] + offset) * inverse, low, high, False, codes_of)
+                made = (r * n_blocks + b) * nbytes
+                _write(codes, code_runs, code_added, out, made)
+                if has_scales:
+                    for j in range(n_sub):
+                        numbers[j] = np.uint8(np.int32(whole[j] - scale_low))
+                        numbers[n_sub + j] = np.uint8(np.int32(whole_minima[j]))
+                    _write(numbers, scale_runs, scale_added, out, made)
+                out[made + d_at], out[made + d_at + 1] = bits[0] & 255, bits[0] >> 8
+                if has_offsets:
+                    out[made + dmin_at], out[made + dmin_at + 1] = bits[1] & 255, bits[1] >> 8
+
+    return _kernel(encode)
+
+
+def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8:
+    """Encode float32 `rows` (n_rows, n_cols), C-contiguous and finite, as a format in FORMATS into `out`, a flat array.
+
+    Returns the part written; `importance` (n_cols,) weighs the columns' squared errors; only its ratios count.
+    """
+    form = FORMATS[type_]
+    made = out[: rows.size // form.block * form.nbytes]
+    made.fill(0)
+    q = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(normalized(importance), np.float32)
+    sizes = (form.sub, 256, 128, form.n_sub, form.n_sub, form.n_sub)
+    scratch = (*(np.empty(n, np.float32) for n in sizes), np.ones(form.n_sub, np.float32), np.zeros(form.n_sub, np.float32))
+    codes, numbers, bits = np.empty(form.block, np.uint8), np.empty(2 * form.n_sub, np.uint8), np.zeros(2, np.uint32)
+    kernel = _encoder(type_, importance is not None)
+    kernel(rows.reshape(-1), rows.shape[1], q, made, scratch, codes, numbers, bits)
+    return made
