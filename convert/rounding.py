@@ -34,7 +34,7 @@ class Feedback:
     @property
     def way(self) -> str:
         """As the manifest has it."""
-        return f"feedback {self.damping:g}"
+        return f"feedback:{self.damping:g}"
 
 
 @dataclass(frozen=True)

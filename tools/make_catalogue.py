@@ -50,6 +50,7 @@ NOT_FOR_PEOPLE = (
     "jmedlite/serve/requests.py",
     "jmedlite/runtime/thoughts.py",
     "jmedlite/base/lean.py",
+    "convert/encoding/blocks.py",
     "jmedlite/__init__.py",
 )
 # tables of words and of fragments: each string in them is one, a single word too

@@ -136,9 +136,7 @@ def _largest(v: Any, at: Any, n: Any) -> Any:
 
 
 @_part
-def _best_scale(
-    v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, even: Any, values: Any, sums: Any
-) -> Any:
+def _best_scale(v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, even: Any, values: Any, sums: Any) -> Any:
     """reference._best_scale of the n numbers v[at] … with weights w, by the multipliers m; `sums` is for running sums."""
     n_tried = len(m)
     largest = _largest(v, at, n)
@@ -414,7 +412,11 @@ def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8
     made.fill(0)
     q = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(normalized(importance), np.float32)
     sizes = (form.sub, 256, 128, form.n_sub, form.n_sub, form.n_sub)
-    scratch = (*(np.empty(n, np.float32) for n in sizes), np.ones(form.n_sub, np.float32), np.zeros(form.n_sub, np.float32))
+    scratch = (
+        *(np.empty(n, np.float32) for n in sizes),
+        np.ones(form.n_sub, np.float32),
+        np.zeros(form.n_sub, np.float32),
+    )
     codes, numbers, bits = np.empty(form.block, np.uint8), np.empty(2 * form.n_sub, np.uint8), np.zeros(2, np.uint32)
     kernel = _encoder(type_, importance is not None)
     kernel(rows.reshape(-1), rows.shape[1], q, made, scratch, codes, numbers, bits)

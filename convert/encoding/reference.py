@@ -224,4 +224,6 @@ def _without_search(form: Format, x: F32) -> Blocks:
 def _of_steps(form: Format, x: F32, d: F32) -> Blocks:
     d = _half(d)
     ones, zeros = np.ones((len(d), 1), np.int16), np.zeros((len(d), 1), np.int16)
-    return Blocks(form.type, d.astype(np.float16), zeros[:, 0].astype(np.float16), ones, zeros, _codes(form, x, d[:, None], None))
+    return Blocks(
+        form.type, d.astype(np.float16), zeros[:, 0].astype(np.float16), ones, zeros, _codes(form, x, d[:, None], None)
+    )

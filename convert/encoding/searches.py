@@ -105,7 +105,9 @@ def search_of(type_: Type, weighted: bool) -> Search | None:
     if type_ in _LINES:
         if weighted:
             blocks = _around(form.scale_high, 7, 8)
-            return Search(spread, lines=_LINES[type_][1], block_multipliers=blocks, sigma=1 if type_ == Type.Q2_K else 2)
+            return Search(
+                spread, lines=_LINES[type_][1], block_multipliers=blocks, sigma=1 if type_ == Type.Q2_K else 2
+            )
         kind = Weighting.SIZE if type_ == Type.Q2_K else Weighting.RMS_PLUS_SIZE
         return Search(kind, lines=_LINES[type_][0])
     if type_ in (Type.IQ4_NL, Type.IQ4_XS):

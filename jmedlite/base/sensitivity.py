@@ -16,7 +16,7 @@ from .inputs import MAX_INDEX, read_json
 from .outputs import sha256_file
 from .records import from_json
 
-FORMAT = "jmedlite sensitivity 1"
+FORMAT = "jmedlite-sensitivity-1"
 AGAIN = "make it again with `jmedlite sensitivity`"
 
 

@@ -71,7 +71,7 @@ def compute_sensitivities(
         >>> jmedlite.sensitivity("qwen-BF16.gguf", imatrix="qwen-BF16.imatrix.gguf")  # doctest: +SKIP
 
     The model (BF16, F16 or Q8_0) answers `tokens` tokens of the text, in chunks of `ctx`, once as it is and once for
-    each weight, which is then rounded to `probe`, alone. `every` measures the weights of every so-manieth block, and
+    each weight, which is then rounded to `probe`, alone. `every` measures the weights of every Nth block only, and
     of the first and last two; those between are interpolated. `texts`, `language`, `exclude_tasks`, `out` (default:
     beside the model, `NAME.sensitivity.json`) and `progress` are as in `imatrix`. Raises the exceptions of
     `jmedlite.base.errors`.

@@ -28,7 +28,7 @@ def sensitivity(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.sensitivity.json beside it.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text, evaluated once for each weight.")] = 1024,
     ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 256,
-    every: Annotated[int, typer.Option(help="Measure the weights of every so-manieth block only.")] = 1,
+    every: Annotated[int, typer.Option(help="Measure the weights of every Nth block only.")] = 1,
     probe: Annotated[str, typer.Option(metavar="TYPE", help="The type that weights are rounded to.")] = "Q3_K",
     loading: Annotated[LoadOptions, "threads"],
     exclude_task: Annotated[

@@ -161,7 +161,7 @@ def test_hostile_files(tmp_path: Path) -> None:
     assert read_sensitivities_of(read()) == 0.2
     weight = good["weights"]["a"]
     for changes, words in (
-        ({"format": "jmedlite sensitivity 9"}, "not a sensitivity file of this version"),
+        ({"format": "jmedlite-sensitivity-9"}, "not a sensitivity file of this version"),
         ({"weights": {}}, "has no weights"),
         ({"weights": {"a": {**weight, "error": 0.0}}}, "a has the error 0 "),
         ({"weights": {"a": {**weight, "kl": -1.0}}}, "expected a positive and a non-negative number"),
