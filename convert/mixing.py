@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
@@ -199,7 +200,7 @@ def _measure(
             if not weighted_squares(rows, job.importance):
                 raise DataError(f"{job.name}: all its weights are zero where they matter; is the file damaged?")
             types = candidates(job)
-            errors = pool.map(lambda t, rows=rows, job=job: relative_error(t, rows, job.importance), types)
+            errors = pool.map(partial(relative_error, rows=rows, importance=job.importance), types)
             yield job, dict(zip(types, errors, strict=True))
             done += job.source.nbytes if job.source else 0
             progress("mixing", done, total, "")
@@ -208,9 +209,8 @@ def _measure(
 def relative_error(type_: GGMLQuantizationType, rows: F32, importance: F32 | None) -> float:
     """Σ h (rounded - w)² / Σ h w² over `rows` (n, n_cols), h the columns' importance (n_cols,)."""
     raw = quantize_rows(type_, rows, np.empty(gguf.nbytes(type_, rows.size), np.uint8), importance)
-    decoded = np.empty(rows.size, np.float32)
-    widen(raw, type_.name, decoded)
-    decoded = decoded.reshape(rows.shape)
+    decoded = np.empty(rows.shape, np.float32)
+    widen(raw, type_.name, decoded.reshape(-1))
     decoded -= rows
     return weighted_squares(decoded, importance) / weighted_squares(rows, importance)
 

@@ -73,11 +73,11 @@ class Rounder:
             return Rounding(job)
         held_out = self._load(job).held_out
         rows = sampled_rows(self._plan, index)
-        taken = {}
+        taken: dict[GGMLQuantizationType, Feedback] = {}
         for t in able:
             ways: list[Rounding] = [Rounding(job), *(Rounding(job, {t: self._factors(d)}) for d in DAMPINGS)]
-            best = min(ways, key=lambda way, t=t: output_error(held_out, rows, _decoded(way, t, rows)))
-            taken.update(best.feedback)
+            errors = [output_error(held_out, rows, _decoded(way, t, rows)) for way in ways]
+            taken.update(ways[int(np.argmin(errors))].feedback)
         return Rounding(job, taken)
 
     def _load(self, job: TensorJob) -> Gathered:

@@ -24,8 +24,9 @@ from jmedlite.base.progress import Progress, silent
 from jmedlite.convert.levels.recipes import Level, requires_importance
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
-from .pipeline import Block, Encoded, encode_blocks
+from .pipeline import Encoded, encode_blocks
 from .planning import PlannedFile, PlannedLevel, QuantizePlan, assemble
+from .rows import Block
 
 IDENTICAL, NEAR, DIFFERENT, MISSING, EXTRA, SHAPE = "identical", "near", "different", "missing", "extra", "shape"
 _NOT_COMPARED = ("general.", "jmedlite.made.", "quantize.imatrix.", "split.")

@@ -45,7 +45,7 @@ class Window:
     @cached_property
     def importance(self) -> F32:
         """(n,): what a squared error in a column costs, once all columns after it have made good what they can."""
-        return np.float32(1) / np.square(np.diagonal(self.factor))
+        return (1 / np.square(np.diagonal(self.factor))).astype(np.float32)
 
 
 def make_window(start: int, moments: F32, damping: float) -> Window:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jmedlite import __version__
 from jmedlite.base.errors import InputMissing, UsageError
@@ -175,7 +176,7 @@ def _between(kind: Mapping[int, WeightEntry], a: int, b: int, at: int) -> Weight
     )
 
 
-def _run(request: dict[str, object], progress: Progress) -> tuple[dict[str, WeightEntry], int, float]:
+def _run(request: dict[str, Any], progress: Progress) -> tuple[dict[str, WeightEntry], int, float]:
     """What a child measured, at how many positions, in how many seconds."""
     found: dict[str, WeightEntry] = {}
     n_positions = wanted = 0
