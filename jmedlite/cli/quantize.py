@@ -242,7 +242,7 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
 def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
     base = facts["base"]
     console.note(
-        f"{base['name']}: {facts['family']}, {facts['n_weights'] / 1e6:,.0f} M weights, "
+        f"{base['name']}: {facts['n_weights'] / 1e6:,.0f} M weights, {facts['family']}, "
         f"licence: {facts['license'] or 'not stated in the model card'}"
     )
     for a in facts["adapters"]:
