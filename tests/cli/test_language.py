@@ -116,7 +116,7 @@ MESSAGES = (
     "own/er: the Hub can't be reached (timeout); connect, or use a local folder",
     "the JSON schema can't be used: #/pattern: the pattern has more than 5,000 characters",
     "JMEDLITE_ASK_MODLE: no setting has this name; is JMEDLITE_ASK_MODEL meant?",
-    "m: Qwen2/2.5, 7,616 M weights, licence: not stated in the model card",
+    "m: 7,616 M weights, Qwen2/2.5, licence: not stated in the model card",
     "  + adapter a × 1, changes 196 weights, replaces 3, trained on x/y",
     "  → Q8_0, Q4_K_M: 2.2 MB in 2 file(s)",
     "/x/m-Q8_0.gguf  1.4 MB  8.54 bits per weight",
