@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -36,6 +36,7 @@ _OPTIONS = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}, "error_model": "
 TILE = 4  # numbers that are added to the running sums of all multipliers before those go back to memory
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 BEYOND = np.finfo(np.float32).max  # an error that none has
+BYTES = 0x0101010101010101  # 1 in each byte of a word
 F16_LEAST = np.float32(2.0**-14)  # the smallest normal F16 number
 F16_STEP, INVERSE_F16_STEP = np.float32(2.0**-24), np.float32(2.0**24)  # between the F16 numbers below it
 
@@ -53,6 +54,7 @@ def _own_cache() -> Iterator[None]:
     """What is declared in it is kept in jmedlite's cache folder; others' functions are left where they are."""
     folder, before = cache_folder(), numba.config.CACHE_DIR
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there will be run
         numba.config.CACHE_DIR = str(folder / "compiled" / _sources())
     try:
         yield
@@ -108,19 +110,30 @@ def _half(v: Any, found: Any) -> Any:
 
 
 @_part
-def _write(numbers: Any, runs: Any, added: Any, out: Any, at: Any) -> None:
-    """Field.write of blocks.py, for the block at out[at]."""
+def _write(
+    numbers: Any, words: Any, runs: Any, masks: Any, added: Any, out: Any, at: Any, part: Any, parts: Any
+) -> None:
+    """Field.write of blocks.py, for the block at out[at]: eight bytes at once where a run is a multiple of eight long.
+
+    `words` are the bytes of `numbers`, `parts` those of `part`; `masks` has number_shift, mask and byte_shift of every
+    run in runs. A run's bits stay in their bytes: what would come out of them is masked.
+    """
     for r in range(len(runs)):
-        start, byte_shift, first, number_shift = at + runs[r, 0], runs[r, 1], runs[r, 3], runs[r, 4]
-        mask = (1 << runs[r, 2]) - 1
-        for i in range(runs[r, 5]):
-            stored = (numbers[first + i] + added) & 255
-            out[start + i] |= np.uint8(((stored >> number_shift) & mask) << byte_shift)
+        start, first, count = at + runs[r, 0], runs[r, 3], runs[r, 5]
+        if count % 8 == 0 and first % 8 == 0:
+            for i in range(count // 8):
+                parts[i] = (((words[first // 8 + i] ^ added) >> masks[r, 0]) & masks[r, 1]) << masks[r, 2]
+            for i in range(count):
+                out[start + i] |= part[i]
+        else:
+            for i in range(count):
+                stored = np.uint64(numbers[first + i]) ^ (added & np.uint64(255))
+                out[start + i] |= np.uint8(((stored >> masks[r, 0]) & masks[r, 1] & np.uint64(255)) << masks[r, 2])
 
 
 @_part
 def _level(v: Any, low: Any, high: Any, even: Any, values: Any) -> Any:
-    """The nearest level: by rounding where levels are even, else looked up: between two halves all have the same one."""
+    """The nearest level: by rounding where levels are even, else looked up, as it is the same from half to half."""
     if even:
         return min(max(np.rint(v), low), high)
     return values[int(min(max(np.floor(TWO * v), TWO * low), TWO * high) - TWO * low)]
@@ -136,10 +149,8 @@ def _largest(v: Any, at: Any, n: Any) -> Any:
 
 
 @_part
-def _best_scale(
-    v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, even: Any, values: Any, sums: Any
-) -> Any:
-    """reference._best_scale of the n numbers v[at] … with weights w, by the multipliers m; `sums` is for running sums."""
+def _best_scale(v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, even: Any, values: Any, sums: Any) -> Any:
+    """reference._best_scale of the n numbers v[at] … with weights w, by the multipliers m; `sums` has running sums."""
     n_tried = len(m)
     largest = _largest(v, at, n)
     if abs(largest) < LEAST:
@@ -172,11 +183,13 @@ def _best_scale(
         scale = sums[n_tried + k] / (sums[k] if found else ONE)
         sums[k] = scale * sums[n_tried + k] if found else -ONE
         sums[n_tried + k] = scale
-    best = 0
+    most = sums[0]
     for k in range(1, n_tried):
-        if sums[k] > sums[best]:
-            best = k
-    if sums[best] < ZERO:
+        most = max(most, sums[k])
+    best = n_tried
+    for k in range(n_tried):
+        best = min(best, k if sums[k] == most else n_tried)
+    if most < ZERO:
         return ONE / m[0] * largest
     return sums[n_tried + best] * largest
 
@@ -246,11 +259,13 @@ def _best_line(x: Any, at: Any, w: Any, n: Any, m: Any, shifts: Any, top: Any, w
         error = a * (a * sum_ll - TWO * sum_yl) + b * (TWO * (a * sum_l - sum_y) + b * sum_w)
         sums[k], sums[n_tried + k] = a, b
         sums[2 * n_tried + k] = error if usable else BEYOND
-    best = 0
+    least = sums[2 * n_tried]
     for k in range(1, n_tried):
-        if sums[2 * n_tried + k] < sums[2 * n_tried + best]:
-            best = k
-    found = sums[2 * n_tried + best] < BEYOND
+        least = min(least, sums[2 * n_tried + k])
+    best = n_tried
+    for k in range(n_tried):
+        best = min(best, k if sums[2 * n_tried + k] == least else n_tried)
+    found = least < BEYOND
     a = sums[best] if found else ONE / top
     b = sums[n_tried + best] if found else ZERO
     return max(a, ZERO) * span, max(-(b * span + low), ZERO)
@@ -284,13 +299,17 @@ def _halves(form: Format) -> tuple[F32, U8]:
     return levels[codes], codes.astype(np.uint8)
 
 
-def _runs(field: Field | None) -> Any:
-    return np.array(field.runs if field else np.zeros((0, 6)), np.int64)
+def _runs(field: Field | None) -> tuple[Any, Any, Any]:
+    """Runs, masks and what is added in every byte of a word, for _write."""
+    runs, repeated = (field.runs, field.added) if field else ((), 0)
+    masks = [(run.number_shift, BYTES * ((1 << run.bits) - 1), run.byte_shift) for run in runs]
+    # adding 128 modulo 256 is turning the highest bit
+    return np.array(runs, np.int64), np.array(masks, np.uint64), np.uint64(BYTES * repeated)
 
 
 @cache
-def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
-    """The kernel of one format: (rows, normalized importance or nothing, blocks to fill)."""
+def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
+    """The kernel of one format: (all rows' numbers, n_cols, normalized importance or nothing, bytes to fill, scratch)."""
     form = FORMATS[type_]
     search = search_of(type_, weighted) or Search(Weighting.SIZE)
     n, n_sub, block, nbytes = form.sub, form.n_sub, form.block, form.nbytes
@@ -300,7 +319,7 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
     rms, size = search.weighting == Weighting.RMS_PLUS_SIZE, search.weighting == Weighting.SIZE
     square, plain = search.weighting == Weighting.SQUARE, search.weighting == Weighting.IMPORTANCE
     spread = search.weighting == Weighting.SPREAD
-    over_row, sigma = search.over_row, np.float32(search.sigma)
+    over_row, block_spread, sigma = search.over_row, spread and not search.over_row, np.float32(search.sigma)
     share, block_share = np.float32(1 / n), np.float32(1 / block)
     multipliers = np.array(search.multipliers, np.float32)
     lines, shifts = (np.array([line[i] for line in search.lines], np.float32) for i in (0, 1))
@@ -309,11 +328,13 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
     plain_scale = not (search.multipliers or search.lines or signed_bytes)
     has_scales, has_offsets = form.scales is not None, form.has_offsets
     scale_low, scale_high = np.float32(form.scale_low), np.float32(form.scale_high)
-    code_runs, code_added = _runs(form.codes), form.codes.added
-    scale_runs, scale_added = _runs(form.scales), form.scales.added if form.scales else 0
+    code_runs, code_masks, code_added = _runs(form.codes)
+    scale_runs, scale_masks, scale_added = _runs(form.scales)
     d_at, dmin_at = form.d_at, form.dmin_at or 0
 
-    def encode(rows: Any, n_cols: Any, importance: Any, out: Any, f: Any, codes: Any, numbers: Any, bits: Any) -> None:
+    def encode(rows: Any, n_cols: Any, importance: Any, out: Any, f: Any, bytes_: Any, words: Any, bits: Any) -> None:
+        codes, numbers, part = bytes_
+        code_words, number_words, parts = words
         w, work, sums, scales, minima, sum_w, whole, whole_minima = f
         n_blocks = n_cols // block
         variance = ZERO
@@ -328,11 +349,10 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
                 variance = sigma * (variance / np.float32(n_blocks))
             for b in range(n_blocks):
                 start = r * n_cols + b * block
-                if spread:
-                    if not over_row:
-                        for i in range(block):
-                            work[i] = rows[start + i] * rows[start + i]
-                        variance = sigma * (_total(work, block) * block_share)
+                if block_spread:
+                    for i in range(block):
+                        work[i] = rows[start + i] * rows[start + i]
+                    variance = sigma * (_total(work, block) * block_share)
                 for j in range(n_sub):
                     at, column = start + j * n, b * block + j * n
                     if rms:
@@ -353,12 +373,13 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
                     if spread:
                         for i in range(n):
                             w[i] = importance[column + i] * np.sqrt(variance + rows[at + i] * rows[at + i])
-                    for i in range(n):
-                        work[i] = w[i]
-                    sum_w[j] = _total(work, n)
-                    if not sum_w[j] > LEAST:
+                    if weighted:
                         for i in range(n):
-                            w[i] = ONE
+                            work[i] = w[i]
+                        sum_w[j] = _total(work, n)
+                        if not sum_w[j] > LEAST:
+                            for i in range(n):
+                                w[i] = ONE
                     if has_offsets:
                         scales[j], minima[j] = _best_line(rows, at, w, n, lines, shifts, high, work, sums)
                     if searched:
@@ -391,12 +412,12 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
                         for i in range(n):
                             codes[j * n + i] = _level((rows[at + i] + offset) * inverse, low, high, False, codes_of)
                 made = (r * n_blocks + b) * nbytes
-                _write(codes, code_runs, code_added, out, made)
+                _write(codes, code_words, code_runs, code_masks, code_added, out, made, part, parts)
                 if has_scales:
                     for j in range(n_sub):
                         numbers[j] = np.uint8(np.int32(whole[j] - scale_low))
                         numbers[n_sub + j] = np.uint8(np.int32(whole_minima[j]))
-                    _write(numbers, scale_runs, scale_added, out, made)
+                    _write(numbers, number_words, scale_runs, scale_masks, scale_added, out, made, part, parts)
                 out[made + d_at], out[made + d_at + 1] = bits[0] & 255, bits[0] >> 8
                 if has_offsets:
                     out[made + dmin_at], out[made + dmin_at + 1] = bits[1] & 255, bits[1] >> 8
@@ -413,9 +434,10 @@ def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8
     made = out[: rows.size // form.block * form.nbytes]
     made.fill(0)
     q = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(normalized(importance), np.float32)
-    sizes = (form.sub, 256, 128, form.n_sub, form.n_sub, form.n_sub)
-    scratch = (*(np.empty(n, np.float32) for n in sizes), np.ones(form.n_sub, np.float32), np.zeros(form.n_sub, np.float32))
-    codes, numbers, bits = np.empty(form.block, np.uint8), np.empty(2 * form.n_sub, np.uint8), np.zeros(2, np.uint32)
-    kernel = _encoder(type_, importance is not None)
-    kernel(rows.reshape(-1), rows.shape[1], q, made, scratch, codes, numbers, bits)
+    n_sub = form.n_sub
+    floats = [np.empty(n, np.float32) for n in (form.sub, 256, 128, n_sub, n_sub, n_sub)]
+    floats += [np.ones(n_sub, np.float32), np.zeros(n_sub, np.float32)]
+    words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4), 8))
+    scratch = (tuple(floats), tuple(a.view(np.uint8) for a in words), words, np.zeros(2, np.uint32))
+    _encoder(type_, importance is not None)(rows.reshape(-1), rows.shape[1], q, made, *scratch)
     return made

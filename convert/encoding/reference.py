@@ -1,8 +1,8 @@
 """Reference encoder: ggml's block formats from float32 in plain numpy, to read and to hold the fast encoder against.
 
-What is searched is in searches.py. Every step is one float32 operation of IEEE 754 in a fixed order, so that any encoder
-that keeps to the order gives the same bytes on every machine: sums over a sub-block's numbers go in their order where
-there is one for each multiplier, and as `total` says everywhere else.
+What is searched is in searches.py. Every step is one float32 operation of IEEE 754 in a fixed order, so an encoder that
+keeps to the order gives the same bytes on every machine: sums over a sub-block's numbers go in their order where there
+is one for each multiplier, and as `total` says everywhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ F16_MAX = np.float32(65504)
 
 
 def total(terms: F32) -> F32:
-    """Sum over the last axis: of a multiple of 16 the sixteenths first, one after the other, then halves onto halves."""
+    """Sum over the last axis: first sixteens one after the other, where there are several, then halves onto halves."""
     n = terms.shape[-1]
     if n > 16:
         parts = terms.reshape(*terms.shape[:-1], n // 16, 16)
@@ -44,10 +44,17 @@ def encode(type_: Type, rows: F32, importance: F32 | None = None) -> U8:
     form, search = FORMATS[type_], search_of(type_, importance is not None)
     x = rows.reshape(-1, form.n_sub, form.sub)
     if search is None:
-        return pack(_without_search(form, x))
+        return pack(_with_steps(form, x, _plain_step(form, x)))
     w = _weights(search, rows, x, None if importance is None else normalized(importance))
-    blocks = _with_offsets(form, search, x, w) if form.has_offsets else _without_offsets(form, search, x, w)
-    return pack(blocks)
+    sums = total(w)
+    if importance is not None:
+        w = _usable(w)
+    if form.has_offsets:
+        return pack(_with_offsets(form, search, x, w, sums))
+    scales = _best_scale(x, w, np.array(search.multipliers, np.float32), _nearest(form))
+    if form.scales is None:
+        return pack(_with_steps(form, x, scales[:, 0]))
+    return pack(_with_scales(form, search, x, scales, sums))
 
 
 def normalized(importance: F32) -> F32:
@@ -197,31 +204,32 @@ def _codes(form: Format, x: F32, steps: F32, offsets: F32 | None) -> U8:
     return np.searchsorted(np.array(form.levels, np.float32), level).astype(np.uint8).reshape(-1, form.block)
 
 
-def _with_offsets(form: Format, search: Search, x: F32, w: F32) -> Blocks:
-    scale, minimum = _best_line(x, _usable(w), search, len(form.levels))
-    both = [_quantize_scales(v, total(w), search.block_multipliers, 0, form.scale_high) for v in (scale, minimum)]
-    (d, scales), (dmin, minima) = both
+def _with_offsets(form: Format, search: Search, x: F32, w: F32, sums: F32) -> Blocks:
+    """Blocks with offsets; `sums` are the weights of whole sub-blocks."""
+    scale, minimum = _best_line(x, w, search, len(form.levels))
+    d, scales = _quantize_scales(scale, sums, search.block_multipliers, 0, form.scale_high)
+    dmin, minima = _quantize_scales(minimum, sums, search.block_multipliers, 0, form.scale_high)
     codes = _codes(form, x, d[:, None] * scales.astype(np.float32), dmin[:, None] * minima.astype(np.float32))
     return Blocks(form.type, d.astype(np.float16), dmin.astype(np.float16), scales, minima, codes)
 
 
-def _without_offsets(form: Format, search: Search, x: F32, w: F32) -> Blocks:
-    scale = _best_scale(x, _usable(w), np.array(search.multipliers, np.float32), _nearest(form))
-    if form.scales is None:
-        return _of_steps(form, x, scale[:, 0])
-    d, scales = _quantize_scales(scale, total(w), search.block_multipliers, form.scale_low, form.scale_high)
+def _with_scales(form: Format, search: Search, x: F32, scale: F32, sums: F32) -> Blocks:
+    """Blocks of sub-blocks with these scales, which are rounded."""
+    d, scales = _quantize_scales(scale, sums, search.block_multipliers, form.scale_low, form.scale_high)
     codes = _codes(form, x, d[:, None] * scales.astype(np.float32), None)
     return Blocks(form.type, d.astype(np.float16), np.zeros(len(d), np.float16), scales, np.zeros_like(scales), codes)
 
 
-def _without_search(form: Format, x: F32) -> Blocks:
-    """The largest number becomes the level that is farthest from 0 (Q8_0: ±127)."""
-    if form.type == Type.Q8_0:
-        return _of_steps(form, x, np.abs(x).max(axis=(1, 2)) * (np.float32(1) / np.float32(127)))
-    return _of_steps(form, x, _largest(x)[:, 0] * (np.float32(1) / np.float32(form.levels[0])))
-
-
-def _of_steps(form: Format, x: F32, d: F32) -> Blocks:
+def _with_steps(form: Format, x: F32, d: F32) -> Blocks:
+    """Blocks that have a single step, d (n_blocks,)."""
     d = _half(d)
     ones, zeros = np.ones((len(d), 1), np.int16), np.zeros((len(d), 1), np.int16)
-    return Blocks(form.type, d.astype(np.float16), zeros[:, 0].astype(np.float16), ones, zeros, _codes(form, x, d[:, None], None))
+    codes = _codes(form, x, d[:, None], None)
+    return Blocks(form.type, d.astype(np.float16), np.zeros(len(d), np.float16), ones, zeros, codes)
+
+
+def _plain_step(form: Format, x: F32) -> F32:
+    """The step by which the number farthest from 0 becomes the level farthest from 0 (of Q8_0: 127 or −127)."""
+    if form.type == Type.Q8_0:
+        return np.abs(x).max(axis=(1, 2)) * (np.float32(1) / np.float32(127))
+    return _largest(x)[:, 0] * (np.float32(1) / np.float32(form.levels[0]))
