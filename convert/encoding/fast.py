@@ -24,7 +24,7 @@ from gguf.constants import GGMLQuantizationType as Type
 from jmedlite.base.native import F32, U8
 from jmedlite.runtime.state_cache import cache_folder
 
-from .blocks import FORMATS, Field, Format
+from .blocks import FORMATS, Field, Format, Run
 from .reference import F16_MAX, LEAST, normalized
 from .searches import Search, Weighting, search_of
 
@@ -110,25 +110,27 @@ def _half(v: Any, found: Any) -> Any:
 
 
 @_part
-def _write(
-    numbers: Any, words: Any, runs: Any, masks: Any, added: Any, out: Any, at: Any, part: Any, parts: Any
-) -> None:
-    """Field.write of blocks.py, for the block at out[at]: eight bytes at once where a run is a multiple of eight long.
+def _write(numbers: Any, words: Any, places: Any, runs: Any, added: Any, out: Any, at: Any) -> None:
+    """Field.write of blocks.py, for the block at out[at], by what `_runs` gives; `words` are the bytes of `numbers`.
 
-    `words` are the bytes of `numbers`, `parts` those of `part`; `masks` has number_shift, mask and byte_shift of every
-    run in runs. A run's bits stay in their bytes: what would come out of them is masked.
+    Eight bytes at once where that many numbers lie side by side: their bits stay in their bytes, as what would come out
+    of them is masked.
     """
-    for r in range(len(runs)):
-        start, first, count = at + runs[r, 0], runs[r, 3], runs[r, 5]
-        if count % 8 == 0 and first % 8 == 0:
-            for i in range(count // 8):
-                parts[i] = (((words[first // 8 + i] ^ added) >> masks[r, 0]) & masks[r, 1]) << masks[r, 2]
-            for i in range(count):
-                out[start + i] |= part[i]
-        else:
-            for i in range(count):
-                stored = np.uint64(numbers[first + i]) ^ (added & np.uint64(255))
-                out[start + i] |= np.uint8(((stored >> masks[r, 0]) & masks[r, 1] & np.uint64(255)) << masks[r, 2])
+    for p in range(len(places)):
+        start, count, eights = at + places[p, 0], places[p, 1], places[p, 4]
+        for i in range(eights):
+            word = np.uint64(0)
+            for r in range(places[p, 2], places[p, 3]):
+                stored = words[(runs[r, 0] >> np.uint64(3)) + np.uint64(i)] ^ added
+                word |= ((stored >> runs[r, 1]) & runs[r, 2]) << runs[r, 3]
+            for k in range(8):
+                out[start + 8 * i + k] = (word >> np.uint64(8 * k)) & np.uint64(255)
+        for i in range(8 * eights, count):
+            word = np.uint64(0)
+            for r in range(places[p, 2], places[p, 3]):
+                stored = np.uint64(numbers[runs[r, 0] + np.uint64(i)]) ^ added
+                word |= ((stored >> runs[r, 1]) & runs[r, 2]) << runs[r, 3]
+            out[start + i] = word & np.uint64(255)
 
 
 @_part
@@ -300,16 +302,28 @@ def _halves(form: Format) -> tuple[F32, U8]:
 
 
 def _runs(field: Field | None) -> tuple[Any, Any, Any]:
-    """Runs, masks and what is added in every byte of a word, for _write."""
-    runs, repeated = (field.runs, field.added) if field else ((), 0)
-    masks = [(run.number_shift, BYTES * ((1 << run.bits) - 1), run.byte_shift) for run in runs]
+    """The runs of a field by the bytes they lie in, for _write: (places, runs, what is added in every byte of a word).
+
+    A place is (first byte, bytes, first run, end of its runs, groups of eight bytes that can be made at once), a run
+    (first number, number_shift, mask for eight bytes, byte_shift).
+    """
+    if field is None:
+        return np.empty((0, 5), np.int64), np.empty((0, 4), np.uint64), np.uint64(0)
+    at: dict[tuple[int, int], list[Run]] = {}
+    for run in field.runs:
+        at.setdefault((run.start, run.count), []).append(run)
+    places, runs = [], []
+    for (start, count), those in at.items():
+        aligned = all(run.first % 8 == 0 for run in those)
+        places.append((start, count, len(runs), len(runs) + len(those), count // 8 if aligned else 0))
+        runs += [(run.first, run.number_shift, BYTES * ((1 << run.bits) - 1), run.byte_shift) for run in those]
     # adding 128 modulo 256 is turning the highest bit
-    return np.array(runs, np.int64), np.array(masks, np.uint64), np.uint64(BYTES * repeated)
+    return np.array(places, np.int64), np.array(runs, np.uint64), np.uint64(BYTES * field.added)
 
 
 @cache
 def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
-    """The kernel of one format: (all rows' numbers, n_cols, normalized importance or nothing, bytes to fill, scratch)."""
+    """The kernel of one format: (numbers of all rows, n_cols, normalized importance or none, bytes to fill, scratch)."""
     form = FORMATS[type_]
     search = search_of(type_, weighted) or Search(Weighting.SIZE)
     n, n_sub, block, nbytes = form.sub, form.n_sub, form.block, form.nbytes
@@ -328,13 +342,13 @@ def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
     plain_scale = not (search.multipliers or search.lines or signed_bytes)
     has_scales, has_offsets = form.scales is not None, form.has_offsets
     scale_low, scale_high = np.float32(form.scale_low), np.float32(form.scale_high)
-    code_runs, code_masks, code_added = _runs(form.codes)
-    scale_runs, scale_masks, scale_added = _runs(form.scales)
+    code_places, code_runs, code_added = _runs(form.codes)
+    scale_places, scale_runs, scale_added = _runs(form.scales)
     d_at, dmin_at = form.d_at, form.dmin_at or 0
 
     def encode(rows: Any, n_cols: Any, importance: Any, out: Any, f: Any, bytes_: Any, words: Any, bits: Any) -> None:
-        codes, numbers, part = bytes_
-        code_words, number_words, parts = words
+        codes, numbers = bytes_
+        code_words, number_words = words
         w, work, sums, scales, minima, sum_w, whole, whole_minima = f
         n_blocks = n_cols // block
         variance = ZERO
@@ -412,12 +426,12 @@ def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
                         for i in range(n):
                             codes[j * n + i] = _level((rows[at + i] + offset) * inverse, low, high, False, codes_of)
                 made = (r * n_blocks + b) * nbytes
-                _write(codes, code_words, code_runs, code_masks, code_added, out, made, part, parts)
+                _write(codes, code_words, code_places, code_runs, code_added, out, made)
                 if has_scales:
                     for j in range(n_sub):
                         numbers[j] = np.uint8(np.int32(whole[j] - scale_low))
                         numbers[n_sub + j] = np.uint8(np.int32(whole_minima[j]))
-                    _write(numbers, number_words, scale_runs, scale_masks, scale_added, out, made, part, parts)
+                    _write(numbers, number_words, scale_places, scale_runs, scale_added, out, made)
                 out[made + d_at], out[made + d_at + 1] = bits[0] & 255, bits[0] >> 8
                 if has_offsets:
                     out[made + dmin_at], out[made + dmin_at + 1] = bits[1] & 255, bits[1] >> 8
@@ -432,12 +446,11 @@ def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8
     """
     form = FORMATS[type_]
     made = out[: rows.size // form.block * form.nbytes]
-    made.fill(0)
     q = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(normalized(importance), np.float32)
     n_sub = form.n_sub
     floats = [np.empty(n, np.float32) for n in (form.sub, 256, 128, n_sub, n_sub, n_sub)]
     floats += [np.ones(n_sub, np.float32), np.zeros(n_sub, np.float32)]
-    words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4), 8))
+    words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4)))
     scratch = (tuple(floats), tuple(a.view(np.uint8) for a in words), words, np.zeros(2, np.uint32))
     _encoder(type_, importance is not None)(rows.reshape(-1), rows.shape[1], q, made, *scratch)
     return made
