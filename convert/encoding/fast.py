@@ -33,7 +33,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # No rearranging and no fusing: all that numba may take for granted is that every number is finite, and that the two
 # zeros are one, by which minimum and maximum are one instruction each
 _OPTIONS = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}, "error_model": "numpy"}
-TILE = 4  # numbers that are added to the running sums of all multipliers before those go back to memory
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 BEYOND = np.finfo(np.float32).max  # an error that none has
 BYTES = 0x0101010101010101  # 1 in each byte of a word
@@ -160,26 +159,16 @@ def _best_scale(v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, ev
     inverse = ONE / largest
     for k in range(2 * n_tried):
         sums[k] = ZERO
-    for i in range(0, n, TILE):
+    for i in range(0, n, 4):
         z0, z1 = v[at + i] * inverse, v[at + i + 1] * inverse
         z2, z3 = v[at + i + 2] * inverse, v[at + i + 3] * inverse
         w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
         wz0, wz1, wz2, wz3 = w0 * z0, w1 * z1, w2 * z2, w3 * z3
         for k in range(n_tried):
-            sum_ll, sum_zl = sums[k], sums[n_tried + k]
-            level = _level(z0 * m[k], low, high, even, values)
-            sum_ll += w0 * level * level
-            sum_zl += wz0 * level
-            level = _level(z1 * m[k], low, high, even, values)
-            sum_ll += w1 * level * level
-            sum_zl += wz1 * level
-            level = _level(z2 * m[k], low, high, even, values)
-            sum_ll += w2 * level * level
-            sum_zl += wz2 * level
-            level = _level(z3 * m[k], low, high, even, values)
-            sum_ll += w3 * level * level
-            sum_zl += wz3 * level
-            sums[k], sums[n_tried + k] = sum_ll, sum_zl
+            l0, l1 = _level(z0 * m[k], low, high, even, values), _level(z1 * m[k], low, high, even, values)
+            l2, l3 = _level(z2 * m[k], low, high, even, values), _level(z3 * m[k], low, high, even, values)
+            sums[k] += (w0 * l0 * l0 + w1 * l1 * l1) + (w2 * l2 * l2 + w3 * l3 * l3)
+            sums[n_tried + k] += (wz0 * l0 + wz1 * l1) + (wz2 * l2 + wz3 * l3)
     for k in range(n_tried):
         found = sums[k] > ZERO
         scale = sums[n_tried + k] / (sums[k] if found else ONE)
@@ -219,33 +208,19 @@ def _best_line(x: Any, at: Any, w: Any, n: Any, m: Any, shifts: Any, top: Any, w
     sum_y = _total(work, n)
     for k in range(3 * n_tried):
         sums[k] = ZERO
-    for i in range(0, n, TILE):
+    for i in range(0, n, 4):
         y0, y1, y2, y3 = work[n + i], work[n + i + 1], work[n + i + 2], work[n + i + 3]
         w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
         wy0, wy1, wy2, wy3 = work[2 * n + i], work[2 * n + i + 1], work[2 * n + i + 2], work[2 * n + i + 3]
         for k in range(n_tried):
-            sum_l, sum_ll, sum_yl = sums[k], sums[n_tried + k], sums[2 * n_tried + k]
-            level = min(max(np.rint(y0 * m[k] - shifts[k]), ZERO), top)
-            term = w0 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy0 * level
-            level = min(max(np.rint(y1 * m[k] - shifts[k]), ZERO), top)
-            term = w1 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy1 * level
-            level = min(max(np.rint(y2 * m[k] - shifts[k]), ZERO), top)
-            term = w2 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy2 * level
-            level = min(max(np.rint(y3 * m[k] - shifts[k]), ZERO), top)
-            term = w3 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy3 * level
-            sums[k], sums[n_tried + k], sums[2 * n_tried + k] = sum_l, sum_ll, sum_yl
+            l0 = min(max(np.rint(y0 * m[k] - shifts[k]), ZERO), top)
+            l1 = min(max(np.rint(y1 * m[k] - shifts[k]), ZERO), top)
+            l2 = min(max(np.rint(y2 * m[k] - shifts[k]), ZERO), top)
+            l3 = min(max(np.rint(y3 * m[k] - shifts[k]), ZERO), top)
+            t0, t1, t2, t3 = w0 * l0, w1 * l1, w2 * l2, w3 * l3
+            sums[k] += (t0 + t1) + (t2 + t3)
+            sums[n_tried + k] += (t0 * l0 + t1 * l1) + (t2 * l2 + t3 * l3)
+            sums[2 * n_tried + k] += (wy0 * l0 + wy1 * l1) + (wy2 * l2 + wy3 * l3)
     zero = -low * inverse
     for k in range(n_tried):
         sum_l, sum_ll, sum_yl = sums[k], sums[n_tried + k], sums[2 * n_tried + k]
@@ -323,7 +298,7 @@ def _runs(field: Field | None) -> tuple[Any, Any, Any]:
 
 @cache
 def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
-    """The kernel of one format: (numbers of all rows, n_cols, normalized importance or none, bytes to fill, scratch)."""
+    """The kernel of one format: (all rows in one, n_cols, normalized importance or none, bytes to fill, scratch)."""
     form = FORMATS[type_]
     search = search_of(type_, weighted) or Search(Weighting.SIZE)
     n, n_sub, block, nbytes = form.sub, form.n_sub, form.block, form.nbytes

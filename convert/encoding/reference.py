@@ -1,8 +1,8 @@
 """Reference encoder: ggml's block formats from float32 in plain numpy, to read and to hold the fast encoder against.
 
 What is searched is in searches.py. Every step is one float32 operation of IEEE 754 in a fixed order, so an encoder that
-keeps to the order gives the same bytes on every machine: sums over a sub-block's numbers go in their order where there
-is one for each multiplier, and as `total` says everywhere else.
+keeps to the order gives the same bytes on every machine: sums over a sub-block's numbers take four after four where
+there is one for each multiplier (`fours`), and are as `total` says everywhere else.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def total(terms: F32) -> F32:
         n //= 2
         terms = terms[..., :n] + terms[..., n : 2 * n]
     return terms[..., 0]
+
+
+def fours(sums: F32, terms: F32) -> None:
+    """Add four terms for every multiplier, (…, 4, multipliers), to the running `sums` (…, multipliers): pairs first."""
+    sums += (terms[..., 0, :] + terms[..., 1, :]) + (terms[..., 2, :] + terms[..., 3, :])
 
 
 def encode(type_: Type, rows: F32, importance: F32 | None = None) -> U8:
@@ -117,10 +122,10 @@ def _best_scale(v: F32, w: F32, multipliers: F32, nearest: Callable[[F32], F32])
     z = v * (np.float32(1) / np.where(zero, np.float32(1), largest))[..., None]
     wz = w * z
     sum_zl, sum_ll = (np.zeros((*v.shape[:-1], len(multipliers)), np.float32) for _ in range(2))
-    for i in range(v.shape[-1]):
-        level = nearest(z[..., i, None] * multipliers)
-        sum_ll += w[..., i, None] * level * level
-        sum_zl += wz[..., i, None] * level
+    for i in range(0, v.shape[-1], 4):
+        level = nearest(z[..., i : i + 4, None] * multipliers)
+        fours(sum_ll, w[..., i : i + 4, None] * level * level)
+        fours(sum_zl, wz[..., i : i + 4, None] * level)
     found = sum_ll > 0
     scale = sum_zl / np.where(found, sum_ll, np.float32(1))
     gain = np.where(found, scale * sum_zl, np.float32(-1))
@@ -147,12 +152,12 @@ def _best_line(x: F32, w: F32, search: Search, n_levels: int) -> tuple[F32, F32]
     wy = w * y
     sum_w, sum_y = total(w)[..., None], total(wy)[..., None]
     sum_l, sum_ll, sum_yl = (np.zeros((*x.shape[:-1], len(multipliers)), np.float32) for _ in range(3))
-    for i in range(x.shape[-1]):
-        level = np.clip(np.rint(y[..., i, None] * multipliers - shifts), np.float32(0), top)
-        term = w[..., i, None] * level
-        sum_l += term
-        sum_ll += term * level
-        sum_yl += wy[..., i, None] * level
+    for i in range(0, x.shape[-1], 4):
+        level = np.clip(np.rint(y[..., i : i + 4, None] * multipliers - shifts), np.float32(0), top)
+        term = w[..., i : i + 4, None] * level
+        fours(sum_l, term)
+        fours(sum_ll, term * level)
+        fours(sum_yl, wy[..., i : i + 4, None] * level)
     determinant = sum_w * sum_ll - sum_l * sum_l
     usable = determinant > 0
     inverse_determinant = one / np.where(usable, determinant, one)
