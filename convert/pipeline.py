@@ -21,10 +21,11 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
-from jmedlite.base.native import F32, U8, quantize_rows, widen
+from jmedlite.base.native import F32, U8, widen
 from jmedlite.base.progress import Progress, Stage, silent
 from jmedlite.base.publishing import Publication
 from jmedlite.convert.adapters.lora import TILE, LoadedUpdate, load_update
+from jmedlite.convert.encoding.encoders import Encoder
 from jmedlite.convert.sources.tensors import NOT_WEIGHTS, stored_bytes
 
 from .planning import PlannedFile, QuantizePlan, TensorJob
@@ -126,7 +127,7 @@ def check_finite(values: F32, name: str, types: frozenset[GGMLQuantizationType])
     return bound
 
 
-def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encoded:
+def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate], encoder: Encoder) -> Encoded:
     """The arithmetic of one block; runs in a worker."""
     job = block.job
     n = block.n_rows * job.n_cols
@@ -156,7 +157,7 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate]) -> Encode
         if t == GGMLQuantizationType.F32 or t.name == kept:  # as it is: encoding again could change it
             data[t], error[t] = raw if t.name == kept else flat.view(np.uint8), 0.0
         else:
-            data[t] = quantize_rows(t, rows, slot.encoded[t], job.importance)
+            data[t] = encoder.encode(t, rows, slot.encoded[t], job.importance)
             error[t] = squared_error(data[t], t, flat, slot.decoded)
     return Encoded(data, energy, error)
 
@@ -213,7 +214,7 @@ def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[i
         return -(-elements // 256) * 256
 
     def needed(wanted: int) -> int:
-        return FIXED_MEMORY + n_slots * Slot.nbytes(largest(wanted), types, merging)
+        return FIXED_MEMORY + plan.encoder.memory + n_slots * Slot.nbytes(largest(wanted), types, merging)
 
     wanted = BLOCK_ELEMENTS
     while wanted > LEAST_ELEMENTS and needed(wanted) > (memory or DEFAULT_MEMORY):
@@ -335,7 +336,7 @@ def encode_blocks(
                     updates = [load_update(a, key, plan.files, order) for a, key, order in block.job.updates]
                 slot = free.pop()
                 _read(plan, block, slot)
-                pending.append((block, slot, pool.submit(_encode, block, slot, updates)))
+                pending.append((block, slot, pool.submit(_encode, block, slot, updates, plan.encoder)))
         finally:
             for _, _, future in pending:
                 future.cancel()

@@ -19,6 +19,7 @@ from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.peft import PeftAdapter
+from jmedlite.convert.encoding.encoders import GGML, ROUNDED, Encoder
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import Level, choose_types
 from jmedlite.convert.metadata.specials import AdapterFiles
@@ -124,7 +125,7 @@ class PlannedLevel:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """All that the pass needs. `metadata` is what every level's header has in common."""
+    """All that the pass needs. `metadata` is what every level's header has in common; `encoder` makes the blocks."""
 
     label: str
     title: str
@@ -136,6 +137,7 @@ class QuantizePlan:
     levels: tuple[PlannedLevel, ...]
     metadata: gguf.Entries
     warnings: tuple[str, ...]
+    encoder: Encoder = GGML
 
     @property
     def source_bytes(self) -> int:
@@ -156,6 +158,19 @@ class QuantizePlan:
     def n_weights(self) -> int:
         return sum(job.n_elements for job in self.jobs)
 
+    def left_to_ggml(self, level: PlannedLevel) -> list[str]:
+        """The types of a level that `encoder` leaves to ggml's, in all tensors or in some."""
+        pairs = zip(self.jobs, level.tensors, strict=True)
+        return sorted(
+            {
+                tensor.type.name
+                for job, tensor in pairs
+                if tensor.type not in ROUNDED
+                and not self.encoder.has(tensor.type, job.importance is not None)
+                and not (job.source and job.is_untouched and job.source.dtype == tensor.type.name)
+            }
+        )
+
     @property
     def license(self) -> str | None:
         entry = self.metadata.get("general.license.name") or self.metadata.get("general.license")
@@ -173,6 +188,7 @@ def make_quantize_plan(
     imatrix: Imatrix | None = None,
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
+    encoder: Encoder = GGML,
     split_bytes: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -186,7 +202,15 @@ def make_quantize_plan(
         for level in levels:
             for suffix in (".gguf", ".json"):
                 check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
-    plan = assemble(path, name=name, adapters=adapters, imatrix=imatrix, made_from=made_from, requantize=requantize)
+    plan = assemble(
+        path,
+        name=name,
+        adapters=adapters,
+        imatrix=imatrix,
+        made_from=made_from,
+        requantize=requantize,
+        encoder=encoder,
+    )
     tensors = [gguf.Tensor(job.name, job.gguf_shape, _stored_type(job)) for job in plan.jobs]
     types = choose_types(levels, plan.metadata, tensors, imatrix)
     planned = [_plan_level(out, stem, level, plan, types[level.name], split_bytes) for level in levels]
@@ -205,6 +229,7 @@ def assemble(
     imatrix: Imatrix | None = None,
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
+    encoder: Encoder = GGML,
 ) -> QuantizePlan:
     """The jobs and the metadata, before any level; raises as `make_quantize_plan` does."""
     files = Files()
@@ -220,7 +245,7 @@ def assemble(
     warnings += [w for a in bound for w in a.warnings]
     return QuantizePlan(
         model.label, model.title, model.architecture, files, tuple(bound), imatrix, tuple(jobs), (), metadata,
-        tuple(warnings),
+        tuple(warnings), encoder,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import Imatrix
 from jmedlite.base.native import F32, U8, decodes, encodes, widen
 from jmedlite.base.progress import Progress, silent
+from jmedlite.convert.encoding.encoders import GGML, MADE_WITH_ENCODER, Encoder, find_encoder, recorded_encoder
 from jmedlite.convert.levels.recipes import NEEDY_TYPES, Level
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
@@ -136,20 +137,23 @@ def compare_with_base(
     imatrix: Imatrix | None = None,
     tolerance: float = 0.0,
     requantize: bool = False,
+    encoder: str | None = None,
     threads: int = 1,
     memory: int | None = None,
     progress: Progress = silent,
 ) -> VerifyReport:
     """Compare the GGUF at `path` (`parts`: what `read_parts` gives) with what `base` and `adapters` give at its types.
 
-    A tensor within `tolerance` (relative distance, see Verdict) passes. Raises DataError where the file was made with
+    A tensor within `tolerance` (relative distance, see Verdict) passes. `encoder` is the one that the file says it was
+    made with, unless it is named. Raises DataError where the file was made with
     an importance matrix and none is given, and what reading the inputs raises.
     """
     header, stored = parts
     made_with = header.metadata.get("quantize.imatrix.file")
     if made_with and imatrix is None:
         raise DataError(f"{path.name}: was made with the importance matrix {made_with}; give it with --imatrix")
-    plan = assemble(base, adapters=adapters, imatrix=imatrix, requantize=requantize)
+    with_encoder = find_encoder(encoder) if encoder else _encoder_of(path, header)
+    plan = assemble(base, adapters=adapters, imatrix=imatrix, requantize=requantize, encoder=with_encoder)
     if any(path.samefile(f) for f in plan.weight_files):
         raise UsageError(f"{path}: is the base itself; give what it was made from")
     verdicts: list[Verdict] = []
@@ -169,6 +173,11 @@ def compare_with_base(
     plan.files.close()
     verdicts += [c.verdict(tolerance) for c in comparisons.values()]
     return VerifyReport(path, tuple(verdicts), tuple(_other_metadata(plan.metadata, header)), tolerance)
+
+
+def _encoder_of(path: Path, header: gguf.Header) -> Encoder:
+    """The encoder that the file's metadata names; ggml's where they name none."""
+    return recorded_encoder(header.metadata.get(MADE_WITH_ENCODER, GGML.name), path.name)
 
 
 def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> QuantizePlan:

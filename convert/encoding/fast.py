@@ -286,11 +286,12 @@ def _runs(field: Field | None) -> tuple[Any, Any, Any]:
         return np.empty((0, 5), np.int64), np.empty((0, 4), np.uint64), np.uint64(0)
     at: dict[tuple[int, int], list[Run]] = {}
     for run in field.runs:
-        at.setdefault((run.start, run.count), []).append(run)
-    places, runs = [], []
-    for (start, count), those in at.items():
+        at.setdefault((run.start, run.length), []).append(run)
+    places: list[tuple[int, ...]] = []
+    runs: list[tuple[int, ...]] = []
+    for (start, length), those in at.items():
         aligned = all(run.first % 8 == 0 for run in those)
-        places.append((start, count, len(runs), len(runs) + len(those), count // 8 if aligned else 0))
+        places.append((start, length, len(runs), len(runs) + len(those), length // 8 if aligned else 0))
         runs += [(run.first, run.number_shift, BYTES * ((1 << run.bits) - 1), run.byte_shift) for run in those]
     # adding 128 modulo 256 is turning the highest bit
     return np.array(places, np.int64), np.array(runs, np.uint64), np.uint64(BYTES * field.added)

@@ -33,7 +33,8 @@ def total(terms: F32) -> F32:
     while n > 1:
         n //= 2
         terms = terms[..., :n] + terms[..., n : 2 * n]
-    return terms[..., 0]
+    found: F32 = terms[..., 0]
+    return found
 
 
 def fours(sums: F32, terms: F32) -> None:
@@ -76,7 +77,8 @@ def _weights(search: Search, rows: F32, x: F32, importance: F32 | None) -> F32:
     if kind == Weighting.SQUARE:
         return x * x
     if kind == Weighting.RMS_PLUS_SIZE:
-        return np.sqrt(total(x * x) * np.float32(1 / x.shape[-1]))[..., None] + np.abs(x)
+        rms: F32 = np.sqrt(total(x * x) * np.float32(1 / x.shape[-1]))
+        return rms[..., None] + np.abs(x)
     assert importance is not None
     q = np.broadcast_to(importance, rows.shape).reshape(x.shape)
     if kind == Weighting.IMPORTANCE:
@@ -102,13 +104,24 @@ def _nearest(form: Format) -> Callable[[F32], F32]:
     if np.all(np.diff(levels) == 1):
         return lambda v: np.clip(np.rint(v), levels[0], levels[-1])
     middles = (levels[1:] + levels[:-1]) / 2
-    return lambda v: levels[np.searchsorted(middles, v, "right")]
+
+    def look_up(v: F32) -> F32:
+        found: F32 = levels[np.searchsorted(middles, v, "right")]
+        return found
+
+    return look_up
 
 
 def _largest(x: F32) -> F32:
     """The number that is farthest from 0, with its sign; the negative one of two."""
     low, high = x.min(axis=-1), x.max(axis=-1)
-    return np.where(high > -low, high, low)
+    found: F32 = np.where(high > -low, high, low)
+    return found
+
+
+def _running_sums(n: int, x: F32, multipliers: F32) -> list[F32]:
+    """n sums for each sub-block of x and each multiplier, which begin with 0."""
+    return [np.zeros((*x.shape[:-1], len(multipliers)), np.float32) for _ in range(n)]
 
 
 def _best_scale(v: F32, w: F32, multipliers: F32, nearest: Callable[[F32], F32]) -> F32:
@@ -119,9 +132,9 @@ def _best_scale(v: F32, w: F32, multipliers: F32, nearest: Callable[[F32], F32])
     """
     largest = _largest(v)
     zero = np.abs(largest) < LEAST
-    z = v * (np.float32(1) / np.where(zero, np.float32(1), largest))[..., None]
+    z = v * np.reciprocal(np.where(zero, np.float32(1), largest))[..., None]
     wz = w * z
-    sum_zl, sum_ll = (np.zeros((*v.shape[:-1], len(multipliers)), np.float32) for _ in range(2))
+    sum_zl, sum_ll = _running_sums(2, v, multipliers)
     for i in range(0, v.shape[-1], 4):
         level = nearest(z[..., i : i + 4, None] * multipliers)
         fours(sum_ll, w[..., i : i + 4, None] * level * level)
@@ -147,11 +160,11 @@ def _best_line(x: F32, w: F32, search: Search, n_levels: int) -> tuple[F32, F32]
     low = np.minimum(x.min(axis=-1), np.float32(0))
     span = x.max(axis=-1) - low
     flat = ~(span >= LEAST)
-    inverse = one / np.where(flat, one, span)
+    inverse = np.reciprocal(np.where(flat, one, span))
     y = (x - low[..., None]) * inverse[..., None]
     wy = w * y
     sum_w, sum_y = total(w)[..., None], total(wy)[..., None]
-    sum_l, sum_ll, sum_yl = (np.zeros((*x.shape[:-1], len(multipliers)), np.float32) for _ in range(3))
+    sum_l, sum_ll, sum_yl = _running_sums(3, x, multipliers)
     for i in range(0, x.shape[-1], 4):
         level = np.clip(np.rint(y[..., i : i + 4, None] * multipliers - shifts), np.float32(0), top)
         term = w[..., i : i + 4, None] * level
@@ -160,7 +173,7 @@ def _best_line(x: F32, w: F32, search: Search, n_levels: int) -> tuple[F32, F32]
         fours(sum_yl, wy[..., i : i + 4, None] * level)
     determinant = sum_w * sum_ll - sum_l * sum_l
     usable = determinant > 0
-    inverse_determinant = one / np.where(usable, determinant, one)
+    inverse_determinant = np.reciprocal(np.where(usable, determinant, one))
     a = (sum_w * sum_yl - sum_y * sum_l) * inverse_determinant
     b = (sum_ll * sum_y - sum_l * sum_yl) * inverse_determinant
     zero = (-low * inverse)[..., None]  # where x = 0 is in y
@@ -184,7 +197,8 @@ def _half(v: F32) -> F32:
 
 def _inverse(steps: F32) -> F32:
     """1 / step, and 0 for 0."""
-    return np.where(steps != 0, np.float32(1), np.float32(0)) / np.where(steps != 0, steps, np.float32(1))
+    found: F32 = np.where(steps != 0, np.reciprocal(np.where(steps != 0, steps, np.float32(1))), np.float32(0))
+    return found
 
 
 def _quantize_scales(v: F32, w: F32, multipliers: tuple[float, ...], low: int, high: int) -> tuple[F32, I16]:
@@ -236,5 +250,6 @@ def _with_steps(form: Format, x: F32, d: F32) -> Blocks:
 def _plain_step(form: Format, x: F32) -> F32:
     """The step by which the number farthest from 0 becomes the level farthest from 0 (of Q8_0: 127 or −127)."""
     if form.type == Type.Q8_0:
-        return np.abs(x).max(axis=(1, 2)) * (np.float32(1) / np.float32(127))
+        sizes: F32 = np.abs(x).max(axis=(1, 2))
+        return sizes * (np.float32(1) / np.float32(127))
     return _largest(x)[:, 0] * (np.float32(1) / np.float32(form.levels[0]))

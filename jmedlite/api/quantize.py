@@ -21,6 +21,7 @@ from jmedlite.base.publishing import Publication
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
+from jmedlite.convert.encoding.encoders import GGML, MADE_WITH_ENCODER, Encoder, find_encoder
 from jmedlite.convert.hashing import FollowingHash
 from jmedlite.convert.levels.recipes import LEVELS, parse_levels
 from jmedlite.convert.manifest import write_manifests
@@ -105,6 +106,7 @@ def plan_quantization(
     out: Path = Path(),
     name: str | None = None,
     allow_requantize: bool = False,
+    encoder: str = GGML.name,
     follow_links: bool = False,
     split_max_size: int | None = None,
     overwrite: bool = False,
@@ -114,6 +116,7 @@ def plan_quantization(
     levels = parse_levels(bits, types, has_imatrix=imatrix is not None)
     specs = [parse_spec(s) for s in lora]
     check_stem(name)
+    by = find_encoder(encoder)
     with watching() as inputs:
         matrix = read_imatrix(imatrix) if imatrix else None
         source = resolve(model, follow_links=follow_links)
@@ -128,8 +131,9 @@ def plan_quantization(
             name=source.name if source.repo else None,
             adapters=[(a.path, weight) for a, weight in adapters],
             imatrix=matrix,
-            made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix),
+            made_from=_made_from(source, adapters, [adapter_files[path] for path in weights], matrix, by),
             requantize=allow_requantize,
+            encoder=by,
             split_bytes=split_max_size,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -189,7 +193,11 @@ def adapter_weights(path: Path) -> Path:
 
 
 def _made_from(
-    source: Source, adapters: Sequence[tuple[Source, float]], sums: Sequence[str], imatrix: Imatrix | None
+    source: Source,
+    adapters: Sequence[tuple[Source, float]],
+    sums: Sequence[str],
+    imatrix: Imatrix | None,
+    encoder: Encoder,
 ) -> dict[str, str]:
     """The essential part of the manifest, for the GGUF's own metadata."""
     found = {"jmedlite.made.version": __version__, "jmedlite.made.base": source.full_name}
@@ -199,6 +207,8 @@ def _made_from(
         )
     if imatrix:
         found["jmedlite.made.imatrix"] = f"{imatrix.path.name}, SHA-256 {imatrix.sha256}"
+    if encoder is not GGML:
+        found[MADE_WITH_ENCODER] = encoder.name
     return found
 
 
@@ -214,6 +224,7 @@ def quantize(
     threads: int | None = None,
     memory: str | int | None = None,
     allow_requantize: bool = False,
+    encoder: str = GGML.name,
     follow_links: bool = False,
     split_max_size: str | int | None = None,
     overwrite: bool = False,
@@ -222,9 +233,10 @@ def quantize(
     """Merge `lora` adapters into `model` and write one GGUF per level, in one pass; returns the files' paths.
 
     `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
-    names ("Q4_K_S"); `memory` bounds the pass ("1GB"), `split_max_size` each file ("2GB": the first file's path is
-    returned); with `follow_links`, links in folders may lead to other users' files; `progress` hears how far it is
-    (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
+    names ("Q4_K_S"); `encoder` "fast" takes a fraction of ggml's time (docs/converting.md); `memory` bounds the pass
+    ("1GB"), `split_max_size` each file ("2GB": the first file's path is returned); with `follow_links`, links in
+    folders may lead to other users' files; `progress` hears how far it is (docs/python.md). Raises the exceptions of
+    `jmedlite.base.errors`.
 
         >>> jmedlite.quantize("models/qwen", bits=[8, 4], out="gguf")  # doctest: +SKIP
         [PosixPath('gguf/qwen-Q8_0.gguf'), PosixPath('gguf/qwen-Q4_K_M.gguf')]
@@ -238,6 +250,7 @@ def quantize(
         out=Path(out),
         name=name,
         allow_requantize=allow_requantize,
+        encoder=encoder,
         follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,

@@ -43,6 +43,7 @@ def verify(
     imatrix: str | Path | None = None,
     tolerance: float = 0.0,
     allow_requantize: bool = False,
+    encoder: str | None = None,
     follow_links: bool = False,
     threads: int | None = None,
     memory: int | None = None,
@@ -54,7 +55,8 @@ def verify(
         True
 
     `tolerance` is the relative distance up to which a tensor may differ, for files of another build or processor;
-    `progress` hears how far it is (docs/python.md).
+    `encoder` ("ggml", "fast") is the one that the file names, unless it is given; `progress` hears how far it is
+    (docs/python.md).
     """
     if threads is not None:
         check_range("--threads", threads, 1, 256)
@@ -75,6 +77,7 @@ def verify(
             imatrix=read_imatrix(Path(imatrix)) if imatrix else None,
             tolerance=tolerance,
             requantize=allow_requantize,
+            encoder=encoder,
             threads=threads or available_processors(),
             memory=memory,
             progress=progress,

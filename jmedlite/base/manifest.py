@@ -83,6 +83,15 @@ class OptionsEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderEntry:
+    """Which encoder made the blocks where it is not ggml's, what it needed, and the types that it left to ggml's."""
+
+    name: str
+    versions: dict[str, str]
+    left_to_ggml: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorEntry:
     """A tensor's type, and its quantization error: √(Σ(stored − exact)² / Σ exact²)."""
 
@@ -107,6 +116,7 @@ class Manifest:
     adapters: tuple[AdapterEntry, ...]
     imatrix: ImatrixEntry | None
     options: OptionsEntry
+    encoder: EncoderEntry | None = None
     versions: dict[str, str]
     tensors: dict[str, TensorEntry]
 

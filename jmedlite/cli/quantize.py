@@ -35,6 +35,10 @@ def quantize(
     name: Annotated[str | None, typer.Option(help="Beginning of the file names.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
     memory: Annotated[str | None, typer.Option(help="Bound of the pass, such as 1GB.")] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(metavar="ggml|fast", help="Who rounds: ggml, as llama-quantize; or fast, with jmedlite[fast]."),
+    ] = "ggml",
     split_max_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Several files of at most this size, such as 2GB.")
     ] = None,
@@ -54,8 +58,10 @@ def quantize(
     from jmedlite.base.hub import DEFAULT_MODEL
 
     if adapter_only:
-        if bits or imatrix or split_max_size:
-            raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32 or F16")
+        if bits or imatrix or split_max_size or encoder != "ggml":
+            raise UsageError(
+                "--adapter-only: takes no --bits, --imatrix, --encoder or --split-max-size; give --type F32 or F16"
+            )
         _export_adapters(model, lora or [], types or [], out, name, follow_links, overwrite, as_json)
         return
     limit = as_bytes(memory)
@@ -68,6 +74,7 @@ def quantize(
         out=out,
         name=name,
         allow_requantize=allow_requantize,
+        encoder=encoder,
         follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
@@ -138,6 +145,7 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
             "size_bytes": p.total_bytes,
             "bits_per_weight": round(p.bits_per_weight, 4),
             "types": p.type_counts(),
+            "left_to_ggml": plan.left_to_ggml(p),
         }
         for p in plan.levels
     ]
@@ -157,6 +165,7 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
             for a in plan.adapters
         ],
         "imatrix": plan.imatrix and plan.imatrix.path.name,
+        "encoder": plan.encoder.name,
         "levels": levels,
     }
 
@@ -173,6 +182,10 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         console.note(f"  + adapter {a['name']} × {a['weight']:g}, changes {a['changes']} weights{replaces}{trained_on}")
     if facts["imatrix"]:
         console.note(f"  + importance matrix {facts['imatrix']}")
+    if facts["encoder"] != "ggml":
+        left = sorted({name for level in facts["levels"] for name in level["left_to_ggml"]})
+        by_ggml = f", but for {', '.join(left)}, which ggml's does" if left else ""
+        console.note(f"  + encoder {facts['encoder']}{by_ggml}")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],
