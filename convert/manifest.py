@@ -14,6 +14,7 @@ from jmedlite.base.manifest import (
     FORMAT,
     AdapterEntry,
     BaseEntry,
+    EncoderEntry,
     FileEntry,
     ImatrixEntry,
     Manifest,
@@ -25,6 +26,7 @@ from jmedlite.base.manifest import (
 from jmedlite.base.moments import Moments
 from jmedlite.base.outputs import OutputFile
 from jmedlite.base.records import from_json, to_json
+from jmedlite.convert.encoding.encoders import GGML
 
 from .pipeline import Written
 from .planning import PlannedLevel, QuantizePlan
@@ -70,6 +72,7 @@ def build_manifest(
         ),
         imatrix=_imatrix(plan.imatrix) if plan.imatrix else None,
         options=from_json(options, OptionsEntry, "options"),
+        encoder=_encoder(plan, level),
         versions=versions(),
         tensors={
             name: TensorEntry(type=types[name], rel_rmse=_round(e), rounding=written.rounding.get(name))
@@ -78,6 +81,14 @@ def build_manifest(
         moments=_moments(plan.moments) if plan.moments else None,
         mix=mix,
     )
+
+
+def _encoder(plan: QuantizePlan, level: PlannedLevel) -> EncoderEntry | None:
+    encoder = plan.encoder
+    if encoder is GGML:
+        return None
+    left = tuple(plan.left_to_ggml(level))
+    return EncoderEntry(name=encoder.name, versions=encoder.versions, left_to_ggml=left)
 
 
 def _imatrix(matrix: Imatrix) -> ImatrixEntry:

@@ -18,12 +18,13 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.imatrix import weighted_squares
-from jmedlite.base.native import F32, quantize_rows, widen
+from jmedlite.base.native import F32, widen
 from jmedlite.base.progress import Progress, silent
 from jmedlite.base.sensitivity import Sensitivities
 from jmedlite.base.wording import some
 from jmedlite.runtime.type_probe import TypeRule
 
+from .encoding.encoders import GGML, Encoder
 from .levels.mixes import CANDIDATES, NARROW, WITH_IMATRIX, Choice, choose, mix_name
 from .levels.overrides import decide
 from .levels.recipes import BITS, Level, choose_types
@@ -200,15 +201,17 @@ def _measure(
             if not weighted_squares(rows, job.importance):
                 raise DataError(f"{job.name}: all its weights are zero where they matter; is the file damaged?")
             types = candidates(job)
-            errors = pool.map(partial(relative_error, rows=rows, importance=job.importance), types)
+            errors = pool.map(
+                partial(relative_error, rows=rows, importance=job.importance, encoder=plan.encoder), types
+            )
             yield job, dict(zip(types, errors, strict=True))
             done += job.source.nbytes if job.source else 0
             progress("mixing", done, total, "")
 
 
-def relative_error(type_: GGMLQuantizationType, rows: F32, importance: F32 | None) -> float:
+def relative_error(type_: GGMLQuantizationType, rows: F32, importance: F32 | None, encoder: Encoder = GGML) -> float:
     """Σ h (rounded - w)² / Σ h w² over `rows` (n, n_cols), h the columns' importance (n_cols,)."""
-    raw = quantize_rows(type_, rows, np.empty(gguf.nbytes(type_, rows.size), np.uint8), importance)
+    raw = encoder.encode(type_, rows, np.empty(gguf.nbytes(type_, rows.size), np.uint8), importance)
     decoded = np.empty(rows.shape, np.float32)
     widen(raw, type_.name, decoded.reshape(-1))
     decoded -= rows

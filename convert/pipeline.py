@@ -27,6 +27,7 @@ from jmedlite.base.publishing import Publication
 from jmedlite.convert.adapters.lora import LoadedUpdate, load_update
 from jmedlite.convert.sources.tensors import NOT_WEIGHTS
 
+from .encoding.encoders import GGML
 from .planning import PlannedFile, QuantizePlan, TensorJob
 from .rounding import Rounder, Rounding
 from .rows import Block, merge, read_block, row_unit
@@ -121,7 +122,7 @@ def _copied(block: Block, raw: U8) -> Encoded:
     assert source is not None
     if not block.job.is_untouched or {t.name for t in block.types} != {source.dtype}:
         raise DataError(f"{source.name}: is stored as {source.dtype}, which can only be copied as it is")
-    return Encoded(dict.fromkeys(block.types, raw), 0.0, dict.fromkeys(block.types, 0.0), Rounding(block.job))
+    return Encoded(dict.fromkeys(block.types, raw), 0.0, dict.fromkeys(block.types, 0.0), Rounding(block.job, GGML))
 
 
 def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F32) -> float:
@@ -167,7 +168,7 @@ def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[i
         return -(-elements // 256) * 256
 
     def needed(wanted: int) -> int:
-        return FIXED_MEMORY + n_slots * Slot.nbytes(largest(wanted), types, merging)
+        return FIXED_MEMORY + plan.encoder.memory + n_slots * Slot.nbytes(largest(wanted), types, merging)
 
     wanted = BLOCK_ELEMENTS
     while wanted > LEAST_ELEMENTS and needed(wanted) > (memory or DEFAULT_MEMORY):
@@ -283,7 +284,7 @@ def encode_blocks(
         pending: deque[tuple[Block, Slot, Future[Encoded]]] = deque()
         try:
             updates: list[LoadedUpdate] = []
-            rounding = Rounding(plan.jobs[0])
+            rounding = Rounding(plan.jobs[0], plan.encoder)
             for block in chain(_blocks(plan, block_elements), [None]):
                 while pending and (not free or block is None):
                     taken, slot, future = pending.popleft()

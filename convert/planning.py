@@ -20,6 +20,7 @@ from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.peft import PeftAdapter
+from jmedlite.convert.encoding.encoders import GGML, ROUNDED, Encoder
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.levels.recipes import EMBEDDING, HEAD, Level
 from jmedlite.convert.metadata.specials import AdapterFiles
@@ -127,7 +128,7 @@ class PlannedLevel:
 @dataclass(frozen=True)
 class QuantizePlan:
     """All that the pass needs. `metadata` is what every level's header has in common, `rules` the types set for single
-    tensors, each with the number of tensors that it decides about."""
+    tensors, each with the number of tensors that it decides about; `encoder` makes the blocks."""
 
     label: str
     title: str
@@ -141,6 +142,7 @@ class QuantizePlan:
     metadata: gguf.Entries
     warnings: tuple[str, ...]
     rules: tuple[tuple[TypeRule, int], ...] = ()
+    encoder: Encoder = GGML
 
     @property
     def source_bytes(self) -> int:
@@ -160,6 +162,19 @@ class QuantizePlan:
     @property
     def n_weights(self) -> int:
         return sum(job.n_elements for job in self.jobs)
+
+    def left_to_ggml(self, level: PlannedLevel) -> list[str]:
+        """The types of a level that `encoder` leaves to ggml's, in all tensors or in some."""
+        pairs = zip(self.jobs, level.tensors, strict=True)
+        return sorted(
+            {
+                tensor.type.name
+                for job, tensor in pairs
+                if tensor.type not in ROUNDED
+                and not self.encoder.has(tensor.type, job.importance is not None)
+                and not (job.source and job.is_untouched and job.source.dtype == tensor.type.name)
+            }
+        )
 
     @property
     def stored_tensors(self) -> list[gguf.Tensor]:
@@ -223,6 +238,7 @@ def assemble(
     moments: Moments | None = None,
     made_from: Mapping[str, str] | None = None,
     requantize: bool = False,
+    encoder: Encoder = GGML,
 ) -> QuantizePlan:
     """The jobs and the metadata, before any level.
 
@@ -244,7 +260,7 @@ def assemble(
     warnings += [w for a in bound for w in a.warnings]
     return QuantizePlan(
         model.label, model.title, model.architecture, files, tuple(bound), imatrix, moments, tuple(jobs), (), metadata,
-        tuple(warnings),
+        tuple(warnings), encoder=encoder,
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.moments import Gathered, windows
-from jmedlite.base.native import F32, U8, quantize_rows, widen
+from jmedlite.base.native import F32, U8, widen
 
+from .encoding.encoders import Encoder
 from .encoding.feedback import Window, can_feed_back, encode_rows, make_window, output_error
 from .planning import QuantizePlan, TensorJob
 from .rows import sampled_rows
@@ -39,16 +40,17 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How one weight is rounded to each type; what is not in `feedback` is rounded by ggml."""
+    """How one weight is rounded to each type; what is not in `feedback` the encoder rounds by itself."""
 
     job: TensorJob
+    encoder: Encoder
     feedback: Mapping[GGMLQuantizationType, Feedback] = field(default_factory=dict)
 
     def encode(self, type_: GGMLQuantizationType, rows: F32, out: U8) -> U8:
         """Encode float32 `rows` (n_rows, n_cols), C-contiguous, into `out`; returns the part written."""
         if found := self.feedback.get(type_):
-            return encode_rows(type_, rows, found.windows, out)
-        return quantize_rows(type_, rows, out, self.job.importance)
+            return encode_rows(type_, rows, found.windows, out, self.encoder)
+        return self.encoder.encode(type_, rows, out, self.job.importance)
 
     def way(self, type_: GGMLQuantizationType) -> str:
         """How, where it is not ggml's; else ""."""
@@ -67,18 +69,18 @@ class Rounder:
 
     def prepare(self, index: int, types: Collection[GGMLQuantizationType]) -> Rounding:
         """How to round a job's weight to `types`."""
-        job = self._plan.jobs[index]
+        job, by = self._plan.jobs[index], self._plan.encoder
         able = [t for t in types if job.feeds_back and can_feed_back(t, job.n_cols)]
         if not able:
-            return Rounding(job)
+            return Rounding(job, by)
         held_out = self._load(job).held_out
         rows = sampled_rows(self._plan, index)
         taken: dict[GGMLQuantizationType, Feedback] = {}
         for t in able:
-            ways: list[Rounding] = [Rounding(job), *(Rounding(job, {t: self._factors(d)}) for d in DAMPINGS)]
+            ways: list[Rounding] = [Rounding(job, by), *(Rounding(job, by, {t: self._factors(d)}) for d in DAMPINGS)]
             errors = [output_error(held_out, rows, _decoded(way, t, rows)) for way in ways]
             taken.update(ways[int(np.argmin(errors))].feedback)
-        return Rounding(job, taken)
+        return Rounding(job, by, taken)
 
     def _load(self, job: TensorJob) -> Gathered:
         moments = self._plan.moments

@@ -21,6 +21,7 @@ from jmedlite.base.manifest import MADE_MOMENTS
 from jmedlite.base.moments import Moments
 from jmedlite.base.native import F32, U8, decodes, encodes, widen
 from jmedlite.base.progress import Progress, silent
+from jmedlite.convert.encoding.encoders import GGML, MADE_WITH_ENCODER, Encoder, find_encoder, recorded_encoder
 from jmedlite.convert.levels.recipes import Level, requires_importance
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
@@ -140,14 +141,16 @@ def compare_with_base(
     moments: Moments | None = None,
     tolerance: float = 0.0,
     requantize: bool = False,
+    encoder: str | None = None,
     threads: int = 1,
     memory: int | None = None,
     progress: Progress = silent,
 ) -> VerifyReport:
     """Compare the GGUF at `path` (`parts`: what `read_parts` gives) with what `base` and `adapters` give at its types.
 
-    A tensor within `tolerance` (relative distance, see Verdict) passes. Raises DataError where the file was made with
-    an importance matrix or second moments and none are given, and what reading the inputs raises.
+    A tensor within `tolerance` (relative distance, see Verdict) passes. `encoder` is the one that the file says it was
+    made with, unless it is named. Raises DataError where the file was made with an importance matrix or second moments
+    and none are given, and what reading the inputs raises.
     """
     header, stored = parts
     made_with = header.metadata.get("quantize.imatrix.file")
@@ -158,7 +161,10 @@ def compare_with_base(
         raise DataError(f"{path.name}: was rounded by the second moments {rounded_by}; give them with --moments")
     if moments is not None and MADE_MOMENTS not in header.metadata:
         raise UsageError(f"{path.name}: was not rounded by second moments; leave --moments out")
-    plan = assemble(base, adapters=adapters, imatrix=imatrix, moments=moments, requantize=requantize)
+    with_encoder = find_encoder(encoder) if encoder else _encoder_of(path, header)
+    plan = assemble(
+        base, adapters=adapters, imatrix=imatrix, moments=moments, requantize=requantize, encoder=with_encoder
+    )
     if any(path.samefile(f) for f in plan.weight_files):
         raise UsageError(f"{path}: is the base itself; give what it was made from")
     verdicts: list[Verdict] = []
@@ -178,6 +184,11 @@ def compare_with_base(
     plan.files.close()
     verdicts += [c.verdict(tolerance) for c in comparisons.values()]
     return VerifyReport(path, tuple(verdicts), tuple(_other_metadata(plan.metadata, header)), tolerance)
+
+
+def _encoder_of(path: Path, header: gguf.Header) -> Encoder:
+    """The encoder that the file's metadata names; ggml's where they name none."""
+    return recorded_encoder(header.metadata.get(MADE_WITH_ENCODER, GGML.name), path.name)
 
 
 def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> QuantizePlan:

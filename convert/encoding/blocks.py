@@ -31,7 +31,7 @@ IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 
 
 class Run(NamedTuple):
-    """`count` numbers, of which `bits` lie in `count` bytes of a block, one in each.
+    """`length` numbers, of which `bits` lie in as many bytes of a block, one in each.
 
     Bit `number_shift` and the ones above it of numbers[first + i] are bit `byte_shift` and the ones above it of
     byte[start + i].
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     bits: int
     first: int
     number_shift: int
-    count: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,18 @@ class Field:
         """(n_blocks, block_bytes) → (n_blocks, n)."""
         found = np.zeros((len(raw), self.n), np.uint8)
         for run in self.runs:
-            part = raw[:, run.start : run.start + run.count] >> np.uint8(run.byte_shift)
+            part = raw[:, run.start : run.start + run.length] >> np.uint8(run.byte_shift)
             part &= np.uint8((1 << run.bits) - 1)
-            found[:, run.first : run.first + run.count] |= part << np.uint8(run.number_shift)
+            found[:, run.first : run.first + run.length] |= part << np.uint8(run.number_shift)
         return found - np.uint8(self.added)
 
     def write(self, numbers: U8, raw: U8) -> None:
         """The inverse of `read`, into bytes that are 0."""
         stored = numbers + np.uint8(self.added)
         for run in self.runs:
-            part = stored[:, run.first : run.first + run.count] >> np.uint8(run.number_shift)
+            part = stored[:, run.first : run.first + run.length] >> np.uint8(run.number_shift)
             part &= np.uint8((1 << run.bits) - 1)
-            raw[:, run.start : run.start + run.count] |= part << np.uint8(run.byte_shift)
+            raw[:, run.start : run.start + run.length] |= part << np.uint8(run.byte_shift)
 
 
 def _plane(start: int, size: int, width: int, bits: int, number_shift: int = 0) -> tuple[Run, ...]:

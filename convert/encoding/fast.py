@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -24,7 +24,7 @@ from gguf.constants import GGMLQuantizationType as Type
 from jmedlite.base.native import F32, U8
 from jmedlite.runtime.state_cache import cache_folder
 
-from .blocks import FORMATS, Field, Format
+from .blocks import FORMATS, Field, Format, Run
 from .reference import F16_MAX, LEAST, normalized
 from .searches import Search, Weighting, search_of
 
@@ -33,9 +33,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 # No rearranging and no fusing: all that numba may take for granted is that every number is finite, and that the two
 # zeros are one, by which minimum and maximum are one instruction each
 _OPTIONS = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}, "error_model": "numpy"}
-TILE = 4  # numbers that are added to the running sums of all multipliers before those go back to memory
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 BEYOND = np.finfo(np.float32).max  # an error that none has
+BYTES = 0x0101010101010101  # 1 in each byte of a word
 F16_LEAST = np.float32(2.0**-14)  # the smallest normal F16 number
 F16_STEP, INVERSE_F16_STEP = np.float32(2.0**-24), np.float32(2.0**24)  # between the F16 numbers below it
 
@@ -53,6 +53,7 @@ def _own_cache() -> Iterator[None]:
     """What is declared in it is kept in jmedlite's cache folder; others' functions are left where they are."""
     folder, before = cache_folder(), numba.config.CACHE_DIR
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there will be run
         numba.config.CACHE_DIR = str(folder / "compiled" / _sources())
     try:
         yield
@@ -108,19 +109,32 @@ def _half(v: Any, found: Any) -> Any:
 
 
 @_part
-def _write(numbers: Any, runs: Any, added: Any, out: Any, at: Any) -> None:
-    """Field.write of blocks.py, for the block at out[at]."""
-    for r in range(len(runs)):
-        start, byte_shift, first, number_shift = at + runs[r, 0], runs[r, 1], runs[r, 3], runs[r, 4]
-        mask = (1 << runs[r, 2]) - 1
-        for i in range(runs[r, 5]):
-            stored = (numbers[first + i] + added) & 255
-            out[start + i] |= np.uint8(((stored >> number_shift) & mask) << byte_shift)
+def _write(numbers: Any, words: Any, places: Any, runs: Any, added: Any, out: Any, at: Any) -> None:
+    """Field.write of blocks.py, for the block at out[at], by what `_runs` gives; `words` are the bytes of `numbers`.
+
+    Eight bytes at once where that many numbers lie side by side: their bits stay in their bytes, as what would come out
+    of them is masked.
+    """
+    for p in range(len(places)):
+        start, count, eights = at + places[p, 0], places[p, 1], places[p, 4]
+        for i in range(eights):
+            word = np.uint64(0)
+            for r in range(places[p, 2], places[p, 3]):
+                stored = words[(runs[r, 0] >> np.uint64(3)) + np.uint64(i)] ^ added
+                word |= ((stored >> runs[r, 1]) & runs[r, 2]) << runs[r, 3]
+            for k in range(8):
+                out[start + 8 * i + k] = (word >> np.uint64(8 * k)) & np.uint64(255)
+        for i in range(8 * eights, count):
+            word = np.uint64(0)
+            for r in range(places[p, 2], places[p, 3]):
+                stored = np.uint64(numbers[runs[r, 0] + np.uint64(i)]) ^ added
+                word |= ((stored >> runs[r, 1]) & runs[r, 2]) << runs[r, 3]
+            out[start + i] = word & np.uint64(255)
 
 
 @_part
 def _level(v: Any, low: Any, high: Any, even: Any, values: Any) -> Any:
-    """The nearest level: by rounding where levels are even, else looked up: between two halves all have the same one."""
+    """The nearest level: by rounding where levels are even, else looked up, as it is the same from half to half."""
     if even:
         return min(max(np.rint(v), low), high)
     return values[int(min(max(np.floor(TWO * v), TWO * low), TWO * high) - TWO * low)]
@@ -137,7 +151,7 @@ def _largest(v: Any, at: Any, n: Any) -> Any:
 
 @_part
 def _best_scale(v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, even: Any, values: Any, sums: Any) -> Any:
-    """reference._best_scale of the n numbers v[at] … with weights w, by the multipliers m; `sums` is for running sums."""
+    """reference._best_scale of the n numbers v[at] … with weights w, by the multipliers m; `sums` has running sums."""
     n_tried = len(m)
     largest = _largest(v, at, n)
     if abs(largest) < LEAST:
@@ -145,36 +159,28 @@ def _best_scale(v: Any, at: Any, w: Any, n: Any, m: Any, low: Any, high: Any, ev
     inverse = ONE / largest
     for k in range(2 * n_tried):
         sums[k] = ZERO
-    for i in range(0, n, TILE):
+    for i in range(0, n, 4):
         z0, z1 = v[at + i] * inverse, v[at + i + 1] * inverse
         z2, z3 = v[at + i + 2] * inverse, v[at + i + 3] * inverse
         w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
         wz0, wz1, wz2, wz3 = w0 * z0, w1 * z1, w2 * z2, w3 * z3
         for k in range(n_tried):
-            sum_ll, sum_zl = sums[k], sums[n_tried + k]
-            level = _level(z0 * m[k], low, high, even, values)
-            sum_ll += w0 * level * level
-            sum_zl += wz0 * level
-            level = _level(z1 * m[k], low, high, even, values)
-            sum_ll += w1 * level * level
-            sum_zl += wz1 * level
-            level = _level(z2 * m[k], low, high, even, values)
-            sum_ll += w2 * level * level
-            sum_zl += wz2 * level
-            level = _level(z3 * m[k], low, high, even, values)
-            sum_ll += w3 * level * level
-            sum_zl += wz3 * level
-            sums[k], sums[n_tried + k] = sum_ll, sum_zl
+            l0, l1 = _level(z0 * m[k], low, high, even, values), _level(z1 * m[k], low, high, even, values)
+            l2, l3 = _level(z2 * m[k], low, high, even, values), _level(z3 * m[k], low, high, even, values)
+            sums[k] += (w0 * l0 * l0 + w1 * l1 * l1) + (w2 * l2 * l2 + w3 * l3 * l3)
+            sums[n_tried + k] += (wz0 * l0 + wz1 * l1) + (wz2 * l2 + wz3 * l3)
     for k in range(n_tried):
         found = sums[k] > ZERO
         scale = sums[n_tried + k] / (sums[k] if found else ONE)
         sums[k] = scale * sums[n_tried + k] if found else -ONE
         sums[n_tried + k] = scale
-    best = 0
+    most = sums[0]
     for k in range(1, n_tried):
-        if sums[k] > sums[best]:
-            best = k
-    if sums[best] < ZERO:
+        most = max(most, sums[k])
+    best = n_tried
+    for k in range(n_tried):
+        best = min(best, k if sums[k] == most else n_tried)
+    if most < ZERO:
         return ONE / m[0] * largest
     return sums[n_tried + best] * largest
 
@@ -202,33 +208,19 @@ def _best_line(x: Any, at: Any, w: Any, n: Any, m: Any, shifts: Any, top: Any, w
     sum_y = _total(work, n)
     for k in range(3 * n_tried):
         sums[k] = ZERO
-    for i in range(0, n, TILE):
+    for i in range(0, n, 4):
         y0, y1, y2, y3 = work[n + i], work[n + i + 1], work[n + i + 2], work[n + i + 3]
         w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
         wy0, wy1, wy2, wy3 = work[2 * n + i], work[2 * n + i + 1], work[2 * n + i + 2], work[2 * n + i + 3]
         for k in range(n_tried):
-            sum_l, sum_ll, sum_yl = sums[k], sums[n_tried + k], sums[2 * n_tried + k]
-            level = min(max(np.rint(y0 * m[k] - shifts[k]), ZERO), top)
-            term = w0 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy0 * level
-            level = min(max(np.rint(y1 * m[k] - shifts[k]), ZERO), top)
-            term = w1 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy1 * level
-            level = min(max(np.rint(y2 * m[k] - shifts[k]), ZERO), top)
-            term = w2 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy2 * level
-            level = min(max(np.rint(y3 * m[k] - shifts[k]), ZERO), top)
-            term = w3 * level
-            sum_l += term
-            sum_ll += term * level
-            sum_yl += wy3 * level
-            sums[k], sums[n_tried + k], sums[2 * n_tried + k] = sum_l, sum_ll, sum_yl
+            l0 = min(max(np.rint(y0 * m[k] - shifts[k]), ZERO), top)
+            l1 = min(max(np.rint(y1 * m[k] - shifts[k]), ZERO), top)
+            l2 = min(max(np.rint(y2 * m[k] - shifts[k]), ZERO), top)
+            l3 = min(max(np.rint(y3 * m[k] - shifts[k]), ZERO), top)
+            t0, t1, t2, t3 = w0 * l0, w1 * l1, w2 * l2, w3 * l3
+            sums[k] += (t0 + t1) + (t2 + t3)
+            sums[n_tried + k] += (t0 * l0 + t1 * l1) + (t2 * l2 + t3 * l3)
+            sums[2 * n_tried + k] += (wy0 * l0 + wy1 * l1) + (wy2 * l2 + wy3 * l3)
     zero = -low * inverse
     for k in range(n_tried):
         sum_l, sum_ll, sum_yl = sums[k], sums[n_tried + k], sums[2 * n_tried + k]
@@ -244,11 +236,13 @@ def _best_line(x: Any, at: Any, w: Any, n: Any, m: Any, shifts: Any, top: Any, w
         error = a * (a * sum_ll - TWO * sum_yl) + b * (TWO * (a * sum_l - sum_y) + b * sum_w)
         sums[k], sums[n_tried + k] = a, b
         sums[2 * n_tried + k] = error if usable else BEYOND
-    best = 0
+    least = sums[2 * n_tried]
     for k in range(1, n_tried):
-        if sums[2 * n_tried + k] < sums[2 * n_tried + best]:
-            best = k
-    found = sums[2 * n_tried + best] < BEYOND
+        least = min(least, sums[2 * n_tried + k])
+    best = n_tried
+    for k in range(n_tried):
+        best = min(best, k if sums[2 * n_tried + k] == least else n_tried)
+    found = least < BEYOND
     a = sums[best] if found else ONE / top
     b = sums[n_tried + best] if found else ZERO
     return max(a, ZERO) * span, max(-(b * span + low), ZERO)
@@ -282,13 +276,30 @@ def _halves(form: Format) -> tuple[F32, U8]:
     return levels[codes], codes.astype(np.uint8)
 
 
-def _runs(field: Field | None) -> Any:
-    return np.array(field.runs if field else np.zeros((0, 6)), np.int64)
+def _runs(field: Field | None) -> tuple[Any, Any, Any]:
+    """The runs of a field by the bytes they lie in, for _write: (places, runs, what is added in every byte of a word).
+
+    A place is (first byte, bytes, first run, end of its runs, groups of eight bytes that can be made at once), a run
+    (first number, number_shift, mask for eight bytes, byte_shift).
+    """
+    if field is None:
+        return np.empty((0, 5), np.int64), np.empty((0, 4), np.uint64), np.uint64(0)
+    at: dict[tuple[int, int], list[Run]] = {}
+    for run in field.runs:
+        at.setdefault((run.start, run.length), []).append(run)
+    places: list[tuple[int, ...]] = []
+    runs: list[tuple[int, ...]] = []
+    for (start, length), those in at.items():
+        aligned = all(run.first % 8 == 0 for run in those)
+        places.append((start, length, len(runs), len(runs) + len(those), length // 8 if aligned else 0))
+        runs += [(run.first, run.number_shift, BYTES * ((1 << run.bits) - 1), run.byte_shift) for run in those]
+    # adding 128 modulo 256 is turning the highest bit
+    return np.array(places, np.int64), np.array(runs, np.uint64), np.uint64(BYTES * field.added)
 
 
 @cache
-def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
-    """The kernel of one format: (rows, normalized importance or nothing, blocks to fill)."""
+def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
+    """The kernel of one format: (all rows in one, n_cols, normalized importance or none, bytes to fill, scratch)."""
     form = FORMATS[type_]
     search = search_of(type_, weighted) or Search(Weighting.SIZE)
     n, n_sub, block, nbytes = form.sub, form.n_sub, form.block, form.nbytes
@@ -298,7 +309,7 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
     rms, size = search.weighting == Weighting.RMS_PLUS_SIZE, search.weighting == Weighting.SIZE
     square, plain = search.weighting == Weighting.SQUARE, search.weighting == Weighting.IMPORTANCE
     spread = search.weighting == Weighting.SPREAD
-    over_row, sigma = search.over_row, np.float32(search.sigma)
+    over_row, block_spread, sigma = search.over_row, spread and not search.over_row, np.float32(search.sigma)
     share, block_share = np.float32(1 / n), np.float32(1 / block)
     multipliers = np.array(search.multipliers, np.float32)
     lines, shifts = (np.array([line[i] for line in search.lines], np.float32) for i in (0, 1))
@@ -307,11 +318,13 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
     plain_scale = not (search.multipliers or search.lines or signed_bytes)
     has_scales, has_offsets = form.scales is not None, form.has_offsets
     scale_low, scale_high = np.float32(form.scale_low), np.float32(form.scale_high)
-    code_runs, code_added = _runs(form.codes), form.codes.added
-    scale_runs, scale_added = _runs(form.scales), form.scales.added if form.scales else 0
+    code_places, code_runs, code_added = _runs(form.codes)
+    scale_places, scale_runs, scale_added = _runs(form.scales)
     d_at, dmin_at = form.d_at, form.dmin_at or 0
 
-    def encode(rows: Any, n_cols: Any, importance: Any, out: Any, f: Any, codes: Any, numbers: Any, bits: Any) -> None:
+    def encode(rows: Any, n_cols: Any, importance: Any, out: Any, f: Any, bytes_: Any, words: Any, bits: Any) -> None:
+        codes, numbers = bytes_
+        code_words, number_words = words
         w, work, sums, scales, minima, sum_w, whole, whole_minima = f
         n_blocks = n_cols // block
         variance = ZERO
@@ -326,11 +339,10 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
                 variance = sigma * (variance / np.float32(n_blocks))
             for b in range(n_blocks):
                 start = r * n_cols + b * block
-                if spread:
-                    if not over_row:
-                        for i in range(block):
-                            work[i] = rows[start + i] * rows[start + i]
-                        variance = sigma * (_total(work, block) * block_share)
+                if block_spread:
+                    for i in range(block):
+                        work[i] = rows[start + i] * rows[start + i]
+                    variance = sigma * (_total(work, block) * block_share)
                 for j in range(n_sub):
                     at, column = start + j * n, b * block + j * n
                     if rms:
@@ -351,12 +363,13 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
                     if spread:
                         for i in range(n):
                             w[i] = importance[column + i] * np.sqrt(variance + rows[at + i] * rows[at + i])
-                    for i in range(n):
-                        work[i] = w[i]
-                    sum_w[j] = _total(work, n)
-                    if not sum_w[j] > LEAST:
+                    if weighted:
                         for i in range(n):
-                            w[i] = ONE
+                            work[i] = w[i]
+                        sum_w[j] = _total(work, n)
+                        if not sum_w[j] > LEAST:
+                            for i in range(n):
+                                w[i] = ONE
                     if has_offsets:
                         scales[j], minima[j] = _best_line(rows, at, w, n, lines, shifts, high, work, sums)
                     if searched:
@@ -389,12 +402,12 @@ def _encoder(type_: Type, weighted: bool) -> Callable[[F32, F32, U8], None]:
                         for i in range(n):
                             codes[j * n + i] = _level((rows[at + i] + offset) * inverse, low, high, False, codes_of)
                 made = (r * n_blocks + b) * nbytes
-                _write(codes, code_runs, code_added, out, made)
+                _write(codes, code_words, code_places, code_runs, code_added, out, made)
                 if has_scales:
                     for j in range(n_sub):
                         numbers[j] = np.uint8(np.int32(whole[j] - scale_low))
                         numbers[n_sub + j] = np.uint8(np.int32(whole_minima[j]))
-                    _write(numbers, scale_runs, scale_added, out, made)
+                    _write(numbers, number_words, scale_places, scale_runs, scale_added, out, made)
                 out[made + d_at], out[made + d_at + 1] = bits[0] & 255, bits[0] >> 8
                 if has_offsets:
                     out[made + dmin_at], out[made + dmin_at + 1] = bits[1] & 255, bits[1] >> 8
@@ -409,15 +422,11 @@ def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8
     """
     form = FORMATS[type_]
     made = out[: rows.size // form.block * form.nbytes]
-    made.fill(0)
     q = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(normalized(importance), np.float32)
-    sizes = (form.sub, 256, 128, form.n_sub, form.n_sub, form.n_sub)
-    scratch = (
-        *(np.empty(n, np.float32) for n in sizes),
-        np.ones(form.n_sub, np.float32),
-        np.zeros(form.n_sub, np.float32),
-    )
-    codes, numbers, bits = np.empty(form.block, np.uint8), np.empty(2 * form.n_sub, np.uint8), np.zeros(2, np.uint32)
-    kernel = _encoder(type_, importance is not None)
-    kernel(rows.reshape(-1), rows.shape[1], q, made, scratch, codes, numbers, bits)
+    n_sub = form.n_sub
+    floats = [np.empty(n, np.float32) for n in (form.sub, 256, 128, n_sub, n_sub, n_sub)]
+    floats += [np.ones(n_sub, np.float32), np.zeros(n_sub, np.float32)]
+    words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4)))
+    scratch = (tuple(floats), tuple(a.view(np.uint8) for a in words), words, np.zeros(2, np.uint32))
+    _encoder(type_, importance is not None)(rows.reshape(-1), rows.shape[1], q, made, *scratch)
     return made

@@ -6,8 +6,8 @@ columns to its right by the upper factor U of the damped inverse, H⁻¹ = UᵀU
 
     e_j = (w_j - ŵ_j) / U_jj,    w_k -= e_j U_jk  for k > j
 
-A block's scales are ggml's own, searched when its turn comes, with the importance 1 / U_jj² that an error in a column
-then has. Rows are independent, so they are worked on in tiles of a fixed number: BLAS may sum otherwise for another
+A block's scales are the encoder's, searched when its turn comes, with the importance 1 / U_jj² that an error in a
+column then has. Rows are independent, so they are worked on in tiles of a fixed number: BLAS may sum otherwise for another
 shape, and the result must not depend on threads or memory.
 """
 
@@ -22,9 +22,10 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.native import F32, F64, U8, quantize_rows
+from jmedlite.base.native import F32, F64, U8
 
 from .blocks import FORMATS, Blocks, levels, pack, unpack
+from .encoders import GGML, Encoder
 
 ROWS = 256  # of a tile
 COLUMNS = 32  # rounded one by one before all others are told of it at once
@@ -74,20 +75,25 @@ def can_feed_back(type_: GGMLQuantizationType, n_cols: int) -> bool:
     return type_ in FORMATS and n_cols % FORMATS[type_].block == 0
 
 
-def encode_rows(type_: GGMLQuantizationType, rows: F32, windows: Sequence[Window], out: U8) -> U8:
+def encode_rows(
+    type_: GGMLQuantizationType, rows: F32, windows: Sequence[Window], out: U8, encoder: Encoder = GGML
+) -> U8:
     """Encode `rows` (n_rows, n_cols) as `type_` into `out` with error feedback; returns the part written.
 
-    `windows` cover all columns in order; their bounds are multiples of the type's block. `rows` stay as they are.
+    Scales are the `encoder`'s. `windows` cover all columns in order; their bounds are multiples of the type's block.
+    `rows` stay as they are.
     """
     n_rows, n_cols = rows.shape
     form = FORMATS[type_]
     found = out[: n_rows * n_cols // form.block * form.nbytes].reshape(n_rows, n_cols // form.block, form.nbytes)
     for at in range(0, n_rows, ROWS):
-        _encode_tile(type_, rows[at : at + ROWS].copy(), windows, found[at : at + ROWS])
+        _encode_tile(type_, rows[at : at + ROWS].copy(), windows, found[at : at + ROWS], encoder)
     return found.reshape(-1)
 
 
-def _encode_tile(type_: GGMLQuantizationType, tile: F32, windows: Sequence[Window], out: NDArray[np.uint8]) -> None:
+def _encode_tile(
+    type_: GGMLQuantizationType, tile: F32, windows: Sequence[Window], out: NDArray[np.uint8], encoder: Encoder
+) -> None:
     """`tile` is used up."""
     block = FORMATS[type_].block
     for window in windows:
@@ -96,18 +102,18 @@ def _encode_tile(type_: GGMLQuantizationType, tile: F32, windows: Sequence[Windo
             end = min(start + SPAN, window.end)
             a, b = start - window.start, end - window.start
             part = np.ascontiguousarray(tile[:, start:end])
-            blocks = _searched(type_, part, window.importance[a:b])
+            blocks = _searched(type_, part, window.importance[a:b], encoder)
             lost = _round(blocks, part, factor[a:b, a:b])
             out[:, start // block : end // block] = pack(blocks).reshape(len(tile), -1, out.shape[2])
             if end < window.end:
                 tile[:, end : window.end] -= lost.T @ factor[a:b, b:]
 
 
-def _searched(type_: GGMLQuantizationType, part: F32, importance: F32) -> Blocks:
-    """Blocks of `part` (n_rows, n) with ggml's scales, one row's after the other's."""
+def _searched(type_: GGMLQuantizationType, part: F32, importance: F32, encoder: Encoder) -> Blocks:
+    """Blocks of `part` (n_rows, n) with the encoder's scales, one row's after the other's."""
     form = FORMATS[type_]
     raw = np.empty(part.size // form.block * form.nbytes, np.uint8)
-    return unpack(type_, quantize_rows(type_, part, raw, np.ascontiguousarray(importance)).reshape(-1, form.nbytes))
+    return unpack(type_, encoder.encode(type_, part, raw, np.ascontiguousarray(importance)).reshape(-1, form.nbytes))
 
 
 def _round(blocks: Blocks, part: F32, factor: F32) -> F32:

@@ -1,8 +1,8 @@
 """Reference encoder: ggml's block formats from float32 in plain numpy, to read and to hold the fast encoder against.
 
-What is searched is in searches.py. Every step is one float32 operation of IEEE 754 in a fixed order, so that any encoder
-that keeps to the order gives the same bytes on every machine: sums over a sub-block's numbers go in their order where
-there is one for each multiplier, and as `total` says everywhere else.
+What is searched is in searches.py. Every step is one float32 operation of IEEE 754 in a fixed order, so an encoder that
+keeps to the order gives the same bytes on every machine: sums over a sub-block's numbers take four after four where
+there is one for each multiplier (`fours`), and are as `total` says everywhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ F16_MAX = np.float32(65504)
 
 
 def total(terms: F32) -> F32:
-    """Sum over the last axis: of a multiple of 16 the sixteenths first, one after the other, then halves onto halves."""
+    """Sum over the last axis: first sixteens one after the other, where there are several, then halves onto halves."""
     n = terms.shape[-1]
     if n > 16:
         parts = terms.reshape(*terms.shape[:-1], n // 16, 16)
@@ -33,7 +33,13 @@ def total(terms: F32) -> F32:
     while n > 1:
         n //= 2
         terms = terms[..., :n] + terms[..., n : 2 * n]
-    return terms[..., 0]
+    found: F32 = terms[..., 0]
+    return found
+
+
+def fours(sums: F32, terms: F32) -> None:
+    """Add four terms for every multiplier, (…, 4, multipliers), to the running `sums` (…, multipliers): pairs first."""
+    sums += (terms[..., 0, :] + terms[..., 1, :]) + (terms[..., 2, :] + terms[..., 3, :])
 
 
 def encode(type_: Type, rows: F32, importance: F32 | None = None) -> U8:
@@ -44,10 +50,17 @@ def encode(type_: Type, rows: F32, importance: F32 | None = None) -> U8:
     form, search = FORMATS[type_], search_of(type_, importance is not None)
     x = rows.reshape(-1, form.n_sub, form.sub)
     if search is None:
-        return pack(_without_search(form, x))
+        return pack(_with_steps(form, x, _plain_step(form, x)))
     w = _weights(search, rows, x, None if importance is None else normalized(importance))
-    blocks = _with_offsets(form, search, x, w) if form.has_offsets else _without_offsets(form, search, x, w)
-    return pack(blocks)
+    sums = total(w)
+    if importance is not None:
+        w = _usable(w)
+    if form.has_offsets:
+        return pack(_with_offsets(form, search, x, w, sums))
+    scales = _best_scale(x, w, np.array(search.multipliers, np.float32), _nearest(form))
+    if form.scales is None:
+        return pack(_with_steps(form, x, scales[:, 0]))
+    return pack(_with_scales(form, search, x, scales, sums))
 
 
 def normalized(importance: F32) -> F32:
@@ -64,7 +77,8 @@ def _weights(search: Search, rows: F32, x: F32, importance: F32 | None) -> F32:
     if kind == Weighting.SQUARE:
         return x * x
     if kind == Weighting.RMS_PLUS_SIZE:
-        return np.sqrt(total(x * x) * np.float32(1 / x.shape[-1]))[..., None] + np.abs(x)
+        rms: F32 = np.sqrt(total(x * x) * np.float32(1 / x.shape[-1]))
+        return rms[..., None] + np.abs(x)
     assert importance is not None
     q = np.broadcast_to(importance, rows.shape).reshape(x.shape)
     if kind == Weighting.IMPORTANCE:
@@ -90,13 +104,24 @@ def _nearest(form: Format) -> Callable[[F32], F32]:
     if np.all(np.diff(levels) == 1):
         return lambda v: np.clip(np.rint(v), levels[0], levels[-1])
     middles = (levels[1:] + levels[:-1]) / 2
-    return lambda v: levels[np.searchsorted(middles, v, "right")]
+
+    def look_up(v: F32) -> F32:
+        found: F32 = levels[np.searchsorted(middles, v, "right")]
+        return found
+
+    return look_up
 
 
 def _largest(x: F32) -> F32:
     """The number that is farthest from 0, with its sign; the negative one of two."""
     low, high = x.min(axis=-1), x.max(axis=-1)
-    return np.where(high > -low, high, low)
+    found: F32 = np.where(high > -low, high, low)
+    return found
+
+
+def _running_sums(n: int, x: F32, multipliers: F32) -> list[F32]:
+    """n sums for each sub-block of x and each multiplier, which begin with 0."""
+    return [np.zeros((*x.shape[:-1], len(multipliers)), np.float32) for _ in range(n)]
 
 
 def _best_scale(v: F32, w: F32, multipliers: F32, nearest: Callable[[F32], F32]) -> F32:
@@ -107,13 +132,13 @@ def _best_scale(v: F32, w: F32, multipliers: F32, nearest: Callable[[F32], F32])
     """
     largest = _largest(v)
     zero = np.abs(largest) < LEAST
-    z = v * (np.float32(1) / np.where(zero, np.float32(1), largest))[..., None]
+    z = v * np.reciprocal(np.where(zero, np.float32(1), largest))[..., None]
     wz = w * z
-    sum_zl, sum_ll = (np.zeros((*v.shape[:-1], len(multipliers)), np.float32) for _ in range(2))
-    for i in range(v.shape[-1]):
-        level = nearest(z[..., i, None] * multipliers)
-        sum_ll += w[..., i, None] * level * level
-        sum_zl += wz[..., i, None] * level
+    sum_zl, sum_ll = _running_sums(2, v, multipliers)
+    for i in range(0, v.shape[-1], 4):
+        level = nearest(z[..., i : i + 4, None] * multipliers)
+        fours(sum_ll, w[..., i : i + 4, None] * level * level)
+        fours(sum_zl, wz[..., i : i + 4, None] * level)
     found = sum_ll > 0
     scale = sum_zl / np.where(found, sum_ll, np.float32(1))
     gain = np.where(found, scale * sum_zl, np.float32(-1))
@@ -135,20 +160,20 @@ def _best_line(x: F32, w: F32, search: Search, n_levels: int) -> tuple[F32, F32]
     low = np.minimum(x.min(axis=-1), np.float32(0))
     span = x.max(axis=-1) - low
     flat = ~(span >= LEAST)
-    inverse = one / np.where(flat, one, span)
+    inverse = np.reciprocal(np.where(flat, one, span))
     y = (x - low[..., None]) * inverse[..., None]
     wy = w * y
     sum_w, sum_y = total(w)[..., None], total(wy)[..., None]
-    sum_l, sum_ll, sum_yl = (np.zeros((*x.shape[:-1], len(multipliers)), np.float32) for _ in range(3))
-    for i in range(x.shape[-1]):
-        level = np.clip(np.rint(y[..., i, None] * multipliers - shifts), np.float32(0), top)
-        term = w[..., i, None] * level
-        sum_l += term
-        sum_ll += term * level
-        sum_yl += wy[..., i, None] * level
+    sum_l, sum_ll, sum_yl = _running_sums(3, x, multipliers)
+    for i in range(0, x.shape[-1], 4):
+        level = np.clip(np.rint(y[..., i : i + 4, None] * multipliers - shifts), np.float32(0), top)
+        term = w[..., i : i + 4, None] * level
+        fours(sum_l, term)
+        fours(sum_ll, term * level)
+        fours(sum_yl, wy[..., i : i + 4, None] * level)
     determinant = sum_w * sum_ll - sum_l * sum_l
     usable = determinant > 0
-    inverse_determinant = one / np.where(usable, determinant, one)
+    inverse_determinant = np.reciprocal(np.where(usable, determinant, one))
     a = (sum_w * sum_yl - sum_y * sum_l) * inverse_determinant
     b = (sum_ll * sum_y - sum_l * sum_yl) * inverse_determinant
     zero = (-low * inverse)[..., None]  # where x = 0 is in y
@@ -172,7 +197,8 @@ def _half(v: F32) -> F32:
 
 def _inverse(steps: F32) -> F32:
     """1 / step, and 0 for 0."""
-    return np.where(steps != 0, np.float32(1), np.float32(0)) / np.where(steps != 0, steps, np.float32(1))
+    found: F32 = np.where(steps != 0, np.reciprocal(np.where(steps != 0, steps, np.float32(1))), np.float32(0))
+    return found
 
 
 def _quantize_scales(v: F32, w: F32, multipliers: tuple[float, ...], low: int, high: int) -> tuple[F32, I16]:
@@ -197,33 +223,33 @@ def _codes(form: Format, x: F32, steps: F32, offsets: F32 | None) -> U8:
     return np.searchsorted(np.array(form.levels, np.float32), level).astype(np.uint8).reshape(-1, form.block)
 
 
-def _with_offsets(form: Format, search: Search, x: F32, w: F32) -> Blocks:
-    scale, minimum = _best_line(x, _usable(w), search, len(form.levels))
-    both = [_quantize_scales(v, total(w), search.block_multipliers, 0, form.scale_high) for v in (scale, minimum)]
-    (d, scales), (dmin, minima) = both
+def _with_offsets(form: Format, search: Search, x: F32, w: F32, sums: F32) -> Blocks:
+    """Blocks with offsets; `sums` are the weights of whole sub-blocks."""
+    scale, minimum = _best_line(x, w, search, len(form.levels))
+    d, scales = _quantize_scales(scale, sums, search.block_multipliers, 0, form.scale_high)
+    dmin, minima = _quantize_scales(minimum, sums, search.block_multipliers, 0, form.scale_high)
     codes = _codes(form, x, d[:, None] * scales.astype(np.float32), dmin[:, None] * minima.astype(np.float32))
     return Blocks(form.type, d.astype(np.float16), dmin.astype(np.float16), scales, minima, codes)
 
 
-def _without_offsets(form: Format, search: Search, x: F32, w: F32) -> Blocks:
-    scale = _best_scale(x, _usable(w), np.array(search.multipliers, np.float32), _nearest(form))
-    if form.scales is None:
-        return _of_steps(form, x, scale[:, 0])
-    d, scales = _quantize_scales(scale, total(w), search.block_multipliers, form.scale_low, form.scale_high)
+def _with_scales(form: Format, search: Search, x: F32, scale: F32, sums: F32) -> Blocks:
+    """Blocks of sub-blocks with these scales, which are rounded."""
+    d, scales = _quantize_scales(scale, sums, search.block_multipliers, form.scale_low, form.scale_high)
     codes = _codes(form, x, d[:, None] * scales.astype(np.float32), None)
     return Blocks(form.type, d.astype(np.float16), np.zeros(len(d), np.float16), scales, np.zeros_like(scales), codes)
 
 
-def _without_search(form: Format, x: F32) -> Blocks:
-    """The largest number becomes the level that is farthest from 0 (Q8_0: ±127)."""
-    if form.type == Type.Q8_0:
-        return _of_steps(form, x, np.abs(x).max(axis=(1, 2)) * (np.float32(1) / np.float32(127)))
-    return _of_steps(form, x, _largest(x)[:, 0] * (np.float32(1) / np.float32(form.levels[0])))
-
-
-def _of_steps(form: Format, x: F32, d: F32) -> Blocks:
+def _with_steps(form: Format, x: F32, d: F32) -> Blocks:
+    """Blocks that have a single step, d (n_blocks,)."""
     d = _half(d)
     ones, zeros = np.ones((len(d), 1), np.int16), np.zeros((len(d), 1), np.int16)
-    return Blocks(
-        form.type, d.astype(np.float16), zeros[:, 0].astype(np.float16), ones, zeros, _codes(form, x, d[:, None], None)
-    )
+    codes = _codes(form, x, d[:, None], None)
+    return Blocks(form.type, d.astype(np.float16), np.zeros(len(d), np.float16), ones, zeros, codes)
+
+
+def _plain_step(form: Format, x: F32) -> F32:
+    """The step by which the number farthest from 0 becomes the level farthest from 0 (of Q8_0: 127 or −127)."""
+    if form.type == Type.Q8_0:
+        sizes: F32 = np.abs(x).max(axis=(1, 2))
+        return sizes * (np.float32(1) / np.float32(127))
+    return _largest(x)[:, 0] * (np.float32(1) / np.float32(form.levels[0]))

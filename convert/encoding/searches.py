@@ -7,9 +7,9 @@ weighs them, with the two exceptions below.
 
 What differs from ggml, which looks at one multiplier after the other and moves the offset on its way:
 
-- The multipliers are tried independently of each other, sixteen or twenty-four of them, a vector's worth. For formats
-  with offsets each has a shift of its own; both were chosen as the sixteen (of some 400) that together leave the least
-  error on weights of a Qwen2 model and normal ones (tools/choose_lines.py). That is less than ggml's search leaves.
+- The multipliers are tried independently of each other, eight or sixteen of them, a vector's worth. Where there are
+  offsets, each has a shift of its own. They are those that together leave the least error on weights of a Qwen2 model
+  and normal ones, one chosen after the other (tools/choose_multipliers.py). That is less than ggml's search leaves.
 - Without importance, Q2_K's errors count squared as everywhere, not as they are; Q3_K's are weighed by |x| instead of
   x². Both leave less squared error than ggml's, Q3_K also less of the one that is weighed by x².
 - The scales of a block, where ggml searches them and then moves single ones, are searched like the numbers themselves.
@@ -93,6 +93,31 @@ _LINES = {
         ),
     ),
 }  # fmt: skip
+# likewise, for formats without offsets
+_MULTIPLIERS = {
+    Type.Q3_K: (
+        (-4.0, -3.1, -4.3, -3.7, -3.3, 2.2, -2.9, -4.5),
+        (-4.0, -4.9, -3.2, -6.3, -4.4, 3.6, -2.8, -5.5, -3.7, 2.2, -6.5, -4.2, -3.0, -4.6, -3.4, -5.8),
+    ),
+    Type.Q6_K: (
+        (-32.0, -31.1, -30.1, -30.8, -31.8, -29.9, -32.3, -31.3),
+        (
+            -32.0, -31.0, -29.9, -32.8, -34.0, -30.3, -31.6, -34.5,
+            -32.4, -33.4, -29.8, -31.3, -30.7, 31.6, -32.2, -30.1,
+        ),
+    ),
+    Type.Q4_0: (
+        (),
+        (-8.0, -7.2, -8.9, -9.9, -8.3, -6.2, -7.7, -10.5, -6.9, -9.3, -8.6, 7.6, -5.9, -6.7, -8.1, -7.0),
+    ),
+    Type.Q5_0: (
+        (),
+        (
+            -16.0, -15.1, -16.8, -14.1, -17.7, -16.3, -15.7, -18.5,
+            -14.7, -13.8, -17.2, -15.4, -14.4, -16.5, -18.1, -14.9,
+        ),
+    ),
+}  # fmt: skip
 # the largest number becomes the lowest value, or one up to 7 nearer or farther, or the value that is opposite to it
 _IQ4 = (127.0, *(float(k - 127) for k in range(-7, 8)))
 
@@ -101,23 +126,19 @@ _IQ4 = (127.0, *(float(k - 127) for k in range(-7, 8)))
 def search_of(type_: Type, weighted: bool) -> Search | None:
     """The search of a format in FORMATS, with or without importance; None where its scale follows from its numbers."""
     form, spread = FORMATS[type_], Weighting.SPREAD
-    lowest = form.levels[0]
     if type_ in _LINES:
+        lines = _LINES[type_][weighted]
         if weighted:
             blocks = _around(form.scale_high, 7, 8)
-            return Search(
-                spread, lines=_LINES[type_][1], block_multipliers=blocks, sigma=1 if type_ == Type.Q2_K else 2
-            )
-        kind = Weighting.SIZE if type_ == Type.Q2_K else Weighting.RMS_PLUS_SIZE
-        return Search(kind, lines=_LINES[type_][0])
+            return Search(spread, lines=lines, block_multipliers=blocks, sigma=1 if type_ == Type.Q2_K else 2)
+        return Search(Weighting.SIZE if type_ == Type.Q2_K else Weighting.RMS_PLUS_SIZE, lines=lines)
     if type_ in (Type.IQ4_NL, Type.IQ4_XS):
         return Search(spread if weighted else Weighting.SQUARE, _IQ4, sigma=2)
+    multipliers = _MULTIPLIERS.get(type_, ((), ()))[weighted]
     if type_ == Type.Q3_K:
         if weighted:
-            return Search(spread, _around(lowest, 11, 12), block_multipliers=_around(form.scale_low, 8, 7), sigma=2)
-        return Search(Weighting.SIZE, _around(lowest, 8, 7))
+            return Search(spread, multipliers, block_multipliers=_around(form.scale_low, 8, 7), sigma=2)
+        return Search(Weighting.SIZE, multipliers)
     if type_ == Type.Q6_K:
-        return Search(Weighting.IMPORTANCE if weighted else Weighting.SQUARE, _around(lowest, 11, 12))
-    if type_ in (Type.Q4_0, Type.Q5_0) and weighted:
-        return Search(spread, _around(lowest, 11, 12), sigma=1, over_row=True)
-    return None
+        return Search(Weighting.IMPORTANCE if weighted else Weighting.SQUARE, multipliers)
+    return Search(spread, multipliers, sigma=1, over_row=True) if multipliers else None

@@ -23,6 +23,7 @@ from jmedlite.base.publishing import Publication
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
+from jmedlite.convert.encoding.encoders import GGML, MADE_WITH_ENCODER, Encoder, find_encoder
 from jmedlite.convert.hashing import FollowingHash
 from jmedlite.convert.levels.overrides import read_rules
 from jmedlite.convert.levels.recipes import LEVELS, choose_types, parse_levels
@@ -122,6 +123,7 @@ def plan_quantization(
     out: Path = Path(),
     name: str | None = None,
     allow_requantize: bool = False,
+    encoder: str = GGML.name,
     follow_links: bool = False,
     split_max_size: int | None = None,
     overwrite: bool = False,
@@ -140,6 +142,7 @@ def plan_quantization(
     levels = parse_levels(bits, types, has_imatrix=imatrix is not None) if asked_levels else []
     specs = [parse_spec(s) for s in lora]
     check_stem(name)
+    by = find_encoder(encoder)
     with watching() as inputs:
         rules = read_rules(tensor_types, tensor_type_file, token_embedding_type, output_type)
         matrix = read_imatrix(imatrix) if imatrix else None
@@ -158,10 +161,11 @@ def plan_quantization(
             imatrix=matrix,
             moments=gathered,
             made_from={
-                **_made_from(source, adapters, [adapter_files[path] for path in weights], matrix, gathered),
+                **_made_from(source, adapters, [adapter_files[path] for path in weights], matrix, gathered, by),
                 **{f"jmedlite.made.{name}": " ".join(values) for name, values in _asked_types(rules).items()},
             },
             requantize=allow_requantize,
+            encoder=by,
         )
         chosen = choose_types(levels, plan.metadata, plan.stored_tensors, matrix, rules)
         mixed = (
@@ -259,6 +263,7 @@ def _made_from(
     sums: Sequence[str],
     imatrix: Imatrix | None,
     moments: Moments | None,
+    encoder: Encoder,
 ) -> dict[str, str]:
     """The essential part of the manifest, for the GGUF's own metadata."""
     found = {"jmedlite.made.version": __version__, "jmedlite.made.base": source.full_name}
@@ -270,6 +275,8 @@ def _made_from(
         found["jmedlite.made.imatrix"] = f"{imatrix.path.name}, SHA-256 {imatrix.sha256}"
     if moments:
         found[MADE_MOMENTS] = f"{moments.path.name}, SHA-256 {moments.sha256}"
+    if encoder is not GGML:
+        found[MADE_WITH_ENCODER] = encoder.name
     return found
 
 
@@ -303,6 +310,7 @@ def quantize(
     threads: int | None = None,
     memory: str | int | None = None,
     allow_requantize: bool = False,
+    encoder: str = GGML.name,
     follow_links: bool = False,
     split_max_size: str | int | None = None,
     overwrite: bool = False,
@@ -313,6 +321,7 @@ def quantize(
     `model` is a checkpoint folder, a GGUF file or a Hub id; `bits` are 2, 3, 4, 5, 6, 8 or 16, `types` llama.cpp's
     names ("Q4_K_S"); `target_bpw`, `target_size` ("4.7GB") and `fit_ram` ("8GB", with a context of `fit_ctx` tokens)
     are mixes of types, each a level, chosen by what `sensitivity` measured; `rounding="best"` takes `moments`;
+    `encoder` "fast" takes a fraction of ggml's time;
     `tensor_types` are REGEX=TYPE ("attn_v=Q6_K"; the first that matches decides), `tensor_type_file` has more of them,
     `token_embedding_type` and `output_type` are of these two tensors (docs/converting.md); `memory` bounds the pass
     ("1GB"), `split_max_size` each file ("2GB": the first file's path is
@@ -338,6 +347,7 @@ def quantize(
         out=Path(out),
         name=name,
         allow_requantize=allow_requantize,
+        encoder=encoder,
         follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,

@@ -45,6 +45,7 @@ def verify(
     moments: str | Path | None = None,
     tolerance: float = 0.0,
     allow_requantize: bool = False,
+    encoder: str | None = None,
     follow_links: bool = False,
     threads: int | None = None,
     memory: int | None = None,
@@ -56,7 +57,8 @@ def verify(
         True
 
     `tolerance` is the relative distance up to which a tensor may differ, for files of another build or processor;
-    `progress` hears how far it is (docs/python.md).
+    `encoder` ("ggml", "fast") is the one that the file names, unless it is given; `progress` hears how far it is
+    (docs/python.md).
     """
     if threads is not None:
         check_range("--threads", threads, 1, 256)
@@ -78,6 +80,7 @@ def verify(
             moments=Moments(Path(moments)) if moments else None,
             tolerance=tolerance,
             requantize=allow_requantize,
+            encoder=encoder,
             threads=threads or available_processors(),
             memory=memory,
             progress=progress,

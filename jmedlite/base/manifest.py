@@ -107,6 +107,15 @@ class OptionsEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderEntry:
+    """Which encoder made the blocks where it is not ggml's, what it needed, and the types that it left to ggml's."""
+
+    name: str
+    versions: dict[str, str]
+    left_to_ggml: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorEntry:
     """A tensor's type, its quantization error √(Σ(stored − exact)² / Σ exact²), and its rounding, if not ggml's."""
 
@@ -132,6 +141,7 @@ class Manifest:
     adapters: tuple[AdapterEntry, ...]
     imatrix: ImatrixEntry | None
     options: OptionsEntry
+    encoder: EncoderEntry | None = None
     versions: dict[str, str]
     tensors: dict[str, TensorEntry]
     moments: MomentsEntry | None = None

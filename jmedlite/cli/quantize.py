@@ -74,6 +74,10 @@ def quantize(
     name: Annotated[str | None, typer.Option(help="Beginning of the file names.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", "-j", help="Workers; default: all processors.")] = None,
     memory: Annotated[str | None, typer.Option(help="Bound of the pass, such as 1GB.")] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(metavar="ggml|fast", help="Who rounds: ggml, as llama-quantize; or fast, with jmedlite[fast]."),
+    ] = "ggml",
     split_max_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Several files of at most this size, such as 2GB.")
     ] = None,
@@ -94,8 +98,10 @@ def quantize(
     from jmedlite.base.hub import DEFAULT_MODEL
 
     if adapter_only:
-        if bits or imatrix or split_max_size:
-            raise UsageError("--adapter-only: takes no --bits, --imatrix or --split-max-size; give --type F32 or F16")
+        if bits or imatrix or split_max_size or encoder != "ggml":
+            raise UsageError(
+                "--adapter-only: takes no --bits, --imatrix, --encoder or --split-max-size; give --type F32 or F16"
+            )
         if tensor_type or tensor_type_file or token_embedding_type or output_type:
             raise UsageError(
                 "--adapter-only: takes no --tensor-type, --tensor-type-file, --token-embedding-type or --output-type: "
@@ -127,6 +133,7 @@ def quantize(
             out=out,
             name=name,
             allow_requantize=allow_requantize,
+            encoder=encoder,
             follow_links=follow_links,
             split_max_size=as_bytes(split_max_size),
             overwrite=overwrite,
@@ -199,6 +206,7 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
             "size_bytes": p.total_bytes,
             "bits_per_weight": round(p.bits_per_weight, 4),
             "types": p.type_counts(),
+            "left_to_ggml": plan.left_to_ggml(p),
         }
         for p in plan.levels
     ]
@@ -235,6 +243,7 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
             {"option": rule.option, "pattern": rule.pattern or None, "type": rule.type.name, "n_tensors": n}
             for rule, n in plan.rules
         ],
+        "encoder": plan.encoder.name,
         "levels": levels,
     }
 
@@ -265,6 +274,10 @@ def _show_plan(facts: dict[str, Any], dry_run: bool) -> None:
         console.note(f"  + {o['option']} {value}, decides the type of {o['n_tensors']} tensor(s)")
     if len(overrides) > SHOWN:
         console.note(f"  + {len(overrides) - SHOWN} more of these")
+    if facts["encoder"] != "ggml":
+        left = sorted({name for level in facts["levels"] for name in level["left_to_ggml"]})
+        by_ggml = f", but for {', '.join(left)}, which ggml's does" if left else ""
+        console.note(f"  + encoder {facts['encoder']}{by_ggml}")
     if dry_run:
         console.table(
             [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("tensors by type", "left")],

@@ -31,6 +31,10 @@ def verify(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="The base is a GGUF that is quantized already.")
     ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="ggml|fast", help="The encoder it was made with; default: what it says."),
+    ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Follow links in folders to other users' files, too.")
     ] = False,
@@ -49,6 +53,7 @@ def verify(
             moments=moments,
             tolerance=tolerance,
             allow_requantize=allow_requantize,
+            encoder=encoder,
             follow_links=follow_links,
             threads=threads,
             progress=progress,
