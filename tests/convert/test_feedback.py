@@ -127,3 +127,19 @@ def test_moments_that_no_inputs_have() -> None:
     np.fill_diagonal(h, 1)
     with pytest.raises(DataError, match="not positive definite"):
         feedback.make_window(0, h, 0.01)
+
+
+@pytest.mark.parametrize("type_", sorted(FORMATS), ids=lambda t: t.name)
+def test_what_numba_makes_of_it_is_the_same_to_the_byte(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    from jmedlite.convert.encoding import feedback_fast
+
+    rng = np.random.default_rng(5)
+    window = [feedback.make_window(0, moments(inputs(rng)), 0.1)]
+    rows = (0.02 * rng.standard_t(4, size=(37, N))).astype(np.float32)
+    rows[3, 64:300] = 0
+    made = []
+    for rounder in (feedback.round_columns, feedback_fast.round_columns):
+        monkeypatch.setattr(feedback, "_fastest", lambda rounder=rounder: rounder)
+        made.append(encode(type_, rows, window))
+    assert np.array_equal(*made)
