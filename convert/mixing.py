@@ -25,10 +25,12 @@ from jmedlite.base.wording import some
 from jmedlite.runtime.type_probe import TypeRule
 
 from .encoding.encoders import GGML, Encoder
+from .encoding.feedback import can_feed_back
 from .levels.mixes import CANDIDATES, NARROW, WITH_IMATRIX, Choice, choose, mix_name
 from .levels.overrides import decide
 from .levels.recipes import BITS, Level, choose_types
 from .planning import QuantizePlan, TensorJob, file_overhead
+from .rounding import Rounder
 from .rows import sampled_rows
 
 PRESETS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
@@ -191,8 +193,9 @@ def candidates(job: TensorJob) -> list[GGMLQuantizationType]:
 def _measure(
     plan: QuantizePlan, jobs: Sequence[TensorJob], threads: int, progress: Progress
 ) -> Iterator[tuple[TensorJob, dict[GGMLQuantizationType, float]]]:
-    """Every job with its candidates' relative squared errors."""
+    """Every job with its candidates' relative squared errors, as they are rounded: less where errors are fed back."""
     index = {job.name: i for i, job in enumerate(plan.jobs)}
+    rounder = Rounder(plan)
     total = sum(job.source.nbytes for job in jobs if job.source)
     done = 0
     with ThreadPoolExecutor(threads) as pool:
@@ -207,6 +210,10 @@ def _measure(
             yield job, dict(zip(types, errors, strict=True))
             done += job.source.nbytes if job.source else 0
             progress("mixing", done, total, "")
+
+
+def _tried_type(job: TensorJob) -> GGMLQuantizationType:
+    return GGMLQuantizationType.Q3_K if job.n_cols % 256 == 0 else GGMLQuantizationType.Q4_0
 
 
 def relative_error(type_: GGMLQuantizationType, rows: F32, importance: F32 | None, encoder: Encoder = GGML) -> float:

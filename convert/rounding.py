@@ -71,16 +71,31 @@ class Rounder:
         """How to round a job's weight to `types`."""
         job, by = self._plan.jobs[index], self._plan.encoder
         able = [t for t in types if job.feeds_back and can_feed_back(t, job.n_cols)]
-        if not able:
-            return Rounding(job, by)
-        held_out = self._load(job).held_out
-        rows = sampled_rows(self._plan, index)
         taken: dict[GGMLQuantizationType, Feedback] = {}
-        for t in able:
-            ways: list[Rounding] = [Rounding(job, by), *(Rounding(job, by, {t: self._factors(d)}) for d in DAMPINGS)]
-            errors = [output_error(held_out, rows, _decoded(way, t, rows)) for way in ways]
-            taken.update(ways[int(np.argmin(errors))].feedback)
+        if able:
+            rows = sampled_rows(self._plan, index)
+            for t in able:
+                taken.update(self._tried(job, t, rows)[0].feedback)
         return Rounding(job, by, taken)
+
+    def gain(self, index: int, type_: GGMLQuantizationType, rows: F32) -> float:
+        """Output errors of a job's weight, rounded as `prepare` would, over those of the encoder alone; at most 1.
+
+        Of sampled `rows`, for tokens held out.
+        """
+        job = self._plan.jobs[index]
+        if not (job.feeds_back and can_feed_back(type_, job.n_cols)):
+            return 1.0
+        _, best, plain = self._tried(job, type_, rows)
+        return best / plain if plain else 1.0
+
+    def _tried(self, job: TensorJob, type_: GGMLQuantizationType, rows: F32) -> tuple[Rounding, float, float]:
+        """(the best way, its output error, the encoder's alone) for tokens held out."""
+        by, held_out = self._plan.encoder, self._load(job).held_out
+        ways = [Rounding(job, by), *(Rounding(job, by, {type_: self._factors(d)}) for d in DAMPINGS)]
+        errors = [output_error(held_out, rows, _decoded(way, type_, rows)) for way in ways]
+        best = int(np.argmin(errors))
+        return ways[best], errors[best], errors[0]
 
     def _load(self, job: TensorJob) -> Gathered:
         moments = self._plan.moments

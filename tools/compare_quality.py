@@ -1,0 +1,160 @@
+"""How near quantized models stay to their 16-bit original at equal bytes: llama-quantize's levels beside ours.
+
+For every level the peer is made by llama-quantize with the same importance matrix; then, within the peer's bytes, a mix
+of types (`--target-size`), the peer's own types with error feedback (`--rounding best`), and both. All are read by
+`jmedlite bench`: KL divergence to the original over each text, with intervals by chunks, and the flips of a task's
+answers. Prints a Markdown table with ratios to the best peer that is no larger, draws KL against bytes, and keeps all
+in FOLDER, from which an interrupted run goes on.
+
+    python tools/compare_quality.py CHECKPOINT FOLDER --llama-quantize PROGRAM --imatrix F --sensitivity F --moments F
+        [--level Q4_K_M …] [--encoder fast] [--threads N] --task T=PATH --text ja=F --text en=F [--text-chunks N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LEVELS = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M")
+KINDS = ("peer", "mix", "feedback", "both")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One file: how it was made (KINDS), for which level's bytes."""
+
+    kind: str
+    level: str
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+
+def run(*command: str | Path) -> None:
+    """Run a command, which is printed; its failure is this program's."""
+    print("+", *command, file=sys.stderr, flush=True)
+    if subprocess.run([str(c) for c in command], check=False, stdout=sys.stderr).returncode:
+        raise SystemExit(f"{command[0]}: failed")
+
+
+def jmedlite(*arguments: str | Path) -> None:
+    """The command line of the installed jmedlite."""
+    run(sys.executable, "-m", "jmedlite", *arguments)
+
+
+def make(options: argparse.Namespace) -> tuple[Path, list[Made]]:
+    """(the original in 16 bits, every file), of which those that are there already are kept."""
+    folder: Path = options.folder
+    common: list[str | Path] = [options.checkpoint, "--name", "m", "--encoder", options.encoder, "-j", options.threads]
+    original = folder / "m-BF16.gguf"
+    if not original.exists():
+        jmedlite("quantize", *common, "--bits", "16", "-o", folder)
+    made = []
+    for level in options.level or LEVELS:
+        peer = Made("peer", level, folder / "peer" / f"peer-{level}.gguf")
+        peer.path.parent.mkdir(exist_ok=True)
+        if not peer.path.exists():
+            part = peer.path.with_suffix(".part")
+            run(options.llama_quantize, "--imatrix", options.imatrix, original, part, level, options.threads)
+            part.rename(peer.path)
+        made.append(peer)
+        target = ["--target-size", str(peer.size), "--sensitivity", options.sensitivity]
+        best = ["--rounding", "best", "--moments", options.moments]
+        for kind, arguments in (("mix", target), ("feedback", ["-t", level, *best]), ("both", [*target, *best])):
+            out = folder / f"{kind}-{level}"
+            if not list(out.glob("m-*.gguf")):
+                jmedlite("quantize", *common, "--imatrix", options.imatrix, *arguments, "-o", out)
+            (path,) = out.glob("m-*.gguf")
+            named = out / f"{kind}-{level}.gguf"  # names tell the models of a run apart
+            if not named.exists():
+                named.hardlink_to(path)
+            made.append(Made(kind, level, named))
+    return original, made
+
+
+def measure(options: argparse.Namespace, original: Path, made: list[Made]) -> list[dict[str, Any]]:
+    """The lines of the run's distance.jsonl."""
+    out = options.folder / "run"
+    arguments: list[str | Path] = [original, *(m.path for m in made), "--out", out, "--reference", original.stem]
+    for name in ("task", "text"):
+        for value in getattr(options, name):
+            arguments += [f"--{name}", value]
+    arguments += ["--threads", options.threads]
+    if options.text_chunks:
+        arguments += ["--text-chunks", options.text_chunks]
+    jmedlite("bench", *arguments)
+    return [json.loads(line) for line in (out / "distance.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def table(made: list[Made], lines: list[dict[str, Any]]) -> list[str]:
+    """Rows of Markdown: for every text and level the files, with the ratio to the best peer that is no larger."""
+    rows = [
+        "| text | bytes of | made by | MB | KL (95 %) | ratio | same top token |", "|---|---|---|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for text in dict.fromkeys(line["text"] for line in lines):
+        of = {line["model"]: line for line in lines if line["text"] == text and line["reference"]}
+        peers = [(m.size, of[m.path.stem]["kl_mean"]) for m in made if m.kind == "peer" and m.path.stem in of]
+        for m in made:
+            if m.path.stem not in of:
+                continue
+            line = of[m.path.stem]
+            best = min(kl for size, kl in peers if m.kind == "peer" or size <= m.size * 1.002)
+            if m.kind == "peer":
+                best = line["kl_mean"]
+            interval = line["kl_interval"]
+            shown = f" ({interval[0]:.4f} … {interval[1]:.4f})" if interval else f" ± {line['kl_error']:.4f}"
+            rows.append(
+                f"| {text} | {m.level} | {m.kind} | {m.size / 1e6:,.1f} | {line['kl_mean']:.4f}{shown} | "
+                f"{line['kl_mean'] / best:.3f} | {100 * line['top_agreement']:.1f} % |"
+            )
+    return rows
+
+
+def draw(made: list[Made], lines: list[dict[str, Any]], path: Path) -> None:
+    """KL against bytes, one panel for each text."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    texts = list(dict.fromkeys(line["text"] for line in lines))
+    figure, axes = pyplot.subplots(1, len(texts), figsize=(5 * len(texts), 4), squeeze=False, layout="constrained")
+    for axis, text in zip(axes[0], texts, strict=True):
+        of = {line["model"]: line["kl_mean"] for line in lines if line["text"] == text and line["reference"]}
+        for kind, marker in zip(KINDS, "osv^", strict=True):
+            points = sorted((m.size / 1e6, of[m.path.stem]) for m in made if m.kind == kind and m.path.stem in of)
+            axis.plot(*zip(*points, strict=True), marker=marker, label=kind)
+        axis.set(title=text, xlabel="file, MB", ylabel="KL divergence to 16 bits, nats a token", yscale="log")
+    axes[0][0].legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    for name in ("--llama-quantize", "--imatrix", "--sensitivity", "--moments"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--level", action="append")
+    parser.add_argument("--encoder", default="ggml")
+    parser.add_argument("--threads", default="2")
+    for name in ("--task", "--text"):
+        parser.add_argument(name, action="append", required=True)
+    parser.add_argument("--text-chunks")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    original, made = make(options)
+    lines = measure(options, original, made)
+    print("\n".join(table(made, lines)))
+    draw(made, lines, options.folder / "quality.svg")
+
+
+if __name__ == "__main__":
+    main()
