@@ -204,10 +204,11 @@ def _measure(
             if not weighted_squares(rows, job.importance):
                 raise DataError(f"{job.name}: all its weights are zero where they matter; is the file damaged?")
             types = candidates(job)
-            errors = pool.map(
-                partial(relative_error, rows=rows, importance=job.importance, encoder=plan.encoder), types
-            )
-            yield job, dict(zip(types, errors, strict=True))
+            of = partial(relative_error, rows=rows, importance=job.importance, encoder=plan.encoder)
+            errors = dict(zip(types, pool.map(of, types), strict=True))
+            # tried with one type: feedback gains about as much with the others that have it
+            gain = rounder.gain(index[job.name], _tried_type(job), rows)
+            yield job, {t: error * gain if can_feed_back(t, job.n_cols) else error for t, error in errors.items()}
             done += job.source.nbytes if job.source else 0
             progress("mixing", done, total, "")
 
