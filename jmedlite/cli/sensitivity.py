@@ -26,9 +26,9 @@ def sensitivity(
     ] = None,
     language: Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")] = "both",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.sensitivity.json beside it.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text, evaluated once for each weight.")] = 1024,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text, evaluated once for each weight.")] = 256,
     ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 256,
-    every: Annotated[int, typer.Option(help="Measure the weights of every Nth block only.")] = 1,
+    every: Annotated[int, typer.Option(help="Measure the weights of every Nth block only.")] = 2,
     probe: Annotated[str, typer.Option(metavar="TYPE", help="The type that weights are rounded to.")] = "Q3_K",
     loading: Annotated[LoadOptions, "threads"],
     exclude_task: Annotated[

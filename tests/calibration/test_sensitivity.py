@@ -99,7 +99,7 @@ def test_divergences_are_those_of_rounded_files(model: Path, text: Path, tmp_pat
 
 def test_errors_are_weighed_by_the_matrix(model: Path, text: Path, tmp_path: Path) -> None:
     jmedlite.imatrix(model, texts=[text], out=tmp_path / "i.gguf", ctx=CTX, threads=1)
-    options = {"texts": [text], "ctx": CTX, "tokens": CTX, "threads": 1}
+    options = {"texts": [text], "ctx": CTX, "tokens": CTX, "threads": 1, "every": 1}
     plain = compute_sensitivities(model, out=tmp_path / "a.json", **options)
     weighed = compute_sensitivities(model, out=tmp_path / "b.json", imatrix=tmp_path / "i.gguf", **options)
     assert plain.sensitivities.content.imatrix is None
