@@ -3,10 +3,10 @@
     python tools/compare_encoders.py [MODEL] [--imatrix FILE] [--weights 4000000] [--rounds 5] [--types Q4_K,Q6_K]
 
 The weights are rows of eight tensors from all over MODEL (a checkpoint folder; without one, numbers of a Student
-distribution), the importance is the matrix's for these tensors, or gamma-distributed. In every round both encode the same
-rows, one after the other, on one thread; times are the best of the rounds in processor time, the ratio is the median of
-the rounds' ratios. The error is the squared one, weighted where there is importance, as a ratio. What is compiled goes
-into a new folder and is counted on its own.
+distribution), the importance is the matrix's for these tensors, or gamma-distributed. In every round both encode the
+same rows, one after the other, on one thread; speeds are the best of the rounds in processor time, the ratio of times
+is the median of the rounds' ratios. The error is the squared one, weighted where there is importance, as a ratio. What is
+compiled goes into a new folder and is counted on its own; the first has numba's start in it.
 """
 
 from __future__ import annotations
@@ -103,20 +103,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JMEDLITE_CACHE"] = folder
         fast = find_encoder("fast")
-        run(
-            fast,
-            Type.IQ4_NL,
-            [(np.ones((1, 32), np.float32), np.ones(32, np.float32))],
-            False,
-            [np.empty(18, np.uint8)],
-        )
         used = ("llama-cpp-python", "numpy", *fast.versions)
         print(f"{n_weights:,} weights of {args.model.name if args.model else 'a Student distribution'}; ", end="")
         print(f"{platform.machine()}, Python {platform.python_version()}, ", end="")
         print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in used) + "\n")
-        print(
-            "| type | importance | ggml M weights/s | fast | time, ratio | error, ratio | as the reference | compiled in |"
-        )
+        columns = ("type", "importance", "ggml M weights/s", "fast", "time, ratio", "error, ratio", "as the reference")
+        print(f"| {' | '.join(columns)} | compiled in |")
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for type_ in (Type[name] for name in args.types.split(",")):
             for weighted in (False, True):
