@@ -4,9 +4,9 @@
 
 The weights are rows of eight tensors from all over MODEL (a checkpoint folder; without one, numbers of a Student
 distribution), the importance is the matrix's for these tensors, or gamma-distributed. In every round both encode the
-same rows, one after the other, on one thread; speeds are the best of the rounds in processor time, the ratio of times
-is the median of the rounds' ratios. The error is the squared one, weighted where there is importance, as a ratio. What is
-compiled goes into a new folder and is counted on its own; the first has numba's start in it.
+same rows, one after the other, on one thread. Speeds are the best of the rounds in processor time, the ratio of times
+is the median of the rounds' ratios. The error is the squared one, weighted where there is importance, as a ratio. What
+is compiled goes into a new folder and is counted on its own; the first has numba's start in it.
 """
 
 from __future__ import annotations
