@@ -248,7 +248,7 @@ def test_formats_without_a_search_are_ggmls() -> None:
 
 
 def test_encoders_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="--encoder turbo: expected ggml or fast"):
+    with pytest.raises(UsageError, match="--encoder turbo: expected one of ggml, fast"):
         make(tmp_path, types=["Q4_K_M"], encoder="turbo")
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "jmedlite.convert.encoding.fast", raising=False)
@@ -263,5 +263,5 @@ def test_a_file_of_an_encoder_that_is_not_known(tmp_path: Path) -> None:
     raw = path.read_bytes()
     at = raw.index(b"jmedlite.made.encoder") + len(b"jmedlite.made.encoder") + 12
     path.write_bytes(raw[:at] + b"best" + raw[at + 4 :])
-    with pytest.raises(DataError, match="was made with the encoder best, expected ggml or fast"):
+    with pytest.raises(DataError, match="was made with the encoder best, expected one of ggml, fast"):
         verify(path, base=tmp_path / "m")
