@@ -6,7 +6,9 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,26 @@ def test_a_file_of_an_encoder_that_is_not_known(tmp_path: Path) -> None:
     path.write_bytes(raw[:at] + b"best" + raw[at + 4 :])
     with pytest.raises(DataError, match="was made with the encoder best, expected one of ggml, fast"):
         verify(path, base=tmp_path / "m")
+
+
+def test_workers_that_come_at_once_share_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    from jmedlite.convert.encoding import fast
+
+    made: list[object] = []
+    kernel = fast._kernel
+
+    def slow(function: Any) -> Any:
+        made.append(function)
+        time.sleep(0.2)
+        return kernel(function)
+
+    monkeypatch.setattr(fast, "_kernel", slow)
+    fast._encoder.cache_clear()
+    rows, _ = plain_rows()
+    with ThreadPoolExecutor(4) as pool:
+        outs = [np.empty(nbytes(Type.Q8_0, rows.size), np.uint8) for _ in range(4)]
+        results = list(pool.map(lambda out: fast.encode(Type.Q8_0, rows, out), outs))
+    fast._encoder.cache_clear()
+    assert len(made) == 1
+    assert all(np.array_equal(r, reference.encode(Type.Q8_0, rows).reshape(-1)) for r in results)
