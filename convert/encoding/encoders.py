@@ -86,7 +86,7 @@ def find_encoder(name: str) -> Encoder:
     if name == GGML.name:
         return GGML
     if name != FastEncoder.name:
-        raise UsageError(f"--encoder {name}: expected {' or '.join(NAMES)}")
+        raise UsageError(f"--encoder {name}: expected one of {', '.join(NAMES)}")
     try:
         from . import fast  # noqa: F401
     except ImportError as e:
@@ -98,6 +98,7 @@ def recorded_encoder(name: object, where: str) -> Encoder:
     """The encoder that a file says it was made with; DataError, which begins with `where`, for one not known here."""
     if name not in NAMES:
         raise DataError(
-            f"{where}: was made with the encoder {name}, expected {' or '.join(NAMES)}; use the jmedlite that made it"
+            f"{where}: was made with the encoder {name}, expected one of {', '.join(NAMES)}; use the jmedlite that "
+            "made it"
         )
     return find_encoder(str(name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}, "error_model": "numpy"}
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 BEYOND = np.finfo(np.float32).max  # an error that none has
+_declaring = threading.Lock()  # two workers that come at once would each have a kernel of their own, compiled twice
 BYTES = 0x0101010101010101  # 1 in each byte of a word
 F16_LEAST = np.float32(2.0**-14)  # the smallest normal F16 number
 F16_STEP, INVERSE_F16_STEP = np.float32(2.0**-24), np.float32(2.0**24)  # between the F16 numbers below it
@@ -428,5 +430,7 @@ def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8
     floats += [np.ones(n_sub, np.float32), np.zeros(n_sub, np.float32)]
     words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4)))
     scratch = (tuple(floats), tuple(a.view(np.uint8) for a in words), words, np.zeros(2, np.uint32))
-    _encoder(type_, importance is not None)(rows.reshape(-1), rows.shape[1], q, made, *scratch)
+    with _declaring:
+        kernel = _encoder(type_, importance is not None)
+    kernel(rows.reshape(-1), rows.shape[1], q, made, *scratch)
     return made

@@ -76,7 +76,7 @@ def quantize(
     memory: Annotated[str | None, typer.Option(help="Bound of the pass, such as 1GB.")] = None,
     encoder: Annotated[
         str,
-        typer.Option(metavar="ggml|fast", help="Who rounds: ggml, as llama-quantize; or fast, with jmedlite[fast]."),
+        typer.Option(metavar="NAME", help="Who rounds: ggml, as llama-quantize, or fast (needs jmedlite[fast])."),
     ] = "ggml",
     split_max_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Several files of at most this size, such as 2GB.")

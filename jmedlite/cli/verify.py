@@ -33,7 +33,7 @@ def verify(
     ] = False,
     encoder: Annotated[
         str | None,
-        typer.Option(metavar="ggml|fast", help="The encoder it was made with; default: what it says."),
+        typer.Option(metavar="NAME", help="The encoder it was made with; default: what it says."),
     ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Follow links in folders to other users' files, too.")
