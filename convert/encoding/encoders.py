@@ -89,7 +89,7 @@ def find_encoder(name: str) -> Encoder:
         raise UsageError(f"--encoder {name}: expected one of {', '.join(NAMES)}")
     try:
         from . import fast  # noqa: F401
-    except ImportError as e:
+    except (ImportError, OSError) as e:  # OSError: what numba is built on can't be loaded
         raise UsageError(f'the encoder fast needs numba ({e}): pip install "jmedlite[fast]"') from None
     return FastEncoder({name: importlib.metadata.version(name) for name in ("numba", "llvmlite")})
 
@@ -97,8 +97,13 @@ def find_encoder(name: str) -> Encoder:
 def recorded_encoder(name: object, where: str) -> Encoder:
     """The encoder that a file says it was made with; DataError, which begins with `where`, for one not known here."""
     if name not in NAMES:
+        known = ", ".join(NAMES)
         raise DataError(
+<<<<<<< HEAD
             f"{where}: was made with the encoder {name}, expected one of {', '.join(NAMES)}; use the jmedlite that "
             "made it"
+=======
+            f"{where}: was made with the encoder {name}, expected one of {known}; use the jmedlite that made it"
+>>>>>>> enc
         )
     return find_encoder(str(name))

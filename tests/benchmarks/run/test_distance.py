@@ -28,7 +28,7 @@ from jmedlite.benchmarks.run import distance
 from jmedlite.benchmarks.run.distance import SCRATCH, Text, measure_distance
 from jmedlite.benchmarks.run.distance_worker import N_ROWS, Kept, scored
 from jmedlite.benchmarks.run.divergence import block_intervals, summarize_distance
-from jmedlite.calibration.compute import shipped_text
+from jmedlite.calibration.texts import shipped_text
 from jmedlite.runtime.divergence import STEPS, Space, record
 from tests.support import builders
 from tests.support.ggufs import write_experts
