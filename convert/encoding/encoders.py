@@ -99,11 +99,6 @@ def recorded_encoder(name: object, where: str) -> Encoder:
     if name not in NAMES:
         known = ", ".join(NAMES)
         raise DataError(
-<<<<<<< HEAD
-            f"{where}: was made with the encoder {name}, expected one of {', '.join(NAMES)}; use the jmedlite that "
-            "made it"
-=======
             f"{where}: was made with the encoder {name}, expected one of {known}; use the jmedlite that made it"
->>>>>>> enc
         )
     return find_encoder(str(name))
