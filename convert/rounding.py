@@ -22,7 +22,9 @@ from .encoding.feedback import Window, can_feed_back, encode_rows, make_window, 
 from .planning import QuantizePlan, TensorJob
 from .rows import sampled_rows
 
-DAMPINGS = (0.05, 0.3)  # shares of the mean second moment: more where moments are known from few tokens
+# Shares of the mean second moment, of an input that is whole and of one that is cut into windows, whose moments are
+# known from few tokens. Measured on a Qwen2 of 1.5 B, 7,168 tokens: from 0.03 to 0.3, and 0.1 to 1, nearly as good
+DAMPING_WHOLE, DAMPING_CUT = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Rounder:
         self._plan = plan
         self._input = ""
         self._gathered: Gathered | None = None
-        self._factored: dict[float, Feedback] = {}
+        self._factored: Feedback | None = None
 
     def prepare(self, index: int, types: Collection[GGMLQuantizationType]) -> Rounding:
         """How to round a job's weight to `types`."""
@@ -92,31 +94,29 @@ class Rounder:
     def _tried(self, job: TensorJob, type_: GGMLQuantizationType, rows: F32) -> tuple[Rounding, float, float]:
         """(the best way, its output error, the encoder's alone) for tokens held out."""
         by, held_out = self._plan.encoder, self._load(job).held_out
-        ways = [Rounding(job, by), *(Rounding(job, by, {type_: self._factors(d)}) for d in DAMPINGS)]
-        errors = [output_error(held_out, rows, _decoded(way, type_, rows)) for way in ways]
-        best = int(np.argmin(errors))
-        return ways[best], errors[best], errors[0]
+        plain, fed_back = Rounding(job, by), Rounding(job, by, {type_: self._factors()})
+        alone, error = (output_error(held_out, rows, _decoded(way, type_, rows)) for way in (plain, fed_back))
+        return (fed_back, error, alone) if error < alone else (plain, alone, alone)
 
     def _load(self, job: TensorJob) -> Gathered:
         moments = self._plan.moments
         assert moments is not None
         name = moments.input_of[job.name]
         if name != self._input or self._gathered is None:
-            self._input, self._gathered, self._factored = name, moments.read(job.name), {}
+            self._input, self._gathered, self._factored = name, moments.read(job.name), None
         return self._gathered
 
-    def _factors(self, damping: float) -> Feedback:
-        if damping not in self._factored:
+    def _factors(self) -> Feedback:
+        """Of the input that was loaded last."""
+        if self._factored is None:
             assert self._gathered is not None
-            n_cols = self._gathered.held_out.shape[1]
-            self._factored[damping] = Feedback(
-                damping,
-                tuple(
-                    make_window(start, moments, damping)
-                    for (start, _), moments in zip(windows(n_cols), self._gathered.moments, strict=True)
-                ),
+            bounds = windows(self._gathered.held_out.shape[1])
+            damping = DAMPING_WHOLE if len(bounds) == 1 else DAMPING_CUT
+            made = (
+                make_window(start, m, damping) for (start, _), m in zip(bounds, self._gathered.moments, strict=True)
             )
-        return self._factored[damping]
+            self._factored = Feedback(damping, tuple(made))
+        return self._factored
 
 
 def _decoded(way: Rounding, type_: GGMLQuantizationType, rows: F32) -> F32:

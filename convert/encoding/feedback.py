@@ -30,6 +30,7 @@ from .encoders import GGML, Encoder
 ROWS = 256  # of a tile
 COLUMNS = 32  # rounded one by one before all others are told of it at once
 SPAN = 256  # columns whose scales are searched together
+LEAST_SHARE = 0.004  # what 16 bits for each of a few thousand correlations may make of an eigenvalue
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,32 @@ class Window:
 def make_window(start: int, moments: F32, damping: float) -> Window:
     """The window of input moments H (n, n), symmetric, whose diagonal grows by `damping` times its mean.
 
-    Raises DataError where it is not positive definite all the same: its values are none that inputs have.
+    Each diagonal value grows by a share of itself as well, LEAST_SHARE, and by more until H is positive definite: its
+    values are kept in 16 bits, and beside an input a thousand times larger than others that rounding is as large as
+    they are. Raises DataError where that does not help, since no inputs have such moments.
     """
     from scipy.linalg import lapack
 
     # with the columns' order turned, the lower Cholesky factor of H turned back is upper: H = R Rᵀ, and U = R⁻¹
-    turned = np.asfortranarray(moments[::-1, ::-1], np.float64)
+    turned = np.array(moments[::-1, ::-1], np.float32, order="F")
     diagonal = np.einsum("ii->i", turned)
-    mean = float(diagonal.mean())
+    mean = float(diagonal.mean(dtype=np.float64))
     # an input that is always zero costs nothing, whatever becomes of its column
-    diagonal += (damping * mean) if mean > 0 else 1.0
-    lower, failed = lapack.dpotrf(turned, lower=1, overwrite_a=1)
-    if not failed:
-        inverse, failed = lapack.dtrtri(lower, lower=1, overwrite_c=1)
-    if failed:
-        raise DataError("the second moments are not positive definite; gather them again with `jmedlite moments`")
-    return Window(start, np.triu(inverse[::-1, ::-1]).astype(np.float32))
+    diagonal += np.float32(damping * mean) if mean > 0 else np.float32(1)
+    # scaled to a diagonal of 1, it is far from singular, and float32 does
+    scale = np.sqrt(diagonal)
+    turned /= scale[:, None] * scale
+    share = LEAST_SHARE
+    while True:
+        diagonal[:] = 1 + share
+        lower, failed = lapack.spotrf(turned, lower=1)
+        if not failed:
+            break
+        share *= 4
+        if share > 1:
+            raise DataError("the second moments are not positive definite; gather them again with `jmedlite moments`")
+    inverse, _ = lapack.strtri(lower, lower=1, overwrite_c=1)
+    return Window(start, np.triu(inverse[::-1, ::-1] / scale[::-1]))
 
 
 def can_feed_back(type_: GGMLQuantizationType, n_cols: int) -> bool:
