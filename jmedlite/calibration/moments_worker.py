@@ -35,7 +35,7 @@ from .graph import GgmlTensor, check_layout, library, values, weight_name
 from .worker import pieces
 
 HELD_OUT_EVERY = 8  # chunks: the last of so many is held out
-MAX_HELD_OUT = 512  # tokens that are held out at most
+MAX_HELD_OUT, LEAST_HELD_OUT = 512, 32  # tokens that are kept of those held out, and of each such chunk
 _BLOCK = re.compile(r"blk\.(\d+)\..+\.weight")
 
 
@@ -129,10 +129,10 @@ class Gathering:
         if self.bos is not None:
             for chunk in chunks:
                 chunk[0] = self.bos
-        held = set(range(min(HELD_OUT_EVERY, n_chunks) - 1, n_chunks, HELD_OUT_EVERY))
-        held = set(sorted(held)[: max(1, MAX_HELD_OUT // self.n_ctx)])
+        held = range(min(HELD_OUT_EVERY, n_chunks) - 1, n_chunks, HELD_OUT_EVERY)
+        n_each = max(LEAST_HELD_OUT, MAX_HELD_OUT // len(held))  # of each, since chunks differ, in language too
         self.summed = [c for i, c in enumerate(chunks) if i not in held]
-        self.held_out = [c[:MAX_HELD_OUT] for i, c in enumerate(chunks) if i in held]
+        self.held_out = [chunks[i][:n_each] for i in held]
         self.listener = Listener(loaded.header, self.n_threads)
         callback = loaded.llama.ggml_backend_sched_eval_callback(self.listener)
         self._callback = callback  # must outlive the context
