@@ -11,7 +11,6 @@ the date and the size of a function's own file.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -23,6 +22,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
 
 from jmedlite.base.native import F32, U8
+from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.runtime.state_cache import cache_folder
 
 from .blocks import FORMATS, Field, Format, Run
@@ -44,10 +44,8 @@ F16_STEP, INVERSE_F16_STEP = np.float32(2.0**-24), np.float32(2.0**24)  # betwee
 
 def _sources() -> str:
     """A hash of all that is compiled here, as instructions or as numbers in them."""
-    found = hashlib.sha256()
-    for name in ("fast.py", "reference.py", "searches.py", "blocks.py"):
-        found.update(Path(__file__).with_name(name).read_bytes())
-    return found.hexdigest()[:16]
+    names = ("fast.py", "reference.py", "searches.py", "blocks.py")
+    return joint_sha256([sha256_file(Path(__file__).with_name(name)) for name in names])[:16]
 
 
 @contextlib.contextmanager
