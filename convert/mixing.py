@@ -77,8 +77,7 @@ class Mixer:
     """A plan's weights, measured, from which levels are mixed.
 
     `rules` set types of single tensors, which stay so. `warnings` name the weights that nothing is known about, which
-    stay at 8 bits. Raises DataError where the
-    sensitivities are another model's.
+    stay at 8 bits. Raises DataError where the sensitivities are another model's.
     """
 
     def __init__(
