@@ -11,6 +11,7 @@ the date and the size of a function's own file.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -48,26 +49,37 @@ def _sources() -> str:
     return joint_sha256([sha256_file(Path(__file__).with_name(name)) for name in names])[:16]
 
 
+def _kept() -> Path | None:
+    """The folder for what is compiled; None where no place for caches is known."""
+    folder = cache_folder()
+    return folder and folder / "compiled" / _sources()
+
+
 @contextlib.contextmanager
 def _own_cache() -> Iterator[None]:
     """What is declared in it is kept in jmedlite's cache folder; others' functions are left where they are."""
-    folder, before = cache_folder(), numba.config.CACHE_DIR
+    folder, before = _kept(), numba.config.CACHE_DIR
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there will be run
-        numba.config.CACHE_DIR = str(folder / "compiled" / _sources())
+        numba.config.CACHE_DIR = str(folder)
     try:
         yield
     finally:
         numba.config.CACHE_DIR = before
 
 
-def _kernel(function: F) -> F:
-    """`function`, compiled when it is first called and kept on the disk, where there is a place for it."""
+def _kernel(function: F, *example: Any) -> F:
+    """`function`, compiled by a call with `example`, and kept on the disk where there is a place for it."""
     try:
         with _own_cache():
-            return cast(F, numba.njit(function, cache=True, **_OPTIONS))
-    except (RuntimeError, OSError):  # numba found no folder that it can write to
-        return cast(F, numba.njit(function, **_OPTIONS))
+            kernel = cast(F, numba.njit(function, cache=True, **_OPTIONS))
+        kernel(*example)
+    except Exception:  # numba found no folder that it can write to, or something else than what it once wrote there
+        if folder := _kept():
+            shutil.rmtree(folder, ignore_errors=True)
+        kernel = cast(F, numba.njit(function, **_OPTIONS))
+        kernel(*example)
+    return kernel
 
 
 def _part(function: F) -> F:
@@ -412,7 +424,17 @@ def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
                 if has_offsets:
                     out[made + dmin_at], out[made + dmin_at + 1] = bits[1] & 255, bits[1] >> 8
 
-    return _kernel(encode)
+    no_rows = np.zeros(0, np.float32)
+    return _kernel(encode, no_rows, block, no_rows, np.zeros(0, np.uint8), *_scratch(form))
+
+
+def _scratch(form: Format) -> tuple[Any, ...]:
+    """What a kernel works in: floats, bytes and the same as words, and the bits of F16 numbers."""
+    n_sub = form.n_sub
+    floats = [np.empty(n, np.float32) for n in (form.sub, 256, 128, n_sub, n_sub, n_sub)]
+    floats += [np.ones(n_sub, np.float32), np.zeros(n_sub, np.float32)]
+    words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4)))
+    return tuple(floats), tuple(a.view(np.uint8) for a in words), words, np.zeros(2, np.uint32)
 
 
 def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8:
@@ -423,12 +445,7 @@ def encode(type_: Type, rows: F32, out: U8, importance: F32 | None = None) -> U8
     form = FORMATS[type_]
     made = out[: rows.size // form.block * form.nbytes]
     q = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(normalized(importance), np.float32)
-    n_sub = form.n_sub
-    floats = [np.empty(n, np.float32) for n in (form.sub, 256, 128, n_sub, n_sub, n_sub)]
-    floats += [np.ones(n_sub, np.float32), np.zeros(n_sub, np.float32)]
-    words = tuple(np.empty(n, np.uint64) for n in (form.block // 8, -(-n_sub // 4)))
-    scratch = (tuple(floats), tuple(a.view(np.uint8) for a in words), words, np.zeros(2, np.uint32))
     with _declaring:
         kernel = _encoder(type_, importance is not None)
-    kernel(rows.reshape(-1), rows.shape[1], q, made, *scratch)
+    kernel(rows.reshape(-1), rows.shape[1], q, made, *_scratch(form))
     return made
