@@ -113,6 +113,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--one", default="Q4_K_M", help="level of the first comparison")
     parser.add_argument("--many", default="Q8_0,Q6_K,Q4_K_M,Q2_K", help='levels of the second, "" for none')
+    parser.add_argument("--fast", default="", help='runs with `--encoder fast`, such as "first,second"')
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     work: Path = args.work
@@ -120,11 +121,12 @@ def main() -> None:
     quantizer = args.tools / "bin" / "llama-quantize"
     merged, bf16 = work / "merged", work / "bf16.gguf"
 
-    def ours(step: str, levels: list[str]) -> Cost:
+    def ours(step: str, levels: list[str], encoder: str = "ggml") -> Cost:
         out = work / "ours"
         shutil.rmtree(out, ignore_errors=True)
         types = [x for level in levels for x in ("--type", level)]
         command = [sys.executable, "-m", "jmedlite", "quantize", args.model, "--lora", args.lora, *types, "--out", out]
+        command += ["--encoder", encoder]
         cost = measure(step, command, out)
         left_over = [f.name for f in out.iterdir() if f.suffix not in (".gguf", ".json")]
         if left_over:
@@ -144,12 +146,16 @@ def main() -> None:
     shutil.rmtree(merged)
     quantized = llama_quantize(args.one)
     one = ours(f"jmedlite {args.one}", [args.one])
+    fast = [
+        ours(f"jmedlite {args.one}, encoder fast, {run}", [args.one], "fast") for run in args.fast.split(",") if run
+    ]
     theirs = merge + convert + quantized
     theirs.step = "usual way, sum"
-    costs = [merge, convert, quantized, theirs, one]
+    costs = [merge, convert, quantized, theirs, one, *fast]
     ratios = {
         "wall, one level": one.wall_s / theirs.wall_s,
         "CPU, one level, against llama-quantize alone": one.cpu_s / quantized.cpu_s,
+        **{f"wall, {cost.step.partition(', ')[2]}": cost.wall_s / theirs.wall_s for cost in fast},
     }
     if levels := [level for level in args.many.split(",") if level]:
         each = [llama_quantize(level) for level in levels]
