@@ -45,7 +45,7 @@ F16_STEP, INVERSE_F16_STEP = np.float32(2.0**-24), np.float32(2.0**24)  # betwee
 
 def _sources() -> str:
     """A hash of all that is compiled here, as instructions or as numbers in them."""
-    names = ("fast.py", "reference.py", "searches.py", "blocks.py")
+    names = ("fast.py", "feedback_fast.py", "reference.py", "searches.py", "blocks.py")
     return joint_sha256([sha256_file(Path(__file__).with_name(name)) for name in names])[:16]
 
 
@@ -68,7 +68,7 @@ def _own_cache() -> Iterator[None]:
         numba.config.CACHE_DIR = before
 
 
-def _kernel(function: F, *example: Any) -> F:
+def compiled(function: F, *example: Any) -> F:
     """`function`, compiled by a call with `example`, and kept on the disk where there is a place for it."""
     try:
         with _own_cache():
@@ -425,7 +425,7 @@ def _encoder(type_: Type, weighted: bool) -> Callable[..., None]:
                     out[made + dmin_at], out[made + dmin_at + 1] = bits[1] & 255, bits[1] >> 8
 
     no_rows = np.zeros(0, np.float32)
-    return _kernel(encode, no_rows, block, no_rows, np.zeros(0, np.uint8), *_scratch(form))
+    return compiled(encode, no_rows, block, no_rows, np.zeros(0, np.uint8), *_scratch(form))
 
 
 def _scratch(form: Format) -> tuple[Any, ...]:

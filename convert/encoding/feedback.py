@@ -114,7 +114,7 @@ def _encode_tile(
             a, b = start - window.start, end - window.start
             part = np.ascontiguousarray(tile[:, start:end])
             blocks = _searched(type_, part, window.importance[a:b], encoder)
-            lost = _round(blocks, part, factor[a:b, a:b])
+            lost = _round(blocks, part, np.ascontiguousarray(factor[a:b, a:b]))
             out[:, start // block : end // block] = pack(blocks).reshape(len(tile), -1, out.shape[2])
             if end < window.end:
                 tile[:, end : window.end] -= lost.T @ factor[a:b, b:]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jmedlite.base.native import F32, U8
 
-from .fast import _kernel
+from .fast import compiled
 
 
 def _round_columns(
@@ -39,8 +39,11 @@ def _round_columns(
                 columns[k, r] -= share * lost[j, r]
 
 
-_compiled = _kernel(_round_columns)
-_NONE = np.zeros(0, np.float32)
+_NONE, _TABLE, _ONE = np.zeros(0, np.float32), np.zeros((0, 0), np.float32), np.ones(1, np.float32)
+_compiled = compiled(
+    _round_columns, _TABLE, _TABLE, _TABLE, _TABLE, _ONE, _NONE, _TABLE, np.array([1, 0, 0]),
+    np.zeros((0, 0), np.uint8), _TABLE,
+)  # fmt: skip
 
 
 def round_columns(
@@ -49,6 +52,6 @@ def round_columns(
 ) -> None:  # fmt: skip
     """As feedback.round_columns."""
     between = _NONE if even else (stored[1:] + stored[:-1]) / 2
-    shift = _NONE.reshape(0, 0) if offsets is None else offsets
+    shift = _TABLE if offsets is None else offsets
     ends = np.array([sub, first, last])
     _compiled(columns, steps, inverse, shift, stored, between, factor, ends, codes, lost)

@@ -165,7 +165,7 @@ def test_where_nothing_can_be_kept_it_still_compiles(tmp_path: Path, monkeypatch
 
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("JMEDLITE_CACHE", str(tmp_path / "file"))
-    assert fast._kernel(lambda x: x + 1, np.float32(0))(np.float32(1)) == 2
+    assert fast.compiled(lambda x: x + 1, np.float32(0))(np.float32(1)) == 2
 
 
 def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,14 +279,14 @@ def test_workers_that_come_at_once_share_a_kernel(monkeypatch: pytest.MonkeyPatc
     from jmedlite.convert.encoding import fast
 
     made: list[object] = []
-    kernel = fast._kernel
+    kernel = fast.compiled
 
     def slow(function: Any, *example: Any) -> Any:
         made.append(function)
         time.sleep(0.2)
         return kernel(function, *example)
 
-    monkeypatch.setattr(fast, "_kernel", slow)
+    monkeypatch.setattr(fast, "compiled", slow)
     fast._encoder.cache_clear()
     rows, _ = plain_rows()
     with ThreadPoolExecutor(4) as pool:
