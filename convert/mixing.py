@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, UsageError
@@ -28,7 +28,7 @@ from .encoding.encoders import GGML, Encoder
 from .encoding.feedback import can_feed_back
 from .levels.mixes import CANDIDATES, NARROW, WITH_IMATRIX, Choice, choose, mix_name
 from .levels.overrides import decide
-from .levels.recipes import BITS, Level, choose_types
+from .levels.recipes import BITS, Level, choose_types, parse_levels
 from .planning import QuantizePlan, TensorJob, file_overhead
 from .rounding import Rounder
 from .rows import sampled_rows
@@ -90,11 +90,11 @@ class Mixer:
         progress: Progress = silent,
     ) -> None:
         self._plan = plan
-        ftypes = {name: _ftype(name) for name in PRESETS}
+        levels = parse_levels((), PRESETS)
+        self._ftypes = {level.name: level.ftype for level in levels}
         tensors = plan.stored_tensors
-        levels = [Level(n, f) for n, f in ftypes.items()]
         self._presets = choose_types(levels, plan.metadata, tensors, plan.imatrix, rules).types
-        usual, ftype = self.usual, ftypes[BITS[4]]
+        usual, ftype = self.usual, self._ftypes[BITS[4]]
         set_by_rule = decide(rules, {ftype: BITS[4]}, plan.metadata, tensors)[ftype] if rules else {}
         free = [job for job in plan.jobs if GGML_QUANT_SIZES[usual[job.name]][0] > 1 and job.name not in set_by_rule]
         known = {job.name for job in free if sensitivities.of(job.name) is not None}
@@ -141,7 +141,7 @@ class Mixer:
             raise UsageError(f"{budget.asked}: {e}") from None
         types = {**self._fixed, **{name: c.type for name, c in taken.items()}}
         bits = 8 * (fixed + sum(c.nbytes for c in taken.values())) / self._plan.n_weights
-        level = Level(mix_name(bits), _ftype(self._nearest(bits)))
+        level = Level(mix_name(bits), self._ftypes[self._nearest(bits)])
         return Mix(level, types, sum(c.harm for c in taken.values()), budget.asked)
 
     def predicted_kl(self, types: Mapping[str, GGMLQuantizationType]) -> float | None:
@@ -175,10 +175,6 @@ class Mixer:
         below = [r for r in rows if r[1] <= bits]
         above = [r for r in rows if r[1] > bits]
         return [f(part, key=lambda r: r[1]) for f, part in ((max, below), (min, above)) if part]
-
-
-def _ftype(name: str) -> int:
-    return int(LlamaFileType[f"MOSTLY_{name}"])
 
 
 def candidates(job: TensorJob) -> list[GGMLQuantizationType]:

@@ -63,7 +63,7 @@ def english() -> Iterator[None]:
 def one_thread() -> Iterator[None]:
     """Tiny models by one thread, in this process and in commands: ggml's threads wait for each other by spinning."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("runtime.runner", "calibration.compute"):
+        for module in ("runtime.runner", "calibration.work"):
             patch.setattr(f"jmedlite.{module}.physical_cores", lambda: 1)
         for command in ("ASK", "CHAT", "SERVE", "BENCH", "IMATRIX"):
             patch.setenv(f"JMEDLITE_{command}_THREADS", "1")

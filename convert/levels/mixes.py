@@ -9,7 +9,6 @@ the best there is but for what the last growth did not fit.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,6 @@ from jmedlite.base.errors import UsageError
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 WITH_IMATRIX = ("IQ3_XXS", "IQ3_S")
 NARROW = ("IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # for rows that are no multiple of 256
-_NAME = re.compile(r"\d+\.\d\dbpw")
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,3 @@ def _hull(choices: Sequence[Choice]) -> list[Choice]:
 def mix_name(bits_per_weight: float) -> str:
     """The level's name: "4.50bpw"."""
     return f"{bits_per_weight:.2f}bpw"
-
-
-def is_mix(level: str) -> bool:
-    """Is it the name of a mix?"""
-    return _NAME.fullmatch(level) is not None

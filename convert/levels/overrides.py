@@ -50,11 +50,6 @@ def read_rules(
     return tuple(rules)
 
 
-def exact_rules(types: Mapping[str, GGMLQuantizationType]) -> tuple[TypeRule, ...]:
-    """Overrides that give exactly these tensors (by name) these types."""
-    return tuple(TypeRule(PATTERN, type_, f"^{re.escape(name)}$") for name, type_ in types.items())
-
-
 def _read_rule(entry: str, where: str) -> TypeRule:
     """`REGEX=TYPE`. The pattern is made lower case (of ASCII), as llama-quantize's parse_tensor_type does."""
     pattern, equals, name = entry.partition("=")

@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jmedlite.base.errors import InputMissing, UsageError
-from jmedlite.base.gguf import split_files
+from jmedlite.base.errors import UsageError
 from jmedlite.base.imatrix import Imatrix, read_imatrix
-from jmedlite.base.inputs import MAX_CTX, check_range, watching
-from jmedlite.base.outputs import OutputFile
+from jmedlite.base.inputs import check_range
 from jmedlite.base.progress import Progress, silent
-from jmedlite.base.publishing import check_target
-from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.process import Child
 
-from .texts import calibration_text
+from .work import begun
 
 
 @dataclass(frozen=True)
@@ -59,41 +55,27 @@ def compute_imatrix(
     that holds items of a known benchmark, or of one of the JSONL files `exclude_tasks`, is refused. `progress`
     hears how far it is (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
     """
-    path = Path(model)
-    if not path.exists():
-        raise InputMissing(f"{model}: no such GGUF file")
     if str(gpu_layers) not in ("auto", "all"):
         if not str(gpu_layers).lstrip("-").isdecimal():
             raise UsageError(f"--gpu-layers {gpu_layers}: expected auto, all or a whole number")
         check_range("--gpu-layers", gpu_layers, 0, 10_000, "auto, all or ")
-    check_range("--ctx", ctx, 16, MAX_CTX)
     if chunks is not None:
         check_range("--chunks", chunks, 1, 1 << 24)
-    if threads is not None:
-        check_range("--threads", threads, 1, 1024)
-    target = Path(out) if out is not None else path.with_name(f"{path.stem}.imatrix.gguf")
-    if target.resolve() in {path.resolve(), *(Path(t).resolve() for t in texts)}:
-        raise UsageError(f"--out {target}: is an input; choose another file name")
-    check_target(target, overwrite)
-    with watching() as inputs, OutputFile(target) as output:
-        for part in split_files(path):
-            inputs.see(part)  # which the child reads
-        names, text = calibration_text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
-        request = {
-            "path": str(path.resolve()),
-            "out": str(output.partial.resolve()),
-            "text": text,
-            "datasets": names,
-            "ctx": ctx,
-            "chunks": chunks,
-            "threads": threads or physical_cores(),
-            "gpu_layers": str(gpu_layers),
-            "process_output": process_output,
-        }
-        done = _run(request, progress)
-        inputs.check()
-        output.publish()
-    return Computed(read_imatrix(target), done["n_tokens"], tuple(done["missing"]), done["seconds"])
+    with begun(
+        model,
+        ".imatrix.gguf",
+        texts=texts,
+        language=language,
+        exclude_tasks=exclude_tasks,
+        out=out,
+        ctx=ctx,
+        least_ctx=16,
+        threads=threads,
+        overwrite=overwrite,
+    ) as work:
+        own = {"chunks": chunks, "gpu_layers": str(gpu_layers), "process_output": process_output}
+        done = _run({**work.request, **own}, progress)
+    return Computed(read_imatrix(work.target), done["n_tokens"], tuple(done["missing"]), done["seconds"])
 
 
 # ------------------------------------------------------------------------------------------------------- child

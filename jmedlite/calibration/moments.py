@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jmedlite.base.errors import InputMissing, UsageError
-from jmedlite.base.gguf import split_files
-from jmedlite.base.inputs import MAX_CTX, check_range, watching
+from jmedlite.base.inputs import check_range
 from jmedlite.base.moments import Moments
-from jmedlite.base.outputs import OutputFile
 from jmedlite.base.progress import Progress, silent
-from jmedlite.base.publishing import check_target
-from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.process import Child
 
-from .texts import calibration_text
+from .work import begun
 
 DEFAULT_MEMORY = 2_000_000_000
 
@@ -59,45 +55,36 @@ def gather_moments(
     `out` (default: beside the model, `NAME.moments.gguf`) and `progress` are as in `imatrix`. Raises the exceptions of
     `jmedlite.base.errors`.
     """
-    path = Path(model)
-    if not path.exists():
-        raise InputMissing(f"{model}: no such GGUF file")
-    check_range("--ctx", ctx, 32, MAX_CTX)
     if chunks is not None:
         check_range("--chunks", chunks, 2, 1 << 24)
-    if threads is not None:
-        check_range("--threads", threads, 1, 1024)
-    target = Path(out) if out is not None else path.with_name(f"{path.stem}.moments.gguf")
-    if target.resolve() in {path.resolve(), *(Path(t).resolve() for t in texts)}:
-        raise UsageError(f"--out {target}: is an input; choose another file name")
-    check_target(target, overwrite)
-    with watching() as inputs, OutputFile(target) as output:
-        for part in split_files(path):
-            inputs.see(part)  # which the child reads
-        names, text = calibration_text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
-        request = {
-            "path": str(path.resolve()),
-            "out": str(output.partial.resolve()),
-            "text": text,
-            "datasets": names,
-            "ctx": ctx,
-            "chunks": chunks,
-            "memory": memory,
-            "threads": threads or physical_cores(),
-        }
-        n_chunks = done_chunks = 0
-        with Child(
-            "jmedlite.calibration.moments_worker", "give less --memory, or a narrower level of the model"
-        ) as child:
-            for event in child.events(request, "done"):
-                if event["event"] == "passes":
-                    n_chunks, done_chunks = event["passes"] * event["chunks"], 0
-                elif event["event"] == "chunk" and n_chunks:
-                    done_chunks += 1
-                    progress("moments", done_chunks, n_chunks, "")
-                elif event["event"] == "done":
-                    done = event
-        inputs.check()
-        output.publish()
-    Moments(target).close()
-    return GatheredFile(target, done["inputs"], done["weights"], done["n_tokens"], done["seconds"])
+    with begun(
+        model,
+        ".moments.gguf",
+        texts=texts,
+        language=language,
+        exclude_tasks=exclude_tasks,
+        out=out,
+        ctx=ctx,
+        least_ctx=32,
+        threads=threads,
+        overwrite=overwrite,
+    ) as work:
+        done = _run({**work.request, "chunks": chunks, "memory": memory}, progress)
+    Moments(work.target).close()
+    return GatheredFile(work.target, done["inputs"], done["weights"], done["n_tokens"], done["seconds"])
+
+
+def _run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The `done` event of a child that worked on `request`."""
+    n_chunks = done_chunks = 0
+    advice = "give less --memory, or a narrower level of the model"
+    with Child("jmedlite.calibration.moments_worker", advice) as child:
+        for event in child.events(request, "done"):
+            if event["event"] == "passes":
+                n_chunks = event["passes"] * event["chunks"]
+            elif event["event"] == "chunk" and n_chunks:
+                done_chunks += 1
+                progress("moments", done_chunks, n_chunks, "")
+            elif event["event"] == "done":
+                return event
+    raise AssertionError("a child's events end with done, or with an exception")

@@ -25,11 +25,11 @@ from jmedlite.base.errors import DataError, NativeError, system_fault
 from jmedlite.base.gguf import Header
 from jmedlite.base.moments import CHUNK_SIZE, DATASETS, TOKENS, layout, parts, windows
 from jmedlite.base.native import F32
-from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, Request, serve
 
+from .chunks import Chunks
 from .graph import F32 as FLOAT
 from .graph import GgmlTensor, check_layout, library, values, weight_name
 from .worker import pieces
@@ -114,21 +114,8 @@ class Gathering:
     def __init__(self, request: Request, emit: Emit) -> None:
         self.emit, self.n_threads, self.n_ctx = emit, int(request["threads"]), int(request["ctx"])
         self.loaded = loaded = LoadedModel({**request, "gpu_layers": "0"}, lambda event, **fields: None)
-        vocab = loaded.vocabulary.vocab
-        self.bos = loaded.llama.llama_vocab_bos(vocab) if loaded.llama.llama_vocab_get_add_bos(vocab) else None
-        tokens = loaded.vocabulary.tokenize_parts([Part(request["text"], False)])
-        most = len(tokens) // self.n_ctx
-        if most < 2:
-            raise DataError(
-                f"the text has {len(tokens):,} tokens, at least {2 * self.n_ctx:,} are needed for chunks of "
-                f"{self.n_ctx:,}; give more --text, or a smaller --ctx"
-            )
-        n_chunks = min(int(request["chunks"] or most), most)
-        # spread over the text, so that all its parts have a say
-        chunks = [tokens[i * most // n_chunks * self.n_ctx :][: self.n_ctx] for i in range(n_chunks)]
-        if self.bos is not None:
-            for chunk in chunks:
-                chunk[0] = self.bos
+        chunks = Chunks(loaded, request["text"], self.n_ctx, 2).spread(request["chunks"])
+        n_chunks = len(chunks)
         held = range(min(HELD_OUT_EVERY, n_chunks) - 1, n_chunks, HELD_OUT_EVERY)
         n_each = max(LEAST_HELD_OUT, MAX_HELD_OUT // len(held))  # of each, since chunks differ, in language too
         self.summed = [c for i, c in enumerate(chunks) if i not in held]

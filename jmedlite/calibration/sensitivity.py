@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite import __version__
-from jmedlite.base.errors import InputMissing, UsageError
-from jmedlite.base.gguf import Tensor, split_files
+from jmedlite.base.errors import UsageError
+from jmedlite.base.gguf import Tensor
 from jmedlite.base.imatrix import Imatrix, read_imatrix
-from jmedlite.base.inputs import MAX_CTX, check_range, watching
-from jmedlite.base.outputs import OutputFile
+from jmedlite.base.inputs import check_range
 from jmedlite.base.progress import Progress, silent
-from jmedlite.base.publishing import check_target
 from jmedlite.base.records import to_json
 from jmedlite.base.sensitivity import (
     FORMAT,
@@ -32,11 +30,10 @@ from jmedlite.base.sensitivity import (
     WeightEntry,
     read_sensitivities,
 )
-from jmedlite.runtime.hardware import physical_cores
 from jmedlite.runtime.loading import read_whole_header
 from jmedlite.runtime.process import Child
 
-from .texts import calibration_text
+from .work import begun
 
 PROBES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_XS", "Q4_0")
 ENDS = 2  # blocks at either end of a model that are measured in any case: they are unlike their neighbours
@@ -77,44 +74,38 @@ def compute_sensitivities(
     beside the model, `NAME.sensitivity.json`) and `progress` are as in `imatrix`. Raises the exceptions of
     `jmedlite.base.errors`.
     """
-    path = Path(model)
-    if not path.exists():
-        raise InputMissing(f"{model}: no such GGUF file")
-    check_range("--ctx", ctx, 32, MAX_CTX)
     check_range("--tokens", tokens, ctx, 1 << 24)
     check_range("--every", every, 1, 1024)
-    if threads is not None:
-        check_range("--threads", threads, 1, 1024)
     if probe.upper() not in PROBES:
         raise UsageError(f"--probe {probe}: expected one of {', '.join(PROBES)}")
-    target = Path(out) if out is not None else path.with_name(f"{path.stem}.sensitivity.json")
-    given = {path.resolve(), *(Path(t).resolve() for t in texts), *([Path(imatrix).resolve()] if imatrix else [])}
-    if target.resolve() in given:
-        raise UsageError(f"--out {target}: is an input; choose another file name")
-    check_target(target, overwrite)
-    with watching() as inputs, OutputFile(target) as output:
-        for part in split_files(path):
-            inputs.see(part)  # which the child reads
+    with begun(
+        model,
+        ".sensitivity.json",
+        texts=texts,
+        language=language,
+        exclude_tasks=exclude_tasks,
+        out=out,
+        ctx=ctx,
+        least_ctx=32,
+        threads=threads,
+        overwrite=overwrite,
+        others=[Path(imatrix)] if imatrix else [],
+    ) as work:
         matrix = read_imatrix(Path(imatrix)) if imatrix else None
-        _, header = read_whole_header(path)
+        _, header = read_whole_header(work.path)
         weights = [t for t in header.tensors if t.name.endswith(".weight") and len(t.shape) > 1]
-        names, text = calibration_text([Path(t) for t in texts], language, [Path(t) for t in exclude_tasks])
-        request = {
-            "path": str(path.resolve()),
+        own = {
             "imatrix": str(matrix.path.resolve()) if matrix else None,
-            "text": text,
-            "ctx": ctx,
             "tokens": tokens,
             "probe": probe.upper(),
-            "threads": threads or physical_cores(),
             "weights": chosen(weights, every),
         }
-        found, n_positions, seconds = _run(request, progress)
+        found, n_positions, seconds = _run({**work.request, **own}, progress)
         content = SensitivityFile(
             format=FORMAT,
-            model=path.name,
+            model=work.path.name,
             architecture=str(header.metadata["general.architecture"]),
-            datasets=tuple(names),
+            datasets=tuple(work.datasets),
             ctx=ctx,
             n_positions=n_positions,
             every=every,
@@ -123,10 +114,8 @@ def compute_sensitivities(
             seconds=round(seconds, 1),
             weights=interpolated(weights, found),
         )
-        inputs.check()
-        output.write((json.dumps(to_json(content), ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
-        output.publish()
-    return Measured(read_sensitivities(target), seconds)
+        work.output.write((json.dumps(to_json(content), ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+    return Measured(read_sensitivities(work.target), seconds)
 
 
 def chosen(weights: Sequence[Tensor], every: int) -> list[str]:

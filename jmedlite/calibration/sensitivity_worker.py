@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from jmedlite.base.errors import DataError, NativeError
 from jmedlite.base.imatrix import read_imatrix
 from jmedlite.base.native import F32, F64
-from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.divergence import Space, record
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, Request, serve
 from jmedlite.runtime.shared_rows import SharedRows
 
+from .chunks import Chunks
 from .weights import KEPT_IN, Finder, Weights, probe_type
 
 PIECE = 128  # tokens evaluated at once
@@ -44,22 +44,9 @@ class Text:
 
     def __init__(self, request: Request, loaded: LoadedModel) -> None:
         self.loaded, self.n_ctx = loaded, int(request["ctx"])
-        llama, vocab = loaded.llama, loaded.vocabulary.vocab
-        bos = llama.llama_vocab_bos(vocab) if llama.llama_vocab_get_add_bos(vocab) else None
-        tokens = loaded.vocabulary.tokenize_parts([Part(request["text"], False)])
-        n_chunks = min(int(request["tokens"]), len(tokens)) // self.n_ctx
-        if not n_chunks:
-            raise DataError(
-                f"the text has {len(tokens):,} tokens, at least {self.n_ctx:,} are needed; give more --text, or a "
-                "smaller --ctx"
-            )
-        # spread over the text, so that all its parts have a say
-        starts = [i * (len(tokens) // self.n_ctx) // n_chunks * self.n_ctx for i in range(n_chunks)]
-        self.chunks = [tokens[at : at + self.n_ctx] for at in starts]
-        if bos is not None:
-            for chunk in self.chunks:
-                chunk[0] = bos
-        self.kept: NDArray[Any] = np.empty(n_chunks * len(compared(self.n_ctx)), record(loaded.vocabulary.n_tokens))
+        self.chunks = Chunks(loaded, request["text"], self.n_ctx, 1).spread(int(request["tokens"]) // self.n_ctx)
+        n_positions = len(self.chunks) * len(compared(self.n_ctx))
+        self.kept: NDArray[Any] = np.empty(n_positions, record(loaded.vocabulary.n_tokens))
         self._rows = SharedRows([Space(loaded.vocabulary.n_tokens) for _ in range(int(request["threads"]))])
 
     def keep(self, context: Context) -> None:

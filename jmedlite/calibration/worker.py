@@ -21,11 +21,11 @@ from jmedlite.base.errors import DataError, NativeError, system_fault
 from jmedlite.base.gguf import Header
 from jmedlite.base.imatrix import Squares, pack_imatrix
 from jmedlite.base.native import F64
-from jmedlite.runtime.chat_template import Part
 from jmedlite.runtime.context import BatchRow, Context
 from jmedlite.runtime.loading import LoadedModel
 from jmedlite.runtime.protocol import Emit, Request, serve
 
+from .chunks import Chunks
 from .graph import F32, GgmlTensor, check_layout, library, values, weight_name
 
 MIN_ROWS = 16  # llama-imatrix takes no smaller products
@@ -140,25 +140,8 @@ class Calibration:
         self.n_threads: int = request["threads"]
         self.collector = Collector(loaded.header, request["process_output"])
         self.n_ctx: int = request["ctx"]
-        if self.n_ctx > loaded.n_ctx_train:
-            raise DataError(
-                f"--ctx {self.n_ctx:,} is more than the {loaded.n_ctx_train:,} tokens that {loaded.path.name} was "
-                f"trained on{loaded.context_ends}; lower it"
-            )
-        self.tokens = self._tokenize(request["text"])
-        most = len(self.tokens) // self.n_ctx
-        if most < 2:
-            raise DataError(
-                f"the calibration text has {len(self.tokens):,} tokens, at least {2 * self.n_ctx:,} are needed for "
-                f"chunks of {self.n_ctx:,}; give more --text, or a smaller --ctx"
-            )
-        self.n_chunks = min(request["chunks"] or most, most)
-
-    def _tokenize(self, text: str) -> list[int]:
-        llama, vocabulary = self.loaded.llama, self.loaded.vocabulary
-        vocab = vocabulary.vocab
-        self.bos = llama.llama_vocab_bos(vocab) if llama.llama_vocab_get_add_bos(vocab) else None
-        return vocabulary.tokenize_parts([Part(text, False)])
+        self.chunks = Chunks(loaded, request["text"], self.n_ctx, 2)
+        self.n_chunks = min(request["chunks"] or len(self.chunks), len(self.chunks))
 
     def run(self, tell: Callable[[int], None]) -> None:
         """Evaluate every chunk with an empty cache; `tell` hears how many are done."""
@@ -173,9 +156,7 @@ class Calibration:
         )
         try:
             for i in range(self.n_chunks):
-                tokens = self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx]
-                if self.bos is not None:  # every chunk begins as a text does
-                    tokens[0] = self.bos
+                tokens = self.chunks[i]
                 context.clear()
                 bounds = pieces(self.n_ctx)
                 for start, end in itertools.pairwise(bounds):
@@ -197,8 +178,8 @@ def calibrate(request: Request, emit: Emit, _: threading.Event) -> None:
     """Answer the one request: `chunk` events, then the parent's file is filled and `done` says what is in it."""
     started = time.monotonic()
     work = Calibration(request)
-    emit("chunk", done=0, total=work.n_chunks, n_tokens=len(work.tokens))
-    work.run(lambda done: emit("chunk", done=done, total=work.n_chunks, n_tokens=len(work.tokens)))
+    emit("chunk", done=0, total=work.n_chunks, n_tokens=len(work.chunks.tokens))
+    work.run(lambda done: emit("chunk", done=done, total=work.n_chunks, n_tokens=len(work.chunks.tokens)))
     found = work.collector.result()
     if not found:
         raise NativeError("llama.cpp ran no matrix product that could be observed; was the model's name map changed?")

@@ -11,26 +11,22 @@ from jmedlite.runtime.load_options import LoadOptions
 
 from . import console
 from .open_model import find_gguf
-from .options import JsonFlag, spread
+from .options import CalibrationText, ExcludeTask, JsonFlag, Overwrite, OwnTextLanguage, spread
 
 
 @spread
 def imatrix(
     model: Annotated[str | None, typer.Argument(help="GGUF file; default: the last one made.")] = None,
     *,
-    text: Annotated[
-        list[Path] | None, typer.Option(help="Calibration text; repeatable. Default: jmedlite's own medical text.")
-    ] = None,
-    language: Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")] = "both",
+    text: CalibrationText = None,
+    language: OwnTextLanguage = "both",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.imatrix.gguf beside it.")] = None,
     ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 512,
     chunks: Annotated[int | None, typer.Option(help="Use only this many chunks.")] = None,
     loading: Annotated[LoadOptions, "gpu_layers", "threads"],
     process_output: Annotated[bool, typer.Option("--process-output", help="Also for output.weight.")] = False,
-    exclude_task: Annotated[
-        list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    exclude_task: ExcludeTask = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Compute an importance matrix: which inputs of each weight matter most, by running the model over text."""

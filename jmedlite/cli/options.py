@@ -88,3 +88,13 @@ Timings = Annotated[bool, typer.Option("--timings", help="Show how long each ste
 # what reads run folders: report, recommend
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders that `jmedlite bench` wrote.")]
 ReportLanguage = Annotated[str, typer.Option("--lang", help="en or ja.")]
+
+# what reads a calibration text: imatrix, moments, sensitivity
+CalibrationText = Annotated[
+    list[Path] | None, typer.Option(help="Calibration text; repeatable. Default: jmedlite's own medical text.")
+]
+OwnTextLanguage = Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")]
+ExcludeTask = Annotated[
+    list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]

@@ -11,7 +11,7 @@ from jmedlite.runtime.load_options import LoadOptions
 
 from . import console
 from .open_model import find_gguf
-from .options import JsonFlag, spread
+from .options import ExcludeTask, JsonFlag, Overwrite, OwnTextLanguage, spread
 
 
 @spread
@@ -24,17 +24,15 @@ def sensitivity(
     text: Annotated[
         list[Path] | None, typer.Option(help="Text to answer; repeatable. Default: jmedlite's own medical text.")
     ] = None,
-    language: Annotated[str, typer.Option("--lang", help="Of jmedlite's own text: ja, en or both.")] = "both",
+    language: OwnTextLanguage = "both",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.sensitivity.json beside it.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text, evaluated once for each weight.")] = 256,
     ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 256,
     every: Annotated[int, typer.Option(help="Measure the weights of every Nth block only.")] = 2,
     probe: Annotated[str, typer.Option(metavar="TYPE", help="The type that weights are rounded to.")] = "Q3_K",
     loading: Annotated[LoadOptions, "threads"],
-    exclude_task: Annotated[
-        list[Path] | None, typer.Option(metavar="JSONL", help="Refuse text with items of this task; repeatable.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    exclude_task: ExcludeTask = None,
+    overwrite: Overwrite = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure what rounding each weight costs the answers, so that `quantize` can spend bits where they matter."""

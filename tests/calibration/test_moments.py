@@ -139,3 +139,5 @@ def test_the_command(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:
     check(run("moments", str(tiny_gguf), "--chunks", "1"), 2, "--chunks")
     with pytest.raises(UsageError, match="is an input"):
         gather_moments(tiny_gguf, texts=[text], out=text)
+    with pytest.raises(DataError, match="--ctx 513 is more than the 512 tokens"):
+        gather_moments(tiny_gguf, texts=[text], out=tmp_path / "long.gguf", ctx=513)

@@ -138,6 +138,8 @@ def test_what_can_not_be_rounded_in_place(model: Path, text: Path, tmp_path: Pat
     (narrow,) = jmedlite.quantize(model, types=["Q4_K_M"], out=tmp_path, threads=1)
     with pytest.raises(DataError, match="only F32, BF16, F16, Q8_0 can be rounded"):
         compute_sensitivities(narrow, texts=[text], ctx=CTX, tokens=CTX, threads=1)
+    with pytest.raises(DataError, match="--ctx 513 is more than the 512 tokens"):
+        compute_sensitivities(model, texts=[text], ctx=513, tokens=513, threads=1)
     with pytest.raises(UsageError, match="--probe Q9_K"):
         compute_sensitivities(model, probe="Q9_K")
     with pytest.raises(DataError, match="at least 300 are needed"):

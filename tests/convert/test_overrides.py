@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jmedlite.api.verify import inspect, verify
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.manifest import read_manifest
-from jmedlite.convert.levels.overrides import exact_rules, read_rules
+from jmedlite.convert.levels.overrides import read_rules
 from jmedlite.convert.levels.recipes import choose_types, parse_levels
 from jmedlite.convert.planning import assemble
 from tests.support import builders
@@ -176,7 +177,8 @@ def test_a_type_for_every_tensor(tmp_path: Path) -> None:
     wanted["output.weight"] = Type.Q5_0
     assert len(wanted) > 2 * 5
     plan = assemble(tmp_path / "m")
-    chosen = choose_types(parse_levels([8], []), plan.metadata, plan.stored_tensors, rules=exact_rules(wanted))
+    rules = read_rules([f"^{re.escape(name)}$={type_.name}" for name, type_ in wanted.items()])
+    chosen = choose_types(parse_levels([8], []), plan.metadata, plan.stored_tensors, rules=rules)
     assert list(chosen.n_decided) == [1] * len(wanted)
     assert {name: type_ for name, type_ in chosen.types["Q8_0"].items() if type_ is not Type.F32} == wanted
 
