@@ -201,18 +201,20 @@ def test_stops(serving: Serving) -> None:
 
 def test_a_long_prompt_is_stopped_between_batches(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    real = Context.decode
+    real, named = Context.decode, threading.Event()
 
     def decode(self: Context, rows: list[Any]) -> None:
         decoded.append(len(rows))
         real(self, rows)
         if len(decoded) == 2:
+            assert named.wait(SECONDS)  # the request may be this far before it has its name here
             long.stop.set()
 
     monkeypatch.setattr("jmedlite.runtime.lanes.MIN_SHARE", 16)
     monkeypatch.setattr("jmedlite.runtime.lanes.N_UBATCH", 16)
     monkeypatch.setattr(Context, "decode", decode)
     long = Asked(serving, asking("z" * 400))
+    named.set()
     assert long.done().end["stop"] == "stopped"
     assert decoded == [16, 16]
 
