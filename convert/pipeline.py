@@ -30,7 +30,7 @@ from jmedlite.convert.sources.tensors import NOT_WEIGHTS
 from .encoding.encoders import GGML
 from .planning import PlannedFile, QuantizePlan, TensorJob
 from .rounding import Rounder, Rounding
-from .rows import Block, merge, read_block, row_unit
+from .rows import Block, merge, open_rows, read_block, row_unit
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B
@@ -98,7 +98,7 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate], rounding:
     """The arithmetic of one block; runs in a worker."""
     job = block.job
     n = block.n_rows * job.n_cols
-    raw = slot.raw[: block.source_bytes]
+    raw = slot.raw[: block.raw_bytes]
     if job.source is not None and job.source.dtype in NOT_WEIGHTS:
         return _copied(block, raw)
     rows, energy = merge(block, raw, slot.values, slot.scratch, updates)
@@ -142,7 +142,9 @@ def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
         types = frozenset(p.tensors[i].type for p in plan.levels)
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
         for start in range(0, job.n_rows, step):
-            yield Block(i, job, types, start, min(step, job.n_rows - start))
+            if start == 0:
+                source = open_rows(plan, job)
+            yield Block(i, job, types, start, min(step, job.n_rows - start), source)
 
 
 def _rows_per_block(job: TensorJob, block_elements: int) -> int:
@@ -298,7 +300,7 @@ def encode_blocks(
                     updates = [load_update(a, key, plan.files, order) for a, key, order in block.job.updates]
                     rounding = rounder.prepare(block.index, block.types)
                 slot = free.pop()
-                read_block(plan, block, slot.raw)
+                read_block(block, slot.raw)
                 pending.append((block, slot, pool.submit(_encode, block, slot, updates, rounding)))
         finally:
             for _, _, future in pending:

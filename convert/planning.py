@@ -28,7 +28,7 @@ from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
-from jmedlite.convert.sources.tensors import Files, StoredTensor
+from jmedlite.convert.sources.tensors import Files, Weights
 from jmedlite.runtime.type_probe import TypeRule
 
 DISK_MARGIN = 64 << 20
@@ -45,7 +45,7 @@ class TensorJob:
 
     name: str
     gguf_shape: tuple[int, ...]
-    source: StoredTensor | None
+    source: Weights | None
     updates: tuple[tuple[Adapter, str, RowOrder | None], ...] = ()
     order: RowOrder | None = None
     plus: float = 0.0
@@ -152,7 +152,7 @@ class QuantizePlan:
     def weight_files(self) -> list[Path]:
         """The files of the base model that are read; an adapter's are its own."""
         own = {f for adapter in self.adapters for f in adapter.files}
-        return sorted({job.source.path for job in self.jobs if job.source} - own)
+        return sorted({path for job in self.jobs if job.source for path in job.source.paths} - own)
 
     @property
     def types(self) -> set[GGMLQuantizationType]:

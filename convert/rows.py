@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.native import F32, U8, widen
+from jmedlite.base.native import F32, U8
 
 from .adapters.lora import TILE, LoadedUpdate, load_update
 from .encoding.feedback import ROWS
 from .planning import QuantizePlan, TensorJob
-from .sources.tensors import stored_bytes
+from .sources.tensors import Rows
 
 F16_MAX = 65504.0
 SAMPLED_ROWS = 64  # of a weight, in groups spread over it
@@ -30,11 +30,28 @@ class Block:
     types: frozenset[GGMLQuantizationType]
     start: int
     n_rows: int
+    rows: Rows | None  # of the source
 
     @property
     def source_bytes(self) -> int:
-        source = self.job.source
-        return stored_bytes(source.dtype, self.n_rows * self.job.n_cols) if source else 0
+        """Its share of the source."""
+        n = self.job.source.nbytes if self.job.source else 0
+        return n * (self.start + self.n_rows) // self.job.n_rows - n * self.start // self.job.n_rows
+
+    @property
+    def raw_bytes(self) -> int:
+        """What is read for it."""
+        return self.rows.nbytes(self.n_rows) if self.rows else 0
+
+    def runs(self) -> Iterable[tuple[int, int]]:
+        """(first row, number) in the source, in the order in which they are needed."""
+        order = self.job.order
+        return order.runs(self.job.n_rows, self.start, self.n_rows) if order else [(self.start, self.n_rows)]
+
+
+def open_rows(plan: QuantizePlan, job: TensorJob) -> Rows | None:
+    """The source of a job, open for reading."""
+    return job.source.open_rows(plan.files, job.n_cols) if job.source else None
 
 
 def row_unit(job: TensorJob) -> int:
@@ -69,12 +86,15 @@ def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[Lo
     """
     job = block.job
     n = block.n_rows * job.n_cols
-    flat = values[:n]
-    if job.source is not None:
-        widen(raw, job.source.dtype, flat)
+    rows = values[:n].reshape(block.n_rows, job.n_cols)
+    if block.rows is not None:
+        at = done = 0
+        for first, count in block.runs():
+            length = block.rows.nbytes(count)
+            block.rows.decode(raw[at : at + length], first, rows[done : done + count])
+            at, done = at + length, done + count
     elif job.constant is not None:
-        flat[:] = job.constant
-    rows = flat.reshape(block.n_rows, job.n_cols)
+        rows.reshape(-1)[:] = job.constant
     if job.order is not None:
         rows = job.order.arrange(rows)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
@@ -86,15 +106,14 @@ def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[Lo
     return rows, energy
 
 
-def read_block(plan: QuantizePlan, block: Block, raw: U8) -> None:
+def read_block(block: Block, raw: U8) -> None:
     """The source's bytes for a block into `raw`, in the order in which it needs them."""
-    job, at = block.job, 0
-    if job.source is None:
+    if block.rows is None:
         return
-    runs = job.order.runs(job.n_rows, block.start, block.n_rows) if job.order else [(block.start, block.n_rows)]
-    for first, count in runs:
-        length = stored_bytes(job.source.dtype, count * job.n_cols)
-        plan.files.read(job.source, stored_bytes(job.source.dtype, first * job.n_cols), raw[at : at + length])
+    at = 0
+    for first, count in block.runs():
+        length = block.rows.nbytes(count)
+        block.rows.read(first, count, raw[at : at + length])
         at += length
 
 
@@ -104,12 +123,12 @@ def sampled_rows(plan: QuantizePlan, index: int) -> F32:
     unit = math.lcm(job.head_rows, TILE if job.updates else 1)
     n_groups = max(1, min(SAMPLED_ROWS // unit, job.n_rows // unit))
     updates = [load_update(a, key, plan.files, order) for a, key, order in job.updates]
-    found = []
+    found, source = [], open_rows(plan, job)
     for k in range(n_groups):
         start = (2 * k + 1) * (job.n_rows // unit) // (2 * n_groups) * unit
-        block = Block(index, job, frozenset({GGMLQuantizationType.F16}), start, min(unit, job.n_rows - start))
-        raw, n = np.empty(block.source_bytes, np.uint8), block.n_rows * job.n_cols
-        read_block(plan, block, raw)
+        block = Block(index, job, frozenset({GGMLQuantizationType.F16}), start, min(unit, job.n_rows - start), source)
+        raw, n = np.empty(block.raw_bytes, np.uint8), block.n_rows * job.n_cols
+        read_block(block, raw)
         rows, _ = merge(block, raw, np.empty(n, np.float32), np.empty(n if updates else 0, np.float32), updates)
         found.append(rows)
     return np.concatenate(found)

@@ -12,7 +12,7 @@ from jmedlite.convert.families.families import Family
 from jmedlite.convert.families.row_order import RowOrder
 from jmedlite.convert.metadata.specials import AdapterFiles
 
-from .tensors import Files, StoredTensor
+from .tensors import Files, Weights
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Spec:
 
     name: str
     shape: tuple[int, ...]
-    source: StoredTensor | None
+    source: Weights | None
     key: str | None = None
     order: RowOrder | None = None
     plus: float = 0.0
@@ -41,7 +41,7 @@ class Base:
     """
 
     names: tuple[str, ...]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Weights]
     family: Family
     tied: bool
     files: Files
@@ -61,6 +61,7 @@ class SourceModel(Protocol):
     label: str  # the name of its folder or file
     title: str  # of its family
     architecture: str
+    quantized: str | None  # how its weights are stored where that is no format of floating-point numbers
     specs: Sequence[Spec]
     head: Spec | None  # to be added where an adapter unties a tied head; None where llama.cpp can't
 

@@ -32,8 +32,9 @@ from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from .base import Base, Spec
 from .base_names import hub_name
 from .checkpoint import Checkpoint
-from .quantized import refuse_quantized
-from .tensors import WEIGHT_DTYPES, Files, StoredTensor
+from .packed.gather import gather
+from .quantized import original, refuse_quantized
+from .tensors import WEIGHT_DTYPES, Files, StoredTensor, Weights
 
 
 class CheckpointModel:
@@ -42,14 +43,21 @@ class CheckpointModel:
     def __init__(self, folder: Path, files: Files) -> None:
         checkpoint = Checkpoint(folder)
         self.label, self._folder, self._files = folder.resolve().name, folder, files
-        refuse_quantized(self.label, folder, checkpoint.config, checkpoint.tensors)
+        gathered = gather(self.label, folder, checkpoint.config, checkpoint.tensors)
+        n_packed = sum(gathered.methods.values())
+        refuse_quantized(self.label, folder, checkpoint.config, gathered.tensors, n_packed)
+        self.quantized = " + ".join(gathered.methods) or None
         self._family = family = find_family(checkpoint.config)
         self.title, self.architecture = family.title, family.gguf_arch
         self._whole, self._config = checkpoint.config, text_config(family, checkpoint.config)
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
-        self._tensors = canonical_names(checkpoint.tensors, family, self.label)
-        self.warnings = [*checkpoint.warnings, *config_warnings(family, checkpoint.config, self._config, self.label)]
+        self._tensors = canonical_names(gathered.tensors, family, self.label)
+        self.warnings = [
+            *checkpoint.warnings,
+            *gathered.warnings,
+            *config_warnings(family, checkpoint.config, self._config, self.label),
+        ]
         self._exact = exact_range(family, self._config)
         of_files = next((f"; it {w.partition(': ')[2]}" for w in checkpoint.warnings), "")
         self._embedding, self._head = family.embedding, family.head
@@ -73,7 +81,12 @@ class CheckpointModel:
             raise DataError(
                 f"config.json: the weights are quantized already ({method}); give the original checkpoint"
             ) from None
-        if method is not None:
+        if gathered.methods:
+            self.warnings.append(
+                f"{self.label}: {n_packed:,} of its tensors are quantized already ({self.quantized}); what that lost "
+                f"stays lost{original(folder, checkpoint.config)}"
+            )
+        elif method is not None:
             self.warnings.append(
                 f"{self.label}: config.json calls its weights quantized ({method}), but they are not; they are "
                 "converted as they are"
@@ -104,7 +117,7 @@ class CheckpointModel:
         one, other = self._tensors.get(self._embedding), self._tensors.get(self._head)
         if one is None or other is None:
             return True
-        if not {one.dtype, other.dtype} <= {*WEIGHT_DTYPES}:
+        if any(isinstance(t, StoredTensor) and t.dtype not in WEIGHT_DTYPES for t in (one, other)):
             return False  # what can't be read is refused by its type
         if self._files.equal(one, other):
             return True
@@ -137,7 +150,7 @@ class CheckpointModel:
                 f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, "
                 f"config.json says {list(expected)} ({' × '.join(rule.shape)})"
             )
-        if tensor.dtype not in WEIGHT_DTYPES:
+        if isinstance(tensor, StoredTensor) and tensor.dtype not in WEIGHT_DTYPES:
             raise DataError(
                 f"{tensor.path.name}: {tensor.name} has dtype {tensor.dtype}, "
                 f"expected one of {', '.join(WEIGHT_DTYPES)}"
@@ -170,11 +183,11 @@ class CheckpointModel:
     @property
     def weight_files(self) -> list[Path]:
         """The files the weights are read from."""
-        return sorted({s.source.path for s in self.specs if s.source})
+        return sorted({path for s in self.specs if s.source for path in s.source.paths})
 
     def base(self) -> Base:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
-        tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
+        tensors: dict[str, Weights] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._head, tensors[self._embedding])
         return Base(self._names(), tensors, self._family, self._tied, self._files)
 

@@ -18,7 +18,7 @@ from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vo
 from jmedlite.convert.metadata.tokenizer import SourceVocabulary
 
 from .base import Base, Spec
-from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, check_decodable, stored_tensors
+from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, Weights, check_decodable, stored_tensors
 
 
 def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
@@ -71,6 +71,7 @@ class GgufModel:
                 f"{path.name}: is quantized already ({', '.join(quantized)}), which costs accuracy twice; "
                 "give the original, or --allow-requantize"
             )
+        self.quantized = ", ".join(quantized) or None
         family = next((f for f in FAMILIES if f.gguf_arch == self.architecture), None)
         self.title = f"{family.title if family else self.architecture} (GGUF)"
         self.warnings = (
@@ -135,7 +136,7 @@ class GgufModel:
         if self._family is None:
             known = ", ".join(sorted({f.gguf_arch for f in FAMILIES}))
             raise DataError(f"{self._path.name}: adapters can be merged into {known}; this is {self.architecture}")
-        tensors: dict[str, StoredTensor] = {s.key: s.source for s in self.specs if s.key and s.source}
+        tensors: dict[str, Weights] = {s.key: s.source for s in self.specs if s.key and s.source}
         tensors.setdefault(self._family.head, tensors[self._family.embedding])
         made_from = self._header.metadata.get("jmedlite.made.base")
         names = (made_from.partition("@")[0],) if isinstance(made_from, str) and "/" in made_from else ()

@@ -13,7 +13,7 @@ import yaml
 from jmedlite.base.errors import DataError, JmedliteError
 from jmedlite.base.inputs import read_json
 
-from .tensors import StoredTensor
+from .tensors import StoredTensor, Weights
 
 # (method, endings of which tensors' names must occur, a file that must be there): the first that holds is told
 _METHODS: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -45,17 +45,28 @@ _QUANTIZED = re.compile(
 )  # in a name
 
 
-def refuse_quantized(label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise DataError where the tensors are those of a quantized model, naming the method and the original."""
-    method, witness = _method(folder, tensors)
+def refuse_quantized(
+    label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Weights], n_packed: int
+) -> None:
+    """Raise DataError where the tensors are those of a quantized model, naming the method and the original.
+
+    `n_packed` of them were told and taken already.
+    """
+    plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
+    method, witness = _method(folder, plain)
     if method is None:
         return
+    if n_packed:
+        raise DataError(
+            f"{label}: {witness} is packed as {n_packed:,} other tensors are, but what belongs to it is missing "
+            f"({method}); download the checkpoint again, or give the original{original(folder, config)}"
+        )
     described = config.get("quantization_config")
     if isinstance(described, dict) and isinstance(named := described.get("quant_method"), str):
         method = named if named.lower() in method.lower() or method.lower() in named.lower() else f"{named}, {method}"
     raise DataError(
         f"{label}: is quantized already ({method}: it has {witness}); give the original checkpoint"
-        f"{_original(folder, config)}"
+        f"{original(folder, config)}"
     )
 
 
@@ -70,7 +81,7 @@ def _method(folder: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str | No
     return None, ""
 
 
-def _original(folder: Path, config: Mapping[str, Any]) -> str:
+def original(folder: Path, config: Mapping[str, Any]) -> str:
     """The model that a quantized one says it was made from, as an addition to a sentence."""
     try:
         described = read_json(folder / "quantize_config.json")

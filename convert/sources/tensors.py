@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault
@@ -17,11 +18,58 @@ from jmedlite.base.native import F32, U8, decodes, widen
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
-    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
+_WHOLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2"}
 NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")  # what else a GGUF may hold without being quantized
 _PIECE = 1 << 20  # elements that are compared at a time
+
+
+class Rows(Protocol):
+    """A matrix that is open for reading: one thread reads bytes of its rows, others decode them."""
+
+    def nbytes(self, n_rows: int) -> int:
+        """What `read` reads for so many rows."""
+        ...
+
+    def read(self, first: int, n_rows: int, out: U8) -> None:
+        """The bytes of rows [first, first + n_rows) into `out`."""
+        ...
+
+    def decode(self, raw: U8, first: int, out: F32) -> None:
+        """The values of the rows from `first` on, whose bytes are `raw`, into `out` (n_rows, n_cols)."""
+        ...
+
+
+class Weights(Protocol):
+    """A tensor of weights, however it is stored: StoredTensor, or packed.rows.PackedTensor."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str:
+        """The number format: safetensors' name, ggml's, or one for people."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """A file to name where something is wrong with it."""
+        ...
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file that it is read from."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def open_rows(self, files: Files, n_cols: int) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +92,36 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         return stored_bytes(self.dtype, self.n_elements)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def is_at(self, other: StoredTensor) -> bool:
+        """Are both the same bytes?"""
+        return (self.path, self.offset, self.dtype) == (other.path, other.offset, other.dtype)
+
+    def open_rows(self, files: Files, n_cols: int) -> Rows:
+        """Its elements in rows of `n_cols`: a vector's in rows of one."""
+        return _PlainRows(files, self, n_cols)
+
+
+@dataclass(frozen=True)
+class _PlainRows:
+    """See Rows: of a tensor whose rows stand one after the other."""
+
+    files: Files
+    tensor: StoredTensor
+    n_cols: int
+
+    def nbytes(self, n_rows: int) -> int:
+        return stored_bytes(self.tensor.dtype, n_rows * self.n_cols)
+
+    def read(self, first: int, n_rows: int, out: U8) -> None:
+        self.files.read(self.tensor, self.nbytes(first), out)
+
+    def decode(self, raw: U8, first: int, out: F32) -> None:
+        widen(raw, self.tensor.dtype, out.reshape(-1))
 
 
 def stored_bytes(dtype: str, n_elements: int) -> int:
@@ -85,16 +163,30 @@ class Files:
         self.values(tensor, 0, out)
         return out.reshape(tensor.shape)
 
-    def equal(self, one: StoredTensor, other: StoredTensor) -> bool:
+    def array(self, tensor: StoredTensor) -> NDArray[Any]:
+        """A whole tensor: floating-point numbers of 16 and 32 bits in float32, whole ones as they are, bytes else."""
+        if tensor.dtype in WEIGHT_DTYPES:
+            return self.matrix(tensor)
+        raw = np.empty(tensor.nbytes, np.uint8)
+        self.read(tensor, 0, raw)
+        return raw.view(_WHOLE.get(tensor.dtype, "u1")).reshape(tensor.shape)
+
+    def equal(self, one: Weights, other: Weights) -> bool:
         """Are both tensors' values the same? Read in pieces; .bin files often keep one table under two names."""
         if one.shape != other.shape:
             return False
-        if (one.path, one.offset, one.dtype) == (other.path, other.offset, other.dtype):
+        if isinstance(one, StoredTensor) and isinstance(other, StoredTensor) and one.is_at(other):
             return True
-        for start in range(0, one.n_elements, _PIECE):
-            values = np.empty((2, min(_PIECE, one.n_elements - start)), np.float32)
-            for row, tensor in zip(values, (one, other), strict=True):
-                self.values(tensor, start, row)
+        n_cols = one.shape[-1] if len(one.shape) > 1 else 1
+        n_rows = math.prod(one.shape) // max(n_cols, 1)
+        step = max(1, _PIECE // max(n_cols, 1))
+        opened = [tensor.open_rows(self, n_cols) for tensor in (one, other)]
+        for first in range(0, n_rows, step):
+            values = np.empty((2, min(step, n_rows - first), n_cols), np.float32)
+            for out, rows in zip(values, opened, strict=True):
+                raw = np.empty(rows.nbytes(len(out)), np.uint8)
+                rows.read(first, len(out), raw)
+                rows.decode(raw, first, out)
             if not np.array_equal(values[0], values[1]):
                 return False
         return True
