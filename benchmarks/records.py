@@ -45,8 +45,9 @@ class MatrixRecord:
 class ModelRecord:
     """One model of a run. Behind an endpoint, whatever only a file could tell is None.
 
-    `label` is the level as the file's name has it, `quantized_by` who says to have made it, `made_here` whether it was
-    jmedlite. `types` has the weights of each type, `tensor_types` the tensors of each type by what they are ("attn_v").
+    `quantized_base` is how the weights that it was made of were stored, where they were quantized already. `label` is
+    the level as the file's name has it, `quantized_by` who says to have made it, `made_here` whether it was jmedlite.
+    `types` has the weights of each type, `tensor_types` the tensors of each type by what they are ("attn_v").
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModelRecord:
     server: str | None = field(default=None, metadata=along("endpoint"))
     n_ctx: int | None = field(default=None, metadata=along("endpoint"))
     # of a file; runs before these were kept have none
+    quantized_base: str | None = None
     label: str | None = None
     made_here: bool | None = None
     quantized_by: str | None = None

@@ -63,7 +63,7 @@ def build_manifest(
         n_weights=plan.n_weights,
         architecture=plan.architecture,
         license=plan.license,
-        base=BaseEntry(**source, files=base_files),
+        base=BaseEntry(**source, files=base_files, quantized=plan.quantized),
         adapters=tuple(
             AdapterEntry(
                 name=a.name, weight=a.weight, files={f.name: adapter_files[f] for f in a.files}, **a.describe()

@@ -163,6 +163,7 @@ def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[i
     types = plan.types
 
     merging = any(job.updates for job in plan.jobs)
+    held = max(job.source.memory for job in plan.jobs if job.source)
 
     def largest(wanted: int) -> int:
         sizes = (job.n_rows if job.is_vector else min(job.n_rows, _rows_per_block(job, wanted)) for job in plan.jobs)
@@ -170,7 +171,7 @@ def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[i
         return -(-elements // 256) * 256
 
     def needed(wanted: int) -> int:
-        return FIXED_MEMORY + plan.encoder.memory + n_slots * Slot.nbytes(largest(wanted), types, merging)
+        return FIXED_MEMORY + plan.encoder.memory + held + n_slots * Slot.nbytes(largest(wanted), types, merging)
 
     wanted = BLOCK_ELEMENTS
     while wanted > LEAST_ELEMENTS and needed(wanted) > (memory or DEFAULT_MEMORY):

@@ -14,6 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from jmedlite.base import gguf
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
 from jmedlite.base.imatrix import Imatrix
+from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.moments import Moments
 from jmedlite.base.native import F32
 from jmedlite.base.publishing import check_target
@@ -141,6 +142,7 @@ class QuantizePlan:
     levels: tuple[PlannedLevel, ...]
     metadata: gguf.Entries
     warnings: tuple[str, ...]
+    quantized: str | None = None  # how the base's weights are stored, where they are quantized already
     rules: tuple[tuple[TypeRule, int], ...] = ()
     encoder: Encoder = GGML
 
@@ -258,9 +260,16 @@ def assemble(
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
         metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
     warnings += [w for a in bound for w in a.warnings]
+    if model.quantized:
+        metadata[MADE_QUANTIZED] = (model.quantized, gguf.STRING, None)
+        if bound:
+            warnings.append(
+                f"{model.label}: adapters are added to its decoded weights, which are those that an adapter met if it "
+                "was trained on them; one trained on the original belongs to the original"
+            )
     return QuantizePlan(
         model.label, model.title, model.architecture, files, tuple(bound), imatrix, moments, tuple(jobs), (), metadata,
-        tuple(warnings), encoder=encoder,
+        tuple(warnings), quantized=model.quantized, encoder=encoder,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ def cautions(laid: Pool) -> list[Bilingual]:
         *_apart(laid),
         *_differences(laid.runs),
         *_named(laid),
+        *_lossy(laid),
         *_answers(laid),
     ]
 
@@ -40,6 +41,13 @@ def _named(laid: Pool) -> Iterable[Bilingual]:
     for e in laid.entrants:
         if e.model.label and e.model.level and tells_otherwise(e.model.label, e.model.level):
             yield say("w_named_otherwise", model=e.key, label=e.model.label, level=e.model.level)
+
+
+def _lossy(laid: Pool) -> Iterable[Bilingual]:
+    """Models made of weights that were quantized before."""
+    for how in dict.fromkeys(e.model.quantized_base for e in laid.entrants if e.model.quantized_base):
+        models = [e.key for e in laid.entrants if e.model.quantized_base == how]
+        yield say("w_quantized_base", models=", ".join(models), how=how)
 
 
 def _name(run: Run) -> str:

@@ -210,6 +210,12 @@ _TEXT: dict[str, tuple[str, str]] = {
         "{model} is called {label}, but its header says {level}: what is in the file is what the header says.",
         "{model}の名前は{label}ですが、ヘッダーには{level}とあります。ファイルの中身はヘッダーのとおりです。",
     ),
+    "w_quantized_base": (
+        "{models}: made of weights that were quantized already ({how}). What that had cost is in no comparison here: "
+        "the widest of these levels is not the original model.",
+        "{models}は、すでに量子化されていた重み（{how}）から作られています。その量子化で失われた分は、ここでの比較には"
+        "含まれません。最も精度の高いレベルも、元のモデルと同じではありません。",
+    ),
     "w_no_noise": (
         "How far scores move by batching alone was not measured (noise.jsonl is empty).",
         "バッチの組み方だけで得点がどれだけ動くかは、測定されていません（noise.jsonlが空です）。",

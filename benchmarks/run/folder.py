@@ -26,7 +26,7 @@ MEASURES, NOISE, DISTANCE = "measures.jsonl", "noise.jsonl", "distance.jsonl"
 # what a resumed run may find changed: nothing that a score depends on
 FREE = {("created",), ("settings", "rounds"), ("machine", "system"), ("machine", "ram_bytes"), ("machine", "gpus")}
 # facts of a model that follow from its file, and are not in runs of before they were kept, or were found otherwise
-OF_FILES = {"base", "label", "made_here", "quantized_by", "matrix", "types", "tensor_types"}
+OF_FILES = {"base", "quantized_base", "label", "made_here", "quantized_by", "matrix", "types", "tensor_types"}
 SHOWN = 4  # changes named in a message
 
 T = TypeVar("T")

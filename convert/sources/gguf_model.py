@@ -11,6 +11,7 @@ from gguf.constants import TokenType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.publishing import check_published
 from jmedlite.convert.families.families import FAMILIES, Rule, dimensions, expected_rules, row_order
 from jmedlite.convert.metadata.keys import copy_metadata, special_entries
@@ -71,7 +72,8 @@ class GgufModel:
                 f"{path.name}: is quantized already ({', '.join(quantized)}), which costs accuracy twice; "
                 "give the original, or --allow-requantize"
             )
-        self.quantized = ", ".join(quantized) or None
+        of_base = self._header.metadata.get(MADE_QUANTIZED)  # what a base lost, no copy in floating point gives back
+        self.quantized = ", ".join([*([str(of_base)] if of_base else []), *quantized]) or None
         family = next((f for f in FAMILIES if f.gguf_arch == self.architecture), None)
         self.title = f"{family.title if family else self.architecture} (GGUF)"
         self.warnings = (

@@ -69,6 +69,11 @@ class Weights(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    @property
+    def memory(self) -> int:
+        """Bytes that are held, at most, while it is read and the one before it still is."""
+        ...
+
     def open_rows(self, files: Files, n_cols: int) -> Rows: ...
 
 
@@ -96,6 +101,10 @@ class StoredTensor:
     @property
     def paths(self) -> tuple[Path, ...]:
         return (self.path,)
+
+    @property
+    def memory(self) -> int:
+        return 0
 
     def is_at(self, other: StoredTensor) -> bool:
         """Are both the same bytes?"""

@@ -16,7 +16,7 @@ from jmedlite.base.errors import DataError, InputMissing, JmedliteError, UsageEr
 from jmedlite.base.filenames import CARD
 from jmedlite.base.gguf import Tensor, level_name, name_and_level, read_header, split_stem
 from jmedlite.base.inputs import MAX_CARD, read_bytes
-from jmedlite.base.manifest import Manifest, read_manifest
+from jmedlite.base.manifest import MADE_QUANTIZED, Manifest, read_manifest
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress
 from jmedlite.base.records import to_json
@@ -100,6 +100,7 @@ def describe_model(path: Path, progress: Progress, name: str | None = None) -> d
         title=meta.get("general.name"),
         license=license_,
         made_from=meta.get("jmedlite.made.base"),
+        quantized_base=meta.get(MADE_QUANTIZED),
         imatrix=_imatrix(manifest, meta),
         date=model_date(meta, path.parent / CARD),
         adapters=tuple(AdapterRecord(name=a.name, weight=a.weight) for a in manifest.adapters) if manifest else (),

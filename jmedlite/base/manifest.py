@@ -13,6 +13,7 @@ from .records import along, from_json
 from .wording import some
 
 FORMAT = 2
+MADE_QUANTIZED = "jmedlite.made.quantized"  # the GGUF's key for how its base's weights were quantized already
 MADE_MOMENTS = "jmedlite.made.moments"  # the GGUF's key for the file that its rounding went by
 
 
@@ -31,12 +32,16 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseEntry:
-    """What the file was made from: of a Hub model `repo` and `revision`, a full commit hash; `files` to SHA-256."""
+    """What the file was made from: of a Hub model `repo` and `revision`, a full commit hash; `files` to SHA-256.
+
+    `quantized` says how its weights were stored, where they were quantized already.
+    """
 
     name: str
     repo: str | None
     revision: str | None
     files: dict[str, str]
+    quantized: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,7 @@ def _describe_plan(job: QuantizeJob) -> dict[str, Any]:
     ]
     return {
         "base": job.source.describe(),
+        "quantized": plan.quantized,
         "family": plan.title,
         "license": plan.license,
         "n_weights": plan.n_weights,

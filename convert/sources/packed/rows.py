@@ -52,12 +52,20 @@ class PackedTensor:
         return sum(p.nbytes for p in self._parts)
 
     @property
+    def memory(self) -> int:
+        """What is held while it is read: of two weights, one of them as it is read and as it is kept."""
+        return 3 * sum(p.nbytes for p in self.held)
+
+    @property
     def _parts(self) -> tuple[StoredTensor, ...]:
         return (*self.streamed, *self.held)
 
     def open_rows(self, files: Files, n_cols: int) -> Rows:
         """Read what is held; raises DataError where that can't be."""
-        return _PackedRows(files, self, self.decoder.hold([files.array(t) for t in self.held]))
+        try:
+            return _PackedRows(files, self, self.decoder.hold([files.array(t) for t in self.held]))
+        except DataError as e:
+            raise DataError(f"{self.path.name}: {self.name}: {e}") from None
 
 
 @dataclass(frozen=True)
