@@ -20,6 +20,7 @@ from jmedlite.base.native import F32
 from jmedlite.base.publishing import check_target
 from jmedlite.convert.adapters.gguf_lora import GgufAdapter
 from jmedlite.convert.adapters.lora import Adapter, has_effect
+from jmedlite.convert.adapters.mlx import MlxAdapter
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.encoding.encoders import GGML, ROUNDED, Encoder
 from jmedlite.convert.families.row_order import RowOrder
@@ -29,6 +30,7 @@ from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
 from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
+from jmedlite.convert.sources.mistaken import is_mlx
 from jmedlite.convert.sources.tensors import Files, Weights
 from jmedlite.runtime.type_probe import TypeRule
 
@@ -290,7 +292,7 @@ def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]], fi
             raise InputMissing(f"{path}: no such adapter; expected a PEFT folder or a GGUF file")
         else:
             base = base or model.base()
-            bound.append(PeftAdapter(path, base, weight))
+            bound.append((MlxAdapter if is_mlx(path) else PeftAdapter)(path, base, weight))
         if not has_effect(bound[-1], files):
             bound[-1].warnings.append(f"{bound[-1].name}: changes nothing, {_why_nothing(bound[-1])}")
     return bound

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing
-from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
 from jmedlite.base.wording import shown, some
 from jmedlite.convert.families.names import NOT_TEXT, canonical, spellings, without_wrappers
@@ -363,13 +363,14 @@ class PeftAdapter:
 
 
 def find_weights(folder: Path) -> Path:
-    """An adapter folder's weights file; raises InputMissing."""
+    """An adapter folder's weights file, PEFT's or mlx-lm's; raises InputMissing."""
     if not folder.is_dir():
         raise InputMissing(
             f"{folder}: no such adapter (expected a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a GGUF)"
         )
-    found = next((folder / name for name in (ADAPTER_WEIGHTS, ADAPTER_BIN) if (folder / name).is_file()), None)
-    whole = found is not None and (folder / ADAPTER_CONFIG).is_file() and not is_mlx(folder)
+    names = (MLX_ADAPTER_WEIGHTS,) if is_mlx(folder) else (ADAPTER_WEIGHTS, ADAPTER_BIN)
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    whole = found is not None and (folder / ADAPTER_CONFIG).is_file()
     if not whole and (instead := instead_of_adapter(folder)):
         raise InputMissing(f"{folder}: {instead}")
     if found is None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import JmedliteError
-from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, MLX_ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
 
 _STEP = re.compile(r"(?:checkpoint|global_?step|step|epoch)[-_]?(\d+)")
-_MLX_WEIGHTS = "adapters.safetensors"
 # (files, what they are, what to do): the first whose pattern finds a file tells
 _FORMATS = (
     ("consolidated*.pth", "is in Meta's own format", "give the same model in transformers' form (the Hub's …-hf)"),
@@ -31,7 +30,7 @@ _FORMATS = (
 
 def instead_of_model(folder: Path) -> str | None:
     """What a folder without a model's configuration or weights is, and what to give; None where nothing tells."""
-    if (folder / ADAPTER_CONFIG).is_file() or (folder / _MLX_WEIGHTS).is_file():
+    if (folder / ADAPTER_CONFIG).is_file() or (folder / MLX_ADAPTER_WEIGHTS).is_file():
         base = adapter_base(folder)
         trained_on = f" ({base})" if base else ""
         return f"is an adapter, not a model: give the model it was trained on{trained_on}, this with --lora {folder}"
@@ -41,9 +40,9 @@ def instead_of_model(folder: Path) -> str | None:
 
 
 def instead_of_adapter(folder: Path) -> str | None:
-    """The same of a folder without a PEFT adapter's configuration or weights."""
+    """The same of a folder without an adapter's configuration or weights."""
     if is_mlx(folder):
-        return "is an MLX adapter, expected PEFT's: merge it with `mlx_lm.fuse` and give the result as the model"
+        return f"is an MLX adapter, but has not both {ADAPTER_CONFIG} and {MLX_ADAPTER_WEIGHTS}"
     if not (folder / ADAPTER_CONFIG).is_file() and (folder / CONFIG).is_file():
         return f"is a model, not an adapter (it has {CONFIG}, and no {ADAPTER_CONFIG}): give it as the model"
     return _unfinished(folder) or _within(folder, ADAPTER_CONFIG, "adapters", "--lora ")
@@ -53,7 +52,7 @@ def is_mlx(folder: Path) -> bool:
     """Is it an adapter of mlx-lm? Its configuration has the name of PEFT's."""
     config = _config(folder)
     named = "lora_parameters" in config or "fine_tune_type" in config
-    return named or ((folder / _MLX_WEIGHTS).is_file() and not _has_peft_weights(folder))
+    return named or ((folder / MLX_ADAPTER_WEIGHTS).is_file() and not _has_peft_weights(folder))
 
 
 def adapter_base(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_BIN = "adapter_model.safetensors", "adapter_model.bin"
+MLX_ADAPTER_WEIGHTS = "adapters.safetensors"
 CARD = "README.md"
 MAX_NAME = 255  # bytes, of all usual file systems
 

@@ -28,7 +28,7 @@ _MODEL_FILES = (names.CONFIG, names.GENERATION_CONFIG, *names.TOKENIZER_FILES, n
 _ADAPTER_FILES = (names.ADAPTER_CONFIG, *names.TOKENIZER_FILES, names.CARD)
 # (whole, index) file names, the second pair fetched only where the repository has neither of the first
 _WEIGHTS = ((names.SINGLE, names.INDEX), (names.BIN_SINGLE, names.BIN_INDEX))
-_ADAPTER_WEIGHTS = ((names.ADAPTER_WEIGHTS, None), (names.ADAPTER_BIN, None))
+_ADAPTER_WEIGHTS = ((names.ADAPTER_WEIGHTS, None), (names.ADAPTER_BIN, None), (names.MLX_ADAPTER_WEIGHTS, None))
 DRIP = 1024  # bytes that any line carries in the time that huggingface_hub waits
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

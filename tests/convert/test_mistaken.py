@@ -93,8 +93,8 @@ def test_adapter_as_the_model_names_its_base(tmp_path: Path) -> None:
 
 ADAPTERS: dict[str, tuple[tuple[str, ...], str, list[str]]] = {
     "a model": (MODEL, "{}", ["is a model, not an adapter", "as the model"]),
-    "MLX": (("adapter_config.json", "adapters.safetensors"), '{"lora_parameters": {}}', ["MLX", "mlx_lm.fuse"]),
-    "MLX by its file": (("adapter_config.json", "adapters.safetensors"), "{}", ["MLX"]),
+    "MLX": (("adapter_config.json",), '{"lora_parameters": {}}', ["MLX", "adapters.safetensors"]),
+    "MLX by its file": (("adapters.safetensors",), "{}", ["MLX", "adapter_config.json"]),
     "training checkpoints": (
         tuple(f"checkpoint-{n}/{f}" for n in (2, 10) for f in ADAPTER), "{}", ["newest is --lora", "checkpoint-10"],
     ),
