@@ -84,8 +84,10 @@ class CheckpointModel:
         if gathered.methods:
             self.warnings.append(
                 f"{self.label}: {n_packed:,} of its tensors are quantized already ({self.quantized}); what that lost "
-                f"stays lost{original(folder, checkpoint.config)}"
+                "stays lost"
             )
+            if name := original(folder, checkpoint.config):
+                self.warnings.append(f"{self.label}: {name} is its original, which loses nothing")
         elif method is not None:
             self.warnings.append(
                 f"{self.label}: config.json calls its weights quantized ({method}), but they are not; they are "

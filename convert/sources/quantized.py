@@ -59,14 +59,15 @@ def refuse_quantized(
     if n_packed:
         raise DataError(
             f"{label}: {witness} is packed as {n_packed:,} other tensors are, but what belongs to it is missing "
-            f"({method}); download the checkpoint again, or give the original{original(folder, config)}"
+            f"({method}); download the checkpoint again, or give the original"
         )
     described = config.get("quantization_config")
     if isinstance(described, dict) and isinstance(named := described.get("quant_method"), str):
         method = named if named.lower() in method.lower() or method.lower() in named.lower() else f"{named}, {method}"
+    name = original(folder, config)
+    tail = f", {name}" if name else ""
     raise DataError(
-        f"{label}: is quantized already ({method}: it has {witness}); give the original checkpoint"
-        f"{original(folder, config)}"
+        f"{label}: is quantized already ({method}: it has {witness}); give the original checkpoint{tail}"
     )
 
 
@@ -81,8 +82,8 @@ def _method(folder: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str | No
     return None, ""
 
 
-def original(folder: Path, config: Mapping[str, Any]) -> str:
-    """The model that a quantized one says it was made from, as an addition to a sentence."""
+def original(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The model that a quantized one says it was made from."""
     try:
         described = read_json(folder / "quantize_config.json")
     except JmedliteError:
@@ -96,7 +97,6 @@ def original(folder: Path, config: Mapping[str, Any]) -> str:
         *(bases if isinstance(bases := card.get("base_model"), list) else [bases]),
     )  # fmt: skip
     own = folder.resolve().name
-    found = next(
+    return next(
         (p for p in places if isinstance(p, str) and p and Path(p).name != own and not _QUANTIZED.search(p)), None
     )
-    return f", {found}" if found else ""

@@ -96,7 +96,7 @@ def test_the_original_is_named(tmp_path: Path) -> None:
     packed.checkpoint(tmp_path / "p", "AWQ")
     card = "---\nbase_model: Qwen/Qwen2-7B\n---\n"
     (tmp_path / "p" / "README.md").write_text(card)
-    assert any("what that lost stays lost, Qwen/Qwen2-7B" in w for w in assemble(tmp_path / "p").warnings)
+    assert any("Qwen/Qwen2-7B is its original" in w for w in assemble(tmp_path / "p").warnings)
 
 
 def test_scales_of_activations_are_left_out_and_named(tmp_path: Path) -> None:
