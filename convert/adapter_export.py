@@ -70,9 +70,12 @@ def export(
     weights = []
     for job in make_jobs(model, bound):
         if job.updates:
-            order = next((order for _, _, order in job.updates), None)
-            weight = RuntimeWeight(job.name, job.gguf_shape[::-1], tuple((a, key) for a, key, _ in job.updates), order)
-            if len({order for _, _, order in job.updates}) > 1:
+            order = job.updates[0].order
+            of_adapters = tuple((update.adapter, update.key) for update in job.updates)
+            weight = RuntimeWeight(job.name, job.gguf_shape[::-1], of_adapters, order)
+            if job.n_matrices > 1:
+                raise _impossible(weight, "changes single experts")
+            if len({update.order for update in job.updates}) > 1:
                 raise DataError(f"{job.name}: PEFT and GGUF adapters can't go into one file; export them one by one")
             if tied and job.name in (EMBEDDING, HEAD):
                 raise _impossible(weight, "changes the embedding or head of a model that has one table for both")

@@ -196,10 +196,10 @@ def _measure(
     with ThreadPoolExecutor(threads) as pool:
         for job in jobs:
             rows = sampled_rows(plan, index[job.name])
-            if not weighted_squares(rows, job.importance):
+            if not weighted_squares(rows, job.mean_importance):
                 raise DataError(f"{job.name}: all its weights are zero where they matter; is the file damaged?")
             types = candidates(job)
-            of = partial(relative_error, rows=rows, importance=job.importance, encoder=plan.encoder)
+            of = partial(relative_error, rows=rows, importance=job.mean_importance, encoder=plan.encoder)
             errors = dict(zip(types, pool.map(of, types), strict=True))
             # tried with one type: feedback gains about as much with the others that have it
             gain = rounder.gain(index[job.name], _tried_type(job), rows)

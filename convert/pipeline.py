@@ -24,13 +24,13 @@ from jmedlite.base.errors import DataError, IoFault, UsageError
 from jmedlite.base.native import F32, U8, widen
 from jmedlite.base.progress import Progress, Stage, silent
 from jmedlite.base.publishing import Publication
-from jmedlite.convert.adapters.lora import LoadedUpdate, load_update
+from jmedlite.convert.adapters.lora import LoadedUpdate
 from jmedlite.convert.sources.tensors import NOT_WEIGHTS
 
 from .encoding.encoders import GGML
 from .planning import PlannedFile, QuantizePlan, TensorJob
 from .rounding import Rounder, Rounding
-from .rows import Block, merge, open_rows, read_block, row_unit
+from .rows import Block, load_updates, merge, open_rows, read_block, row_unit
 
 BLOCK_ELEMENTS = 1 << 20
 FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizer while planning; 0.2 GB measured on a Qwen2-7B
@@ -111,7 +111,7 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate], rounding:
         if t == GGMLQuantizationType.F32 or t.name == kept:  # as it is: encoding again could change it
             data[t], error[t] = raw if t.name == kept else flat.view(np.uint8), 0.0
         else:
-            data[t] = rounding.encode(t, rows, slot.encoded[t])
+            data[t] = rounding.encode(t, rows, slot.encoded[t], block.importance)
             error[t] = squared_error(data[t], t, flat, slot.decoded)
     return Encoded(data, energy, error, rounding)
 
@@ -140,11 +140,12 @@ def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F3
 def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
     for i, job in enumerate(plan.jobs):
         types = frozenset(p.tensors[i].type for p in plan.levels)
+        per_matrix = job.n_rows // job.n_matrices
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
-        for start in range(0, job.n_rows, step):
-            if start == 0:
-                source = open_rows(plan, job)
-            yield Block(i, job, types, start, min(step, job.n_rows - start), source)
+        source = open_rows(plan, job)
+        for first in range(0, job.n_rows, per_matrix):
+            for start in range(first, first + per_matrix, step):
+                yield Block(i, job, types, start, min(step, first + per_matrix - start), source)
 
 
 def _rows_per_block(job: TensorJob, block_elements: int) -> int:
@@ -297,8 +298,9 @@ def encode_blocks(
                     progress(stage, done, source_bytes, "")
                 if block is None:
                     return
+                if block.start_in_matrix == 0:
+                    updates = load_updates(plan, block.job, block.matrix)
                 if block.start == 0:
-                    updates = [load_update(a, key, plan.files, order) for a, key, order in block.job.updates]
                     rounding = rounder.prepare(block.index, block.types)
                 slot = free.pop()
                 read_block(block, slot.raw)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from gguf.constants import GGMLQuantizationType
 
@@ -31,10 +32,21 @@ from jmedlite.convert.sources.base import Base, SourceModel, Spec
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.gguf_model import GgufModel
 from jmedlite.convert.sources.mistaken import is_mlx
+from jmedlite.convert.sources.stacked import StackedTensor
 from jmedlite.convert.sources.tensors import Files, Weights
 from jmedlite.runtime.type_probe import TypeRule
 
 DISK_MARGIN = 64 << 20
+ROUTER = "ffn_gate_inp.weight"  # which llama.cpp keeps in float32 at every level
+
+
+class JobUpdate(NamedTuple):
+    """What an adapter does to a tensor: its name for the weight, how its rows move, and which expert's matrix it is."""
+
+    adapter: Adapter
+    key: str
+    order: RowOrder | None
+    matrix: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +54,14 @@ class TensorJob:
     """One tensor of the output: where it comes from, what is added, how its rows move.
 
     `n_rows`, `n_cols` describe the stored tensor (a vector is one column); `order` is how the source's rows move,
-    and each of `updates` (adapter, its name for the weight, order) says how its own do. `plus` is added at the end.
-    `constant` holds the values of a tensor that no checkpoint has, `importance` a weight for every column.
+    and each of `updates` says how its own do. `plus` is added at the end. `constant` holds the values of a tensor that
+    no checkpoint has, `importance` (n_matrices, n_cols) a weight for every column, of every expert.
     """
 
     name: str
     gguf_shape: tuple[int, ...]
     source: Weights | None
-    updates: tuple[tuple[Adapter, str, RowOrder | None], ...] = ()
+    updates: tuple[JobUpdate, ...] = ()
     order: RowOrder | None = None
     plus: float = 0.0
     constant: F32 | None = None
@@ -70,13 +82,23 @@ class TensorJob:
         return self.n_elements // self.n_cols
 
     @property
+    def n_matrices(self) -> int:
+        """Experts; 1 where there are none."""
+        return math.prod(self.gguf_shape[2:])
+
+    @property
+    def mean_importance(self) -> F32 | None:
+        """A weight for every column (n_cols,), the mean of all experts'."""
+        return None if self.importance is None else self.importance.mean(axis=0)
+
+    @property
     def n_elements(self) -> int:
         return math.prod(self.gguf_shape)
 
     @property
     def head_rows(self) -> int:
         """Rows that must not be torn apart: one head's, where any rows move; else 1."""
-        orders = [self.order, *(order for _, _, order in self.updates)]
+        orders = [self.order, *(update.order for update in self.updates)]
         return max((order.head_dim for order in orders if order), default=1)
 
     @property
@@ -341,20 +363,32 @@ def _untied_head(model: SourceModel, adapters: Sequence[Adapter]) -> Spec | None
 
 def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) -> TensorJob:
     source, in_order = spec.source, spec.in_order
-    updates: list[tuple[Adapter, str, RowOrder | None]] = []
+    parts = [weights for _, weights in spec.parts]
+    updates: list[JobUpdate] = []
     for i, adapter in enumerate(adapters):
-        key = spec.name if adapter.in_gguf_order else spec.key
-        if key is None:
-            continue
-        if key in adapter.replaced:
-            if updates or any((j, key) in used for j in range(i)):
-                raise DataError(f"adapter {adapter.name}: replaces {key}, which another adapter has changed already")
-            source, in_order = adapter.replaced[key], False
-            used.add((i, key))
-        if key in adapter.updates:
-            updates.append((adapter, key, None if adapter.in_gguf_order else spec.order))
-            used.add((i, key))
-    shape = source.shape if source else spec.shape
+        # (its name for the weight, which matrix that is)
+        keys: Iterable[tuple[str | None, int | None]] = ((key, m) for m, (key, _) in enumerate(spec.parts))
+        if adapter.in_gguf_order or not spec.parts:
+            keys = [(spec.name if adapter.in_gguf_order else spec.key, None)]
+        for key, matrix in keys:
+            if key is None:
+                continue
+            if key in adapter.replaced:
+                if any((j, key) in used for j in range(i)):
+                    raise DataError(
+                        f"adapter {adapter.name}: replaces {key}, which another adapter has changed already"
+                    )
+                if matrix is None:
+                    source, in_order = adapter.replaced[key], False
+                else:
+                    parts[matrix] = adapter.replaced[key]
+                used.add((i, key))
+            if key in adapter.updates:
+                updates.append(JobUpdate(adapter, key, None if adapter.in_gguf_order else spec.order, matrix))
+                used.add((i, key))
+    if parts:
+        source = StackedTensor(spec.name, tuple(parts))
+    shape = source.shape if source and len(spec.shape) > 1 else spec.shape
     return TensorJob(
         spec.name,
         shape[::-1],
@@ -378,21 +412,18 @@ def tokenizers(model: SourceModel, adapters: Sequence[Adapter]) -> list[AdapterF
 
 
 def _importance(job: TensorJob, imatrix: Imatrix) -> F32 | None:
-    """The column weights of one tensor; None where the matrix has none."""
+    """The column weights of one tensor (n_matrices, n_cols); None where the matrix has none."""
     found = imatrix.weights.get(job.name)
     if found is None or job.is_vector:
         return None
-    n_matrices = job.n_rows // job.gguf_shape[1]
-    if n_matrices > 1:
-        raise DataError(f"{job.name}: has {n_matrices} experts; --imatrix is for models without experts")
-    if found.size != job.n_cols:
+    if found.size != job.n_cols * job.n_matrices:
         if job.name == EMBEDDING:
             return None
         raise DataError(
-            f"{imatrix.path.name}: has {found.size:,} values for {job.name}, which has {job.n_cols:,} columns; "
-            "it was made for another model"
+            f"{imatrix.path.name}: has {found.size:,} values for {job.name}, which has "
+            f"{job.n_cols * job.n_matrices:,} columns; it was made for another model"
         )
-    return found
+    return found.reshape(job.n_matrices, job.n_cols)
 
 
 def _feeds_back(job: TensorJob, moments: Moments) -> bool:
@@ -425,7 +456,8 @@ def _stored_type(job: TensorJob) -> GGMLQuantizationType:
     """The type llama.cpp's quantizer would find: the GGUF's own, or what its converter writes (`--outtype bf16`)."""
     if job.from_gguf and job.source:
         return GGMLQuantizationType[job.source.dtype]
-    return GGMLQuantizationType.F32 if job.is_vector else GGMLQuantizationType.BF16
+    whole = job.is_vector or job.name.endswith(ROUTER)
+    return GGMLQuantizationType.F32 if whole else GGMLQuantizationType.BF16
 
 
 def _plan_level(

@@ -48,11 +48,14 @@ class Rounding:
     encoder: Encoder
     feedback: Mapping[GGMLQuantizationType, Feedback] = field(default_factory=dict)
 
-    def encode(self, type_: GGMLQuantizationType, rows: F32, out: U8) -> U8:
-        """Encode float32 `rows` (n_rows, n_cols), C-contiguous, into `out`; returns the part written."""
+    def encode(self, type_: GGMLQuantizationType, rows: F32, out: U8, importance: F32 | None) -> U8:
+        """Encode float32 `rows` (n_rows, n_cols), C-contiguous, into `out`; returns the part written.
+
+        `importance` (n_cols,) weighs the columns' errors where these are not fed back.
+        """
         if found := self.feedback.get(type_):
             return encode_rows(type_, rows, found.windows, out, self.encoder)
-        return self.encoder.encode(type_, rows, out, self.job.importance)
+        return self.encoder.encode(type_, rows, out, importance)
 
     def way(self, type_: GGMLQuantizationType) -> str:
         """How, where it is not ggml's; else ""."""
@@ -121,5 +124,6 @@ class Rounder:
 
 def _decoded(way: Rounding, type_: GGMLQuantizationType, rows: F32) -> F32:
     out = np.empty(rows.size, np.float32)
-    widen(way.encode(type_, rows, np.empty(gguf.nbytes(type_, rows.size), np.uint8)), type_.name, out)
+    raw = np.empty(gguf.nbytes(type_, rows.size), np.uint8)
+    widen(way.encode(type_, rows, raw, way.job.mean_importance), type_.name, out)
     return out.reshape(rows.shape)

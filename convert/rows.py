@@ -33,6 +33,20 @@ class Block:
     rows: Rows | None  # of the source
 
     @property
+    def matrix(self) -> int:
+        """The expert whose matrix the rows are of; a block never has two experts' rows."""
+        return self.start // (self.job.n_rows // self.job.n_matrices)
+
+    @property
+    def start_in_matrix(self) -> int:
+        return self.start % (self.job.n_rows // self.job.n_matrices)
+
+    @property
+    def importance(self) -> F32 | None:
+        """A weight for every column (n_cols,)."""
+        return None if self.job.importance is None else self.job.importance[self.matrix]
+
+    @property
     def source_bytes(self) -> int:
         """Its share of the source."""
         n = self.job.source.nbytes if self.job.source else 0
@@ -99,11 +113,26 @@ def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[Lo
         rows = job.order.arrange(rows)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
         for update in updates:
-            update.add_to(rows, block.start, scratch[:n].reshape(rows.shape))
+            update.add_to(rows, block.start_in_matrix, scratch[:n].reshape(rows.shape))
         if job.plus:
             rows += np.float32(job.plus)
         energy = check_finite(rows.reshape(-1), job.source.name if job.source else job.name, block.types)
     return rows, energy
+
+
+def load_updates(plan: QuantizePlan, job: TensorJob, matrix: int) -> list[LoadedUpdate]:
+    """What the adapters add to one of a job's matrices."""
+    found = []
+    for adapter, key, order, of_matrix in job.updates:
+        if of_matrix not in (None, matrix):
+            continue
+        loaded = load_update(adapter, key, plan.files, order)
+        if job.is_vector and loaded.right.shape[1] > 1:  # of a matrix of one row, which GGUF keeps as a vector
+            if loaded.magnitude is not None:
+                raise DataError(f"adapter {adapter.name}: uses DoRA on {key}, which has one row; merge it with PEFT")
+            loaded = LoadedUpdate(np.ascontiguousarray(loaded.right.T), np.ascontiguousarray(loaded.left.T))
+        found.append(loaded)
+    return found
 
 
 def read_block(block: Block, raw: U8) -> None:
@@ -121,12 +150,17 @@ def sampled_rows(plan: QuantizePlan, index: int) -> F32:
     """Some of a job's exact rows (n, n_cols), in groups that are spread over it."""
     job = plan.jobs[index]
     unit = math.lcm(job.head_rows, TILE if job.updates else 1)
+    per_matrix = job.n_rows // job.n_matrices
     n_groups = max(1, min(SAMPLED_ROWS // unit, job.n_rows // unit))
-    updates = [load_update(a, key, plan.files, order) for a, key, order in job.updates]
-    found, source = [], open_rows(plan, job)
+    updates: list[LoadedUpdate] = []
+    found, source, loaded = [], open_rows(plan, job), -1
     for k in range(n_groups):
-        start = (2 * k + 1) * (job.n_rows // unit) // (2 * n_groups) * unit
-        block = Block(index, job, frozenset({GGMLQuantizationType.F16}), start, min(unit, job.n_rows - start), source)
+        matrix, row = divmod((2 * k + 1) * job.n_rows // (2 * n_groups), per_matrix)
+        start = matrix * per_matrix + row // unit * unit
+        count = min(unit, (matrix + 1) * per_matrix - start)
+        block = Block(index, job, frozenset({GGMLQuantizationType.F16}), start, count, source)
+        if matrix != loaded:
+            updates, loaded = load_updates(plan, job, matrix), matrix
         raw, n = np.empty(block.raw_bytes, np.uint8), block.n_rows * job.n_cols
         read_block(block, raw)
         rows, _ = merge(block, raw, np.empty(n, np.float32), np.empty(n if updates else 0, np.float32), updates)

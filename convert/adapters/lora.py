@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +25,19 @@ TILE = 16
 
 @dataclass(frozen=True)
 class Factor:
-    """A stored matrix, or its transpose."""
+    """Some `rows` and `columns` of a stored matrix, or the transpose of these."""
 
     tensor: StoredTensor
     transposed: bool = False
+    rows: slice = field(default_factory=lambda: slice(None))
+    columns: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_rows, n_cols) of what it stands for."""
+        given = (self.rows, self.columns)
+        n_rows, n_cols = (len(range(*s.indices(n))) for s, n in zip(given, self.tensor.shape, strict=True))
+        return (n_cols, n_rows) if self.transposed else (n_rows, n_cols)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Update:
 
     @property
     def rank(self) -> int:
-        return self.left.tensor.shape[0 if self.left.transposed else 1] if self.right else 1
+        return self.left.shape[1] if self.right else 1
 
 
 class Adapter(Protocol):
@@ -107,8 +116,8 @@ def load_update(
         return found
 
     def factor(f: Factor) -> F32:
-        found = load(f.tensor)
-        return np.ascontiguousarray(found.T) if f.transposed else found
+        found = load(f.tensor)[f.rows, f.columns]
+        return np.ascontiguousarray(found.T if f.transposed else found)
 
     if update.right is None:
         left, right = load(update.left.tensor).reshape(-1, 1), np.ones((1, 1), np.float32)

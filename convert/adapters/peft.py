@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
+from .experts import DOWN, GATE_UP, STACKED, ExpertNames, StackedPair
 from .lora import Factor, Update
 from .patterns import ANY_PART, END, FULL, LAYER, Pattern, find
 from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED, SHAPES, as_number
@@ -53,6 +55,8 @@ class PeftAdapter:
         self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
         self.updates: dict[str, Update] = {}
         self.replaced: dict[str, StoredTensor] = {}
+        self._stacked: set[str] = set()  # parameters of all experts of a layer
+        self._by_parameters: set[str] = set()  # modules that target_parameters mean
         self._saved: set[str] = set()  # tensors that stand in the file whole, trained or not
         self._match(read_weights(self.weights_file))
         self._check_targets()
@@ -96,6 +100,8 @@ class PeftAdapter:
                 f"was initialised with {shown(init)} (init_lora_weights), which changes the base weights or is "
                 "unknown; save it with PEFT's path_initial_model_for_weight_conversion first"
             )
+        if config.get("target_parameters") and self._base.family.experts is None:
+            raise self._fail("sets target_parameters (parameters that are no layer's weight), which is not supported")
         for key, value in config.items():
             if key not in COMPUTED | OF_THE_TRAINING and value not in (None, False, [], {}, "", 0):
                 about = f" ({REFUSED[key]})" if key in REFUSED else ""
@@ -124,6 +130,9 @@ class PeftAdapter:
                     asked.append((which, (FULL, config[which])))
             asked += [("layers_pattern", (LAYER, p)) for p in self._layer_patterns()]
         modules = [name.rpartition(".")[0] for name in self._base.tensors]
+        if self._base.family.experts:
+            places = dict.fromkeys(m.rpartition(".experts.")[0] for m in modules if ".experts." in m)
+            modules += [f"{place}.experts.{parameter}" for place in places for parameter in (GATE_UP, DOWN)]
         names = list(dict.fromkeys(name for module in modules for name in self._names(module)))
         self._found: dict[Pattern, Mapping[str, str | None]] = {}
         found = find([pattern for _, pattern in asked], names)
@@ -156,9 +165,14 @@ class PeftAdapter:
                 "the model as it was before torch.compile, or rename its tensors without the prefix"
             )
         sides: dict[str, dict[str, StoredTensor]] = {}
+        stacked: dict[tuple[str, bool], dict[str, StoredTensor]] = {}  # by the experts' module, and: the inner one?
         for name, tensor in tensors.items():
             if tensor.dtype not in WEIGHT_DTYPES:
                 raise self._fail(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
+            if self._base.family.experts and (of_all := STACKED.fullmatch(name)):
+                place = canonical(of_all["place"], self._base.family)
+                stacked.setdefault((place, bool(of_all["inner"])), {})[of_all["side"]] = tensor
+                continue
             key = canonical(name, self._base.family)
             if key.startswith(NOT_TEXT):
                 self._unseen.append(key)
@@ -168,7 +182,9 @@ class PeftAdapter:
                     raise self._fail(f"holds lora_{side} of {found['module']} twice: {other.name} and {name}")
             else:
                 self._take_saved(name, key, tensor)
-        if not sides and not self.replaced:
+        for (place, inner), found_sides in stacked.items():
+            self._take_stacked(place, inner, (place, True) in stacked, found_sides)
+        if not sides and not self.replaced and not stacked:
             raise self._fail("changes only what sees images" if self._unseen else "holds no LoRA weights")
         if self._unseen:
             self.warnings.append(
@@ -207,6 +223,51 @@ class PeftAdapter:
             if own.shape != bias.shape:
                 raise self._fail(f"{module}: lora_B.bias is {list(bias.shape)}, the base has {list(own.shape)}")
             self.updates[f"{module}.bias"] = Update(Factor(bias), None, self._scale(module))
+
+    def _take_stacked(self, place: str, inner: bool, both: bool, sides: Mapping[str, StoredTensor]) -> None:
+        """One parameter of all experts of a layer; where there are `both`, PEFT wraps the first one first."""
+        named = [p for p in (GATE_UP, DOWN) if self._is_parameter(f"{place}.{p}")]
+        if len(named) != 1 + both:
+            told = " and ".join(named) or "none"
+            raise self._fail(f"{place} has weights for {1 + both} parameters, its target_parameters name {told}")
+        if set(sides) != {"A", "B"}:
+            raise self._fail(f"{place} has no lora_{'B' if 'A' in sides else 'A'}")
+        parameter = named[0 if inner or not both else 1]
+        names = ExpertNames.of(self._base.family)
+        prefix, suffix = names.place.split("{i}")
+        layer = place.removeprefix(prefix).removesuffix(suffix)
+        n_expert = self._n_experts(names, layer)
+        first = [names.parts(parameter, 2)[0][0], *([names.up] if parameter == GATE_UP else [])]
+        weights = [self._base.tensors.get(n.replace("{i}", layer).replace("{e}", "0")) for n in first]
+        if None in weights or not n_expert:
+            raise self._fail(f"changes {place}, which the base model does not have; it belongs to another base")
+        rows = sum(w.shape[0] for w in weights if w)
+        pair = StackedPair(sides["A"], sides["B"], n_expert, (rows, weights[0].shape[1] if weights[0] else 0))
+        full = f"{place}.{parameter}"
+        if pair.shape[0] == pair.shape[1]:
+            raise self._fail(
+                f"changes {full}, whose experts are square ({pair.shape[0]:,}): versions of PEFT differ in the order of "
+                "its matrices; merge it with the PEFT that trained it"
+            )
+        if not pair.fits or pair.rank != self._rank(full):
+            raise self._fail(
+                f"{full}: A is {list(pair.a.shape)} and B is {list(pair.b.shape)}, expected rank {self._rank(full):g} "
+                f"for {n_expert} experts of {list(pair.shape)}"
+            )
+        for name, part in names.parts(parameter, rows):
+            for e in range(n_expert):
+                key = name.replace("{i}", layer).replace("{e}", str(e))
+                self.updates[key] = pair.split(e, part, self._scale(full))
+                self._by_parameters.add(key.removesuffix(".weight"))
+        self._stacked.add(full)
+
+    def _n_experts(self, names: ExpertNames, layer: str) -> int:
+        of_layer = names.up.replace("{i}", layer)
+        return next(e for e in itertools.count() if of_layer.replace("{e}", str(e)) not in self._base.tensors)
+
+    def _is_parameter(self, full: str) -> bool:
+        """PEFT's rule for target_parameters, which is that for targets."""
+        return any(self._goes_by(full, name) for name in self.config.get("target_parameters") or ())
 
     def _rank(self, module: str) -> float:
         return self._pattern("rank_pattern", module, float(self.config.get("r", 8)))
@@ -348,11 +409,22 @@ class PeftAdapter:
 
     def _check_targets(self) -> None:
         """The modules named in the configuration and those in the file must be the same."""
+        asked = self.config.get("target_parameters") or ()
+        if asked:
+            routers = {n for n in self._base.tensors if any(self._goes_by(n, name) for name in asked)}
+            if missing := sorted(routers - set(self.updates)):
+                raise self._fail(f"targets parameters, but its file has no weights for {some(missing)}")
+            self._by_parameters |= {n.removesuffix(".weight") for n in routers}
+            places = {m.rpartition(".experts.")[0] for m in _modules(self._base.tensors) if ".experts." in m}
+            names = [f"{place}.experts.{p}" for place in places for p in (GATE_UP, DOWN)]
+            wanted = {n for n in names if self._is_parameter(n)}
+            if missing := sorted(n for n in wanted if n not in self._stacked):
+                raise self._fail(f"targets parameters, but its file has no weights for {some(missing)}")
         if self.config.get("target_modules") is None:
             return
         candidates = set(_modules(self._base.tensors))
         linear = candidates - {self._base.embedding.removesuffix(".weight")}
-        given = set(_modules(self.updates))
+        given = set(_modules(self.updates)) - self._by_parameters
         wanted = {module for module in candidates if self._is_target(module, linear)}
         if self.ties_head:
             wanted.discard(self._base.head.removesuffix(".weight"))

@@ -25,6 +25,7 @@ COMPUTED = {
     "modules_to_save": "fully trained parts replace the base's",
     "ensure_weight_tying": "one table stays one",
     "target_modules": "compared with the file: nothing more, nothing less",
+    "target_parameters": "likewise: of a mixture, all experts of a layer, and its router",
     "exclude_modules": "likewise",
     "layers_to_transform": "likewise",
     "layers_pattern": "likewise",
@@ -60,7 +61,6 @@ REFUSED = {
     "kasa_config": "the base loses its smallest singular values",
     "arrow_config": "several adapters, chosen by the input",
     "layer_replication": "layers of the base stand twice",
-    "target_parameters": "parameters that are no layer's weight",
     "megatron_config": "layers of another library",
 }
 # Initialisations that leave the base as it is. Others may have PEFT rewrite its weights on loading, so that base + B·A

@@ -12,7 +12,7 @@ from typing import Any
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError
-from jmedlite.base.gguf import MAX_BLOCKS
+from jmedlite.base.gguf import MAX_BLOCKS, MAX_EXPERTS
 
 from . import settings as known
 from .rope import ORIGINAL, ROPE_NAMES, Rope, RopeNames, n_rotary, resolve, rope_parameters
@@ -24,7 +24,9 @@ class Rule:
     """One tensor: names with `{i}` for the layer, shape in named dimensions (row-major).
 
     `order` names how its rows move (see `row_order`); `plus` is added to every value; `when` names a configuration
-    switch, without which the tensor must not be there; None means it always is.
+    switch, without which the tensor must not be there; None means it always is. Where `hf` has `{e}`, the tensor is
+    made of a matrix of that shape for every expert, one after the other. `flat`: it is stored with a dimension of one
+    in front.
     """
 
     hf: str
@@ -33,6 +35,20 @@ class Rule:
     order: str | None = None
     when: str | None = None
     plus: float = 0.0
+    flat: bool = False
+
+    def names(self, n_expert: int) -> tuple[str, ...]:
+        """The checkpoint's tensors that it is made of, with the layer filled in."""
+        return tuple(self.hf.replace("{e}", str(e)) for e in range(n_expert)) if "{e}" in self.hf else (self.hf,)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Where config.json has the number of experts, and the widths of one and of the expert that all tokens share."""
+
+    count: str
+    width: str
+    shared_width: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,8 @@ class Family:
     head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
     window: str = ""  # which layers have one that llama.cpp does not compute: "all", or "switched" by settings
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
+    experts: Experts | None = None
+    renamed: tuple[str, str] | None = None  # a module that transformers 5 calls otherwise: (there, in checkpoints)
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
 
     @property
@@ -111,14 +129,16 @@ class Family:
         }[self.window]
         named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
-        return frozenset((self.norm_eps, *rope, *(key for keys in named for key in keys)))
+        experts = (self.experts.count, self.experts.width) if self.experts else ()
+        return frozenset((self.norm_eps, *rope, *experts, *(key for keys in named for key in keys)))
 
 
 _LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
+_GATED = ("gate_proj", "up_proj", "down_proj")
 
 
-def _shared(order: str | None = None) -> tuple[Rule, ...]:
-    """What Llama, Qwen and Gemma have in common: embedding, head, attention and gated feed-forward matrices."""
+def _attention(order: str | None = None) -> tuple[Rule, ...]:
+    """What Llama, Qwen, Gemma and their mixtures of experts have in common: embedding, head and attention."""
     return (
         Rule("model.embed_tokens.weight", "token_embd.weight", ("n_vocab", "n_embd")),
         Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
@@ -126,6 +146,13 @@ def _shared(order: str | None = None) -> tuple[Rule, ...]:
         Rule(_LAYER + "self_attn.k_proj.weight", _BLK + "attn_k.weight", ("n_kv", "n_embd"), order),
         Rule(_LAYER + "self_attn.v_proj.weight", _BLK + "attn_v.weight", ("n_kv", "n_embd")),
         Rule(_LAYER + "self_attn.o_proj.weight", _BLK + "attn_output.weight", ("n_embd", "n_q")),
+    )
+
+
+def _shared(order: str | None = None) -> tuple[Rule, ...]:
+    """The same with gated feed-forward matrices."""
+    return (
+        *_attention(order),
         Rule(_LAYER + "mlp.gate_proj.weight", _BLK + "ffn_gate.weight", ("n_ff", "n_embd")),
         Rule(_LAYER + "mlp.up_proj.weight", _BLK + "ffn_up.weight", ("n_ff", "n_embd")),
         Rule(_LAYER + "mlp.down_proj.weight", _BLK + "ffn_down.weight", ("n_embd", "n_ff")),
@@ -140,6 +167,18 @@ def _norms(plus: float = 0.0, **layer_norms: str) -> tuple[Rule, ...]:
             Rule(f"{_LAYER}{hf}.weight", f"{_BLK}{ours}.weight", ("n_embd",), plus=plus)
             for ours, hf in layer_norms.items()
         ),
+    )
+
+
+def _experts(module: str, router: str = "gate", names: tuple[str, str, str] = _GATED) -> tuple[Rule, ...]:
+    """A router and the gate, up and down matrices of every expert, which GGUF stacks; `module` is theirs in a layer."""
+    place = f"{_LAYER}{module}."
+    gate, up, down = (f"{place}experts.{{e}}.{name}.weight" for name in names)
+    return (
+        Rule(f"{place}{router}.weight", _BLK + "ffn_gate_inp.weight", ("n_expert", "n_embd")),
+        Rule(gate, _BLK + "ffn_gate_exps.weight", ("n_ff_exp", "n_embd")),
+        Rule(up, _BLK + "ffn_up_exps.weight", ("n_ff_exp", "n_embd")),
+        Rule(down, _BLK + "ffn_down_exps.weight", ("n_embd", "n_ff_exp")),
     )
 
 
@@ -158,6 +197,18 @@ def _qk_norms(plus: float = 0.0) -> tuple[Rule, ...]:
     )
 
 
+def _expert_keys(count: str) -> tuple[Key, ...]:
+    return (
+        Key("expert_count", gguf.UINT32, count), Key("expert_used_count", gguf.UINT32, "num_experts_per_tok"),
+    )  # fmt: skip
+
+
+_SHARED_EXPERT = (
+    Rule(_LAYER + "mlp.shared_expert_gate.weight", _BLK + "ffn_gate_inp_shexp.weight", ("n_embd",), flat=True),
+    Rule(_LAYER + "mlp.shared_expert.gate_proj.weight", _BLK + "ffn_gate_shexp.weight", ("n_ff_shexp", "n_embd")),
+    Rule(_LAYER + "mlp.shared_expert.up_proj.weight", _BLK + "ffn_up_shexp.weight", ("n_ff_shexp", "n_embd")),
+    Rule(_LAYER + "mlp.shared_expert.down_proj.weight", _BLK + "ffn_down_shexp.weight", ("n_embd", "n_ff_shexp")),
+)
 _QWEN_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
 _LLAMA_NORMS = _norms(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
 _LLAMA_BIASES = (
@@ -236,6 +287,65 @@ FAMILIES = (
         window="switched",
     ),
     Family(
+        "Qwen3-MoE",
+        ("Qwen3MoeForCausalLM",),
+        "qwen3moe",
+        _attention() + _experts("mlp") + _LLAMA_NORMS + _qk_norms(),
+        ("qwen3_moe",),
+        keys=(*_expert_keys("num_experts"), Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size")),
+        defaults={
+            **_QWEN_DEFAULTS,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+        },
+        head_dim=128,
+        writes_head_dim=True,
+        computes=(
+            ("hidden_act", ("silu", "swish")),
+            ("attention_bias", (False,)),
+            ("norm_topk_prob", (True,)),
+            ("decoder_sparse_step", (1,)),
+            ("mlp_only_layers", ([],)),
+        ),
+        window="switched",
+        experts=Experts("num_experts", "moe_intermediate_size"),
+    ),
+    Family(
+        "Qwen2-MoE",
+        ("Qwen2MoeForCausalLM",),
+        "qwen2moe",
+        _attention() + _experts("mlp") + _SHARED_EXPERT + _LLAMA_NORMS + _qkv_biases(),
+        ("qwen2_moe",),
+        keys=(
+            *_expert_keys("num_experts"),
+            Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size"),
+            Key("expert_shared_feed_forward_length", gguf.UINT32, "shared_expert_intermediate_size"),
+        ),
+        defaults={
+            **_QWEN_DEFAULTS,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+        },
+        ignores=("attention_bias",),
+        splits_width=True,
+        computes=(
+            ("hidden_act", ("silu", "swish")),
+            ("qkv_bias", (True,)),
+            ("norm_topk_prob", (False,)),
+            ("decoder_sparse_step", (1,)),
+            ("mlp_only_layers", ([],)),
+        ),
+        window="switched",
+        experts=Experts("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
+    ),
+    Family(
         "Llama 2/3, SmolLM",
         ("LlamaForCausalLM", "LLaMAForCausalLM"),
         "llama",
@@ -257,6 +367,21 @@ FAMILIES = (
         rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
         writes_vocab_size=True,
         writes_rotary=True,
+    ),
+    Family(
+        "Mixtral",
+        ("MixtralForCausalLM",),
+        "llama",
+        _attention("rotary") + _experts("block_sparse_moe", names=("w1", "w3", "w2")) + _LLAMA_NORMS,
+        ("mixtral",),
+        keys=_expert_keys("num_local_experts"),
+        defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
+        window="all",
+        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
+        writes_vocab_size=True,
+        writes_rotary=True,
+        experts=Experts("num_local_experts", "intermediate_size"),
+        renamed=("mlp", "block_sparse_moe"),
     ),
     Family(
         "GPT-NeoX (OpenCALM, rinna)",
@@ -538,6 +663,7 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     if head_dim % 2:
         raise DataError(f"config.json: heads of {head_dim} dimensions, expected an even number")
     n_rot = n_rotary(config, head_dim, family.rotary_share)
+    experts = _expert_dimensions(family.experts, config) if family.experts else {}
     n_q, n_kv, n_ff = n_head * head_dim, n_head_kv * head_dim, integer(config, "intermediate_size")
     return {
         "n_embd": n_embd,
@@ -552,7 +678,21 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         "2·n_ff": 2 * n_ff,
         "n_vocab": integer(config, "vocab_size"),
         "n_layer": n_layer,
+        **experts,
     }
+
+
+def _expert_dimensions(experts: Experts, config: Mapping[str, Any]) -> dict[str, int]:
+    n_expert, n_used = integer(config, experts.count), integer(config, "num_experts_per_tok")
+    if n_used > n_expert or n_expert > MAX_EXPERTS:
+        raise DataError(
+            f"config.json: {n_used} of {n_expert} experts answer each token, expected no more than there are, and "
+            f"llama.cpp knows {MAX_EXPERTS} at most"
+        )
+    found = {"n_expert": n_expert, "n_ff_exp": integer(config, experts.width)}
+    if experts.shared_width:
+        found["n_ff_shexp"] = integer(config, experts.shared_width)
+    return found
 
 
 def check_attention(family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
@@ -602,5 +742,5 @@ def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
             continue
         (layered if "{i}" in rule.hf else found).append(rule)
     for i in range(integer(config, "num_hidden_layers")):
-        found += [replace(r, hf=r.hf.format(i=i), gguf=r.gguf.format(i=i)) for r in layered]
+        found += [replace(r, hf=r.hf.replace("{i}", str(i)), gguf=r.gguf.replace("{i}", str(i))) for r in layered]
     return found

@@ -50,6 +50,8 @@ def canonical(name: str, family: Family) -> str:
     rest = ".".join(parts[start:])
     first = rest.partition(".")[0]
     if first in family.inner_modules:
+        if family.renamed:
+            rest = ".".join(family.renamed[1] if part == family.renamed[0] else part for part in rest.split("."))
         return f"{family.root}.{rest}"
     if first in _HEADS:
         return family.head_module + rest.removeprefix(first)
@@ -75,3 +77,5 @@ def spellings(module: str, family: Family) -> Iterable[str]:
         yield from (f"{prefix}{head}" for head in _HEADS for prefix in ("", "language_model."))
     elif module.startswith(family.root + "."):
         yield from (prefix + module.removeprefix(family.root + ".") for prefix in _PREFIXES)
+        if family.renamed:
+            yield ".".join(family.renamed[0] if part == family.renamed[1] else part for part in module.split("."))

@@ -41,7 +41,7 @@ NO_MATTER = frozenset((
     "cross_attention_hidden_size", "id2label", "label2id", "num_labels",
     "problem_type", "finetuning_task", "task_specific_params", "prefix", "tokenizer_class",
     "sep_token_id", "decoder_start_token_id", "is_llama_config", "n_positions", "max_sequence_length", "seq_length",
-    "model_name",
+    "model_name", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
 ))  # fmt: skip
 NO_MATTER_PREFIXES = ("unsloth_",)
 # Of a model with eyes, whose text part is converted: all that concerns its pictures.
@@ -151,6 +151,15 @@ class Settings(Foreign):
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     use_parallel_residual: bool | None = None
+    qkv_bias: bool | None = None
+    num_experts: int | None = None
+    num_local_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    norm_topk_prob: bool | None = None
+    decoder_sparse_step: int | None = None
+    mlp_only_layers: tuple[int, ...] | None = None
     hidden_act: str | None = None
     hidden_activation: str | None = None
     rms_norm_eps: float | None = None

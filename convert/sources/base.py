@@ -20,7 +20,8 @@ class Spec:
     """One tensor of the output, before any adapter: `shape` row-major, `key` the name that PEFT knows it by.
 
     `order` is how rows move from Hugging Face's order to GGUF's; it applies to the source unless `in_order`. `plus` is
-    added to values in Hugging Face's form. `constant` holds the values of a tensor that no checkpoint has.
+    added to values in Hugging Face's form. `constant` holds the values of a tensor that no checkpoint has. A tensor of
+    experts has `parts` instead of a key and a source: each matrix by the name that PEFT knows it by.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Spec:
     plus: float = 0.0
     in_order: bool = False
     constant: F32 | None = None
+    parts: tuple[tuple[str, Weights], ...] = ()
+
+    def adaptable(self) -> dict[str, Weights]:
+        """What an adapter may change of it, by PEFT's names."""
+        found = dict(self.parts)
+        return {self.key: self.source, **found} if self.key and self.source else found
 
 
 @dataclass(frozen=True)

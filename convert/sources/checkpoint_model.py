@@ -34,7 +34,7 @@ from .base_names import hub_name
 from .checkpoint import Checkpoint
 from .packed.gather import gather
 from .quantized import original, refuse_quantized
-from .tensors import WEIGHT_DTYPES, Files, StoredTensor, Weights
+from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 
 
 class CheckpointModel:
@@ -145,23 +145,32 @@ class CheckpointModel:
         return [Spec(name, values.shape, None, constant=values) for name, values in found.items()]
 
     def _spec(self, rule: Rule) -> Spec:
-        tensor = self._tensors[rule.hf]
+        names = self._names_of(rule)
         expected = tuple(self._dims[d] for d in rule.shape)
-        if tensor.shape != expected:
-            raise DataError(
-                f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, "
-                f"config.json says {list(expected)} ({' × '.join(rule.shape)})"
-            )
-        if isinstance(tensor, StoredTensor) and tensor.dtype not in WEIGHT_DTYPES:
-            raise DataError(
-                f"{tensor.path.name}: {tensor.name} has dtype {tensor.dtype}, "
-                f"expected one of {', '.join(WEIGHT_DTYPES)}"
-            )
-        return Spec(rule.gguf, expected, tensor, rule.hf, row_order(rule, self._dims), rule.plus)
+        stored = (1, *expected) if rule.flat else expected
+        tensors = [self._tensors[name] for name in names]
+        for tensor in tensors:
+            if tensor.shape != stored:
+                raise DataError(
+                    f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, "
+                    f"config.json says {list(stored)} ({' × '.join(rule.shape)})"
+                )
+            if isinstance(tensor, StoredTensor) and tensor.dtype not in WEIGHT_DTYPES:
+                raise DataError(
+                    f"{tensor.path.name}: {tensor.name} has dtype {tensor.dtype}, "
+                    f"expected one of {', '.join(WEIGHT_DTYPES)}"
+                )
+        if "{e}" in rule.hf:
+            parts = tuple(zip(names, tensors, strict=True))
+            return Spec(rule.gguf, (len(parts), *expected), None, parts=parts)
+        return Spec(rule.gguf, expected, tensors[0], rule.hf, row_order(rule, self._dims), rule.plus)
+
+    def _names_of(self, rule: Rule) -> tuple[str, ...]:
+        return rule.names(self._dims.get("n_expert", 1))
 
     def _check_names(self, rules: Sequence[Rule], of_files: str) -> None:
         """Raise DataError where tensors are missing or left over; `of_files` says which of several files were read."""
-        wanted = {rule.hf for rule in rules}
+        wanted = {name for rule in rules for name in self._names_of(rule)}
         seeing = {n for n in self._tensors if n.startswith(NOT_TEXT)}
         if seeing:
             self.warnings.append(f"{self.label}: only its text part is converted, it will not see images")
@@ -185,11 +194,11 @@ class CheckpointModel:
     @property
     def weight_files(self) -> list[Path]:
         """The files the weights are read from."""
-        return sorted({path for s in self.specs if s.source for path in s.source.paths})
+        return sorted({path for s in self.specs for w in s.adaptable().values() for path in w.paths})
 
     def base(self) -> Base:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
-        tensors: dict[str, Weights] = {s.key: s.source for s in self.specs if s.key and s.source}
+        tensors = {key: weights for s in self.specs for key, weights in s.adaptable().items()}
         tensors.setdefault(self._head, tensors[self._embedding])
         return Base(self._names(), tensors, self._family, self._tied, self._files)
 

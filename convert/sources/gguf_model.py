@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.publishing import check_published
-from jmedlite.convert.families.families import FAMILIES, Rule, dimensions, expected_rules, row_order
+from jmedlite.convert.families.families import FAMILIES, Family, Rule, dimensions, expected_rules, row_order
 from jmedlite.convert.metadata.keys import copy_metadata, special_entries
 from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vocabulary, take_from_adapters
 from jmedlite.convert.metadata.tokenizer import SourceVocabulary
 
 from .base import Base, Spec
-from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, Weights, check_decodable, stored_tensors
+from .tensors import NOT_WEIGHTS, WEIGHT_DTYPES, Files, StoredTensor, check_decodable, stored_tensors
 
 
 def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
@@ -74,7 +74,10 @@ class GgufModel:
             )
         of_base = self._header.metadata.get(MADE_QUANTIZED)  # what a base lost, no copy in floating point gives back
         self.quantized = ", ".join([*([str(of_base)] if of_base else []), *quantized]) or None
-        family = next((f for f in FAMILIES if f.gguf_arch == self.architecture), None)
+        has_experts = bool(self._header.metadata.get(f"{self.architecture}.expert_count"))
+        family = next(
+            (f for f in FAMILIES if f.gguf_arch == self.architecture and (f.experts is not None) == has_experts), None
+        )
         self.title = f"{family.title if family else self.architecture} (GGUF)"
         self.warnings = (
             [f"{path.name}: is quantized already; what its {quantized[0]} lost stays lost"] if quantized else []
@@ -84,7 +87,7 @@ class GgufModel:
         dims: dict[str, int] = {}
         if family:
             try:
-                config = self._config()
+                config = self._config(family)
                 dims = dimensions(family, config)
                 rules = {r.gguf: r for r in expected_rules(family, config)}
             except DataError:  # a kin of the family with layers of several kinds: converted, but without adapters
@@ -94,30 +97,35 @@ class GgufModel:
                 check_decodable(tensor)
         self._family = family
         self.specs: Sequence[Spec] = [
-            Spec(
-                name,
-                tensor.shape,
-                tensor,
-                rules[name].hf if name in rules else None,
-                row_order(rules[name], dims) if name in rules else None,
-                rules[name].plus if name in rules else 0.0,
-                in_order=True,
-            )
-            for name, tensor in self._tensors.items()
+            self._spec(tensor, rules.get(name), dims) for name, tensor in self._tensors.items()
         ]
         self.head: Spec | None = None
         if family and self._tied and family.head_is == "optional":
             embedding = self._tensors["token_embd.weight"]
             self.head = Spec("output.weight", embedding.shape, embedding, family.head, in_order=True)
 
+    @staticmethod
+    def _spec(tensor: StoredTensor, rule: Rule | None, dims: Mapping[str, int]) -> Spec:
+        if rule is None:
+            return Spec(tensor.name, tensor.shape, tensor, in_order=True)
+        if "{e}" in rule.hf and len(tensor.shape) == 3 and tensor.shape[0] == dims["n_expert"]:
+            names, step = rule.names(dims["n_expert"]), tensor.nbytes // dims["n_expert"]
+            parts = tuple(
+                (name, replace(tensor, shape=tensor.shape[1:], offset=tensor.offset + e * step))
+                for e, name in enumerate(names)
+            )
+            return Spec(tensor.name, tensor.shape, None, in_order=True, parts=parts)
+        order = row_order(rule, dims)
+        return Spec(tensor.name, tensor.shape, tensor, rule.hf, order, rule.plus, in_order=True)
+
     @property
     def weight_files(self) -> list[Path]:
         """The files the weights are read from."""
         return sorted({t.path for t in self._tensors.values()})
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, family: Family) -> dict[str, Any]:
         """What config.json would say, as far as names and shapes depend on it."""
-        meta = self._header.metadata
+        meta, experts = self._header.metadata, family.experts
         names = {
             "hidden_size": "embedding_length",
             "num_attention_heads": "attention.head_count",
@@ -126,6 +134,12 @@ class GgufModel:
             "intermediate_size": "feed_forward_length",
             "head_dim": "attention.key_length",
         }
+        if experts:
+            names |= {experts.count: "expert_count", "num_experts_per_tok": "expert_used_count"}
+            if experts.width != "intermediate_size":
+                names[experts.width] = "expert_feed_forward_length"
+            if experts.shared_width:
+                names[experts.shared_width] = "expert_shared_feed_forward_length"
         config = {hf: meta.get(f"{self.architecture}.{key}") for hf, key in names.items()}
         config["vocab_size"] = len(meta["tokenizer.ggml.tokens"])
         config["tie_word_embeddings"] = self._tied
@@ -138,7 +152,7 @@ class GgufModel:
         if self._family is None:
             known = ", ".join(sorted({f.gguf_arch for f in FAMILIES}))
             raise DataError(f"{self._path.name}: adapters can be merged into {known}; this is {self.architecture}")
-        tensors: dict[str, Weights] = {s.key: s.source for s in self.specs if s.key and s.source}
+        tensors = {key: weights for s in self.specs for key, weights in s.adaptable().items()}
         tensors.setdefault(self._family.head, tensors[self._family.embedding])
         made_from = self._header.metadata.get("jmedlite.made.base")
         names = (made_from.partition("@")[0],) if isinstance(made_from, str) and "/" in made_from else ()

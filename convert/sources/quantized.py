@@ -66,9 +66,7 @@ def refuse_quantized(
         method = named if named.lower() in method.lower() or method.lower() in named.lower() else f"{named}, {method}"
     name = original(folder, config)
     tail = f", {name}" if name else ""
-    raise DataError(
-        f"{label}: is quantized already ({method}: it has {witness}); give the original checkpoint{tail}"
-    )
+    raise DataError(f"{label}: is quantized already ({method}: it has {witness}); give the original checkpoint{tail}")
 
 
 def _method(folder: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str | None, str]:

@@ -30,6 +30,7 @@ MAX_DIMS = 4
 MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 STEP = 1 << 20  # bytes read at once where there are many small values
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
+MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_WHOLE = (1 << 31) - 1
 # What a header may hold. The largest vocabularies there are (262,144 tokens, 580,000 merges) make 16 MB of metadata;
 # models have some 60 keys and up to 2,000 tensors. Read, a header takes at most about five times its bytes.

@@ -89,7 +89,14 @@ def test_merge_equals_peft(base: tuple[str, Path], tmp_path: Path, variant: str)
 TRAINED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     # name: (families, options of the adapter; "base" changes the base's configuration)
     "all-linear, rslora": (tuple(builders.FAMILIES), {"target_modules": "all-linear", "r": 4, "use_rslora": True}),
-    "dora": (tuple(builders.FAMILIES), {"target_modules": "all-linear", "r": 4, "use_dora": True}),
+    # PEFT has no DoRA for experts, all of which are one parameter to it
+    "dora": (
+        tuple(f for f in builders.FAMILIES if f not in builders.MOE),
+        {"target_modules": "all-linear", "r": 4, "use_dora": True},
+    ),
+    "experts alone": (builders.MOE, {"target_modules": [], "target_parameters": "EXPERTS", "r": 3, "lora_alpha": 5}),
+    "one parameter": (builders.MOE, {"target_modules": ["o_proj"], "target_parameters": ["down_proj"], "r": 4}),
+    "router": (builders.MOE, {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"], "r": 2}),
     "lora_bias": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "lora_bias": True}),
     "bias all": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "all"}),
     "bias lora_only": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "lora_only"}),
@@ -122,6 +129,7 @@ def named(option: Any, family: str) -> Any:
     neox = family == "gpt_neox"
     return {
         "TABLES": ["embed_in", "lm_head"] if neox else ["embed_tokens", "lm_head"],
+        "EXPERTS": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         "BIASED": ["query_key_value", "dense", "dense_h_to_4h"] if neox else ["q_proj", "k_proj", "v_proj"],
     }.get(str(option), option)
 
@@ -182,6 +190,11 @@ LONGROPE = {
         ("gemma2", {}),
         ("gemma3_text", {}),
         ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "tie_word_embeddings": False}),
+        ("qwen3_moe", {}),
+        ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 8, "tie_word_embeddings": True}),
+        ("qwen2_moe", {}),
+        ("mixtral", {}),
+        ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1}),
         ("phi3", {"sliding_window": None}),
         ("phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
         ("phi3", {"rope_scaling": LONGROPE, "max_position_embeddings": 512, "original_max_position_embeddings": 32}),
