@@ -246,8 +246,8 @@ class PeftAdapter:
         full = f"{place}.{parameter}"
         if pair.shape[0] == pair.shape[1]:
             raise self._fail(
-                f"changes {full}, whose experts are square ({pair.shape[0]:,}): versions of PEFT differ in the order of "
-                "its matrices; merge it with the PEFT that trained it"
+                f"changes {full}, whose experts are square ({pair.shape[0]:,}): versions of PEFT differ in the order "
+                "of its matrices; merge it with the PEFT that trained it"
             )
         if not pair.fits or pair.rank != self._rank(full):
             raise self._fail(

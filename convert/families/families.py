@@ -98,7 +98,9 @@ class Family:
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
     head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
-    window: str = ""  # which layers have one that llama.cpp does not compute: "all", or "switched" by settings
+    # which layers have one that llama.cpp does not compute: "all", or where use_sliding_window says so "switched" (those
+    # from max_window_layers on), "early" (every other one before it) or "asked" (all)
+    window: str = ""
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     experts: Experts | None = None
     renamed: tuple[str, str] | None = None  # a module that transformers 5 calls otherwise: (there, in checkpoints)
@@ -126,6 +128,8 @@ class Family:
             "": (),
             "all": ("sliding_window",),
             "switched": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+            "early": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+            "asked": ("sliding_window", "use_sliding_window"),
         }[self.window]
         named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
@@ -310,7 +314,8 @@ FAMILIES = (
             ("decoder_sparse_step", (1,)),
             ("mlp_only_layers", ([],)),
         ),
-        window="switched",
+        ignores=("max_window_layers",),
+        window="asked",
         experts=Experts("num_experts", "moe_intermediate_size"),
     ),
     Family(
@@ -334,6 +339,7 @@ FAMILIES = (
             "decoder_sparse_step": 1,
         },
         ignores=("attention_bias",),
+        head_is="required",
         splits_width=True,
         computes=(
             ("hidden_act", ("silu", "swish")),
@@ -342,7 +348,7 @@ FAMILIES = (
             ("decoder_sparse_step", (1,)),
             ("mlp_only_layers", ([],)),
         ),
-        window="switched",
+        window="early",
         experts=Experts("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
     ),
     Family(
@@ -369,7 +375,7 @@ FAMILIES = (
         writes_rotary=True,
     ),
     Family(
-        "Mixtral",
+        "Mixtral (llm-jp 8x13B)",
         ("MixtralForCausalLM",),
         "llama",
         _attention("rotary") + _experts("block_sparse_moe", names=("w1", "w3", "w2")) + _LLAMA_NORMS,
@@ -598,10 +604,14 @@ def _has_window(family: Family, settings: Mapping[str, Any]) -> bool:
     """Does transformers give some layer a window, where llama.cpp gives none?"""
     if family.window == "all":
         return settings.get("sliding_window") is not None
-    if family.window != "switched":
+    if not family.window:
         return False
     window = settings.get("sliding_window") if settings.get("use_sliding_window") else None
     types = settings.get("layer_types")
+    if family.window == "asked":
+        return window is not None
+    if types is None and family.window == "early":
+        return window is not None and settings["max_window_layers"] > 0
     if types is None:
         return window is not None and settings["max_window_layers"] < integer(settings, "num_hidden_layers")
     if not set(types) <= {"full_attention", "sliding_attention"}:

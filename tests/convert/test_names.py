@@ -83,11 +83,12 @@ def test_checkpoint(tmp_path: Path, base: builders.Arrays, spelling: str) -> Non
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.gguf_arch)
 def test_every_name_of_every_family_keeps_itself_and_is_found_under_a_prefix(family: Any) -> None:
     for rule in family.rules:
-        name = rule.hf.format(i=3)
+        name = rule.hf.replace("{i}", "3").replace("{e}", "2")
         assert canonical(name, family) == name
         assert canonical(f"_orig_mod.base_model.model.{name}", family) == name
     assert canonical("lm_head.weight", family) == canonical("embed_out.weight", family) == family.head
-    for module in (family.head_module, f"{family.root}.layers.0.mlp"):
+    inner = family.renamed[1] if family.renamed else "mlp"
+    for module in (family.head_module, f"{family.root}.layers.0.{inner}"):
         assert all(canonical(name, family) == module for name in spellings(module, family))
 
 

@@ -34,6 +34,7 @@ VALUES: dict[str, list[Any]] = {
         {"value": True, "base": {"tie_word_embeddings": True}, "also": {"target_modules": ["embed_tokens", "q_proj"]}}
     ],
     "target_modules": [["q_proj"], "all-linear", r".*layers\.1\..*k_proj", {"value": None}],
+    "target_parameters": [],  # of mixtures: tests/convert/test_oracle.py and test_experts.py
     "exclude_modules": [["down_proj"], r".*layers\.0\..*"],
     "layers_to_transform": [[1], 0, {"also": {"target_modules": ["q_proj", "lm_head"]}, "value": [1]}],
     "layers_pattern": [{"also": {"layers_to_transform": [1]}, "value": "layers"}],
@@ -66,7 +67,6 @@ VALUES: dict[str, list[Any]] = {
     # PEFT can't train these here: test_settings_that_are_refused writes them
     "arrow_config": [],
     "layer_replication": [],
-    "target_parameters": [],
     "megatron_config": [],
 }
 

@@ -48,16 +48,19 @@ VALUES: dict[str, Any] = {
     "resid_pdrop": 0.1, "embd_pdrop": 0.1, "classifier_dropout": 0.3, "pretraining_tp": 2, "use_cache": False,
     "output_hidden_states": True, "return_dict": True, "chunk_size_feed_forward": 3, "is_decoder": True,
     "num_labels": 3, "name_or_path": "x/y", "output_attentions": False, "tie_last_hidden_states": True,
+    "num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 512, "decoder_sparse_step": 2, "mlp_only_layers": [0], "qkv_bias": False,
+    "norm_topk_prob": False, "output_router_logits": True, "router_aux_loss_coef": 0.5, "router_jitter_noise": 0.3,
     "cache_implementation": "hybrid", "auto_map": {"AutoConfig": "c.C"}, "transformers_version": "3.0",
 }  # fmt: skip
+QWENS = ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe")
 SWITCHED = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 0}
 WITH: dict[tuple[str, str], dict[str, Any]] = {
-    **{(f, k): SWITCHED for f in ("qwen2", "qwen3") for k in ("use_sliding_window", "sliding_window")},
-    **{(f, "max_window_layers"): SWITCHED for f in ("qwen2", "qwen3")},
-    **{
-        (f, "layer_types"): {**SWITCHED, "layer_types": ["sliding_attention", "full_attention"]}
-        for f in ("qwen2", "qwen3")
-    },
+    **{(f, k): SWITCHED for f in QWENS for k in ("use_sliding_window", "sliding_window")},
+    **{(f, "max_window_layers"): SWITCHED for f in QWENS},
+    ("qwen2_moe", "use_sliding_window"): {**SWITCHED, "max_window_layers": 1},
+    ("qwen2_moe", "sliding_window"): {**SWITCHED, "max_window_layers": 1},
+    **{(f, "layer_types"): {**SWITCHED, "layer_types": ["sliding_attention", "full_attention"]} for f in QWENS},
     **{(f, "head_dim"): {"query_pre_attn_scalar": 32} for f in ("gemma2", "gemma3_text")},
     ("gemma2", "num_attention_heads"): {"num_key_value_heads": 2},
     ("gemma2", "layer_types"): {"layer_types": ["full_attention", "sliding_attention"]},
@@ -65,12 +68,14 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("gemma3_text", "num_hidden_layers"): {"num_hidden_layers": 8},
     ("gemma2", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("gemma3_text", "tie_word_embeddings"): {"tie_word_embeddings": False},
+    ("qwen2_moe", "norm_topk_prob"): {"norm_topk_prob": True},
     ("gpt_neox", "attention_bias"): {"attention_bias": False},
 }
 # Places that transformers still reads although its classes have no such field.
 COMMON = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 OLDER = {
     "qwen2": (*COMMON, "head_dim"),
+    "qwen2_moe": (*COMMON, "head_dim"),
     "phi3": (*COMMON, "head_dim"),
     "gemma2": (*COMMON, "sliding_window_pattern"),
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
