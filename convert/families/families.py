@@ -98,8 +98,8 @@ class Family:
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
     head_is: str = "optional"  # llama.cpp's output.weight: optional, "required" even where tied, or "tied" always
-    # which layers have one that llama.cpp does not compute: "all", or where use_sliding_window says so "switched" (those
-    # from max_window_layers on), "early" (every other one before it) or "asked" (all)
+    # which layers have one that llama.cpp does not compute: "all", or where use_sliding_window says so "switched"
+    # (those from max_window_layers on), "early" (every other one before it) or "asked" (all)
     window: str = ""
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     experts: Experts | None = None

@@ -6,6 +6,7 @@ depends on layer count and grouped attention) is not written again here: llama.c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ def _check_importance(
     for t in tensors:
         type_ = types[t.name]
         found = None if imatrix is None else imatrix.weights.get(t.name)
-        if not requires_importance(t.name, type_, level.name) or (found is not None and found.size == t.shape[0]):
+        if not requires_importance(t.name, type_, level.name) or (
+            found is not None and found.size == t.shape[0] * math.prod(t.shape[2:])
+        ):
             continue
         by = asked.get(t.name, level.name)
         if imatrix is None:

@@ -306,7 +306,8 @@ def checkpoint(folder: Path, method: str, family: str = "llama", seed: int = 0) 
     exact: builders.Arrays = {}
     tables = ("embed_tokens", "lm_head", "embed_in", "embed_out")
     for name, values in plain.items():
-        if values.ndim != 2 or (any(t in name for t in tables) and not how.embeddings):
+        is_router = name.endswith("mlp.gate.weight")  # which no method packs
+        if values.ndim != 2 or is_router or (any(t in name for t in tables) and not how.embeddings):
             stored[name], exact[name] = ("BF16", builders.to_bf16(values)), values
             continue
         found, weight = how.pack(name, (values.shape[0], values.shape[1]), rng)
