@@ -363,7 +363,7 @@ FAMILIES = (
         writes_rotary=True,
     ),
     Family(
-        "Mistral",
+        "Mistral, text of Mistral 3",
         ("MistralForCausalLM",),
         "llama",
         _shared("rotary") + _LLAMA_NORMS,
@@ -445,7 +445,7 @@ FAMILIES = (
         ("Gemma3ForCausalLM",),
         "gemma3",
         _shared() + _GEMMA_NORMS + _qk_norms(1.0),
-        ("gemma3_text", "gemma3"),
+        ("gemma3_text",),
         keys=(
             Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping", optional=True),
             Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
@@ -495,19 +495,31 @@ FAMILIES = (
 IGNORED_SUFFIXES = (
     ".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias", ".attention.rotary_emb.inv_freq",
 )  # fmt: skip
-# Gemma 3 with eyes (MedGemma): its language model is a Gemma 3 under another prefix (names.py).
-_MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+# Models with eyes (MedGemma, Mistral Small 3.1): their language model is one of the families under another prefix
+# (names.py). By architecture: that of the language model, and what the whole model's type is called.
+_MULTIMODAL = {
+    "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3"),
+    "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral3"),
+}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
     """The family of a checkpoint's configuration; raises DataError listing the known ones."""
     name = next(iter(config.get("architectures") or []), None)
+    inner, whole_type = _MULTIMODAL.get(str(name), (name, None))
     for family in FAMILIES:
-        if name in family.hf_names or _MULTIMODAL.get(str(name)) in family.hf_names:
-            if config.get("model_type", family.model_types[0]) not in family.model_types:
+        if inner in family.hf_names:
+            types = family.model_types if whole_type is None else (whole_type,)
+            if config.get("model_type", types[0]) not in types:
                 raise DataError(
                     f"config.json: its architecture is {name}, its model_type {config['model_type']!r}, expected "
-                    f"{' or '.join(family.model_types)}; they are two models, correct the one that is wrong"
+                    f"{' or '.join(types)}; they are two models, correct the one that is wrong"
+                )
+            text_type = (config.get("text_config") or {}).get("model_type", family.model_types[0])
+            if text_type not in family.model_types:
+                raise DataError(
+                    f"config.json: the text part of this {name} is a {text_type!r}, which is not supported; known is "
+                    f"{' or '.join(family.model_types)}"
                 )
             return family
     known = "; ".join(f"{f.title} ({', '.join(f.hf_names)})" for f in FAMILIES)

@@ -46,6 +46,7 @@ NO_MATTER = frozenset((
 NO_MATTER_PREFIXES = ("unsloth_",)
 # Of a model with eyes, whose text part is converted: all that concerns its pictures.
 OUTSIDE = frozenset((
+    "spatial_merge_size", "multimodal_projector_bias", "vision_feature_layer",
     "text_config", "vision_config", "mm_tokens_per_image", "image_token_index", "image_token_id", "boi_token_index",
     "boi_token_id", "eoi_token_index", "eoi_token_id", "projector_hidden_act", "vision_feature_select_strategy",
 ))  # fmt: skip

@@ -235,23 +235,36 @@ def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 if uses_gelu(model) else 1e-3)
 
 
+def seeing(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    """transformers' model with eyes around a text model of a family."""
+    import transformers
+
+    if family == "gemma3_text":
+        config: Any = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        return transformers.Gemma3ForConditionalGeneration(config)
+    eyes = {**vision, "model_type": "pixtral", "head_dim": 16}
+    config = transformers.Mistral3Config(text_config=text, vision_config=eyes, tie_word_embeddings=False)
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
-    """MedGemma's kind: a Gemma 3 under a prefix, with a vision tower that is left out."""
+def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str) -> None:
+    """MedGemma's kind: a Gemma 3, or a Mistral, under a prefix, with a vision tower that is left out."""
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    builders.checkpoint(tmp_path / "m", "gemma3_text", dtype="F32")
+    builders.checkpoint(
+        tmp_path / "m", family, dtype="F32", **({"sliding_window": None} if family == "mistral" else {})
+    )
     text = json.loads((tmp_path / "m" / "config.json").read_text())
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
         "patch_size": 14,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
-    model = model.float().eval()
+    model = seeing(family, text, vision).float().eval()
     model.save_pretrained(tmp_path / "v")
     saved = load_file(tmp_path / "v" / "model.safetensors")
     renamed = {}
@@ -263,10 +276,10 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "v" / file).write_bytes((tmp_path / "m" / file).read_bytes())
     (path,) = jmedlite.quantize(tmp_path / "v", types=["F32"], out=tmp_path)
-    assert len(read(path)) == sum(n.startswith(prefix) for n in renamed)
+    assert len(read(path)) == sum(n.startswith(prefix) or "lm_head" in n for n in renamed)
     tokens = np.random.default_rng(0).integers(0, 256, 40).tolist()
     for layer in model.modules():
-        if hasattr(layer, "act_fn"):
+        if family == "gemma3_text" and hasattr(layer, "act_fn"):
             layer.act_fn = GgmlGelu()
     with torch.no_grad():
         plain = model(torch.tensor([tokens])).logits[0].numpy()
@@ -281,9 +294,9 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str) -> None:
     assert any("vision_tower" in n for n in load_file(tmp_path / "a" / "adapter_model.safetensors"))
     for base in ("v", "m"):
         if base == "m":  # the same weights as a checkpoint of text alone
-            text_part = {
-                n.replace(prefix, "model."): t for n, t in renamed.items() if n.startswith((prefix, "lm_head"))
-            }
+            text_part = {n.replace(prefix, "model."): t for n, t in renamed.items() if n.startswith(prefix)}
+            head = next((t for n, t in renamed.items() if n.endswith("lm_head.weight")), None)
+            text_part |= {} if head is None else {"lm_head.weight": head}
             save_file(text_part, tmp_path / "m" / "model.safetensors", {"format": "pt"})
         (path,) = jmedlite.quantize(tmp_path / base, lora=[str(tmp_path / "a")], types=["F32"], out=tmp_path)
         np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=1e-3)

@@ -76,6 +76,7 @@ COMMON = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddin
 OLDER = {
     "qwen2": (*COMMON, "head_dim"),
     "qwen2_moe": (*COMMON, "head_dim"),
+    "qwen3_moe": (*COMMON, "head_dim"),
     "phi3": (*COMMON, "head_dim"),
     "gemma2": (*COMMON, "sliding_window_pattern"),
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
