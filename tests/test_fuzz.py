@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jmedlite.runtime.added_tokens import AddedTokens
-from tests.support.readers import Reader, bend, readers
+from tests.support.readers import PACKED, Reader, bend, readers
 
 EXAMPLES = int(os.environ.get("JMEDLITE_FUZZ_EXAMPLES", "40"))
 quick = settings(
@@ -28,7 +28,8 @@ NAMES = (
     "manifest", "adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
     "generation_config.json", "special_tokens_map.json", "index", "run.json", "models.json", "task rows", "answers",
     "models of a server", "items.jsonl", "questions.jsonl", "measures.jsonl", "noise.jsonl", "safetensors header",
-    "model card", "saved chat", "overlap rows", "parquet rows",
+    "model card", "saved chat", "overlap rows", "parquet rows", "adapter_config.json of MLX", "config.json of mixture",
+    *(f"{what} of {name}" for name in PACKED for what in ("config.json", "safetensors header")),
 )  # fmt: skip
 
 

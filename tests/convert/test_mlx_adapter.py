@@ -13,34 +13,11 @@ import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.convert.planning import assemble
 from tests.support import builders
+from tests.support.builders import MLX_MODULES as MODULES
+from tests.support.builders import MLX_RANK as RANK
+from tests.support.builders import MLX_SCALE as SCALE
+from tests.support.builders import mlx_adapter as adapter
 from tests.support.ggufs import raw, read
-
-MODULES = ("self_attn.q_proj", "mlp.down_proj")
-RANK, SCALE = 4, 2.5
-
-
-def write(folder: Path, matrices: builders.Arrays, **changes: Any) -> None:
-    folder.mkdir()
-    builders.write_safetensors(folder / "adapters.safetensors", matrices, "F32")
-    config = {
-        "fine_tune_type": "lora", "num_layers": 2, "iters": 100, "learning_rate": 1e-5, "model": "Qwen/Qwen2-7B",
-        "lora_parameters": {"rank": RANK, "scale": SCALE, "dropout": 0.1, "keys": ["self_attn.q_proj"]},
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
-
-
-def adapter(folder: Path, base: builders.Arrays, seed: int = 1, **changes: Any) -> builders.Arrays:
-    """An adapter of mlx-lm for every layer's MODULES; returns its matrices."""
-    rng = np.random.default_rng(seed)
-    found: builders.Arrays = {}
-    for name, weight in base.items():
-        module = name.removesuffix(".weight")
-        if module.endswith(MODULES):
-            out, in_ = weight.shape
-            found[f"{module}.lora_a"] = (rng.standard_normal((in_, RANK)) * 0.1).astype(np.float32)
-            found[f"{module}.lora_b"] = (rng.standard_normal((RANK, out)) * 0.1).astype(np.float32)
-    write(folder, found, **changes)
-    return found
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])

@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from jmedlite.benchmarks.scoring import score
 from jmedlite.benchmarks.tasks.items import Item
 from jmedlite.benchmarks.tasks.load import load_task
 from jmedlite.calibration.overlap import read_task
+from jmedlite.convert.adapters.mlx import MlxAdapter
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.sources.checkpoint import read_safetensors_header
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.tensors import Files
 from jmedlite.runtime.conversation import Conversation
-from tests.support import builders, runs, tasks
+from tests.support import builders, packed, runs, tasks
 
 # What stands where something else was expected: well-formed JSON, all of it.
 STRANGE: tuple[Any, ...] = (
@@ -121,6 +123,27 @@ def _of_file(path: Path, read: Callable[[], object], **form: Any) -> Reader:
     return Reader(form.get("decode", json.loads)(right), feed, **form)
 
 
+def _of_header(path: Path, read: Callable[[], object]) -> Reader:
+    """A reader of a safetensors file's header, before the data that it has."""
+    blob = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", blob)
+
+    def header(document: Any) -> bytes:
+        head = json.dumps(document).encode()
+        return struct.pack("<Q", len(head)) + head + blob[8 + length :]
+
+    return _of_file(
+        path, read, encode=header, decode=lambda raw: json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    )
+
+
+# Checkpoints whose weights are quantized already, one for each module that reads such
+PACKED = {
+    "nf4": "NF4, nested", "fp8": "FP8, 128×128", "gptq": "GPTQ, act-order", "ct": "compressed-tensors, zero points",
+    "mlx4": "MLX, 4 bits",
+}  # fmt: skip
+
+
 def readers(folder: Path) -> dict[str, Reader]:
     """All of them, on files made in `folder`; $JMEDLITE_STATE must be `folder`/state."""
     base = builders.checkpoint(folder / "m", "llama", rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
@@ -130,6 +153,10 @@ def readers(folder: Path) -> dict[str, Reader]:
     )
     builders.checkpoint(folder / "shards", "llama", shards=2)
     builders.adapter(folder / "a", base, rank_pattern={"q_proj": 4})
+    builders.checkpoint(folder / "mixture", "qwen3_moe")
+    for name, method in PACKED.items():
+        packed.checkpoint(folder / name, method)
+    builders.mlx_adapter(folder / "mlx", base)
 
     def model(name: str = "m") -> object:
         files = Files()
@@ -161,6 +188,13 @@ def readers(folder: Path) -> dict[str, Reader]:
         "adapter_config.json": _of_file(
             folder / "a" / "adapter_config.json", lambda: PeftAdapter(folder / "a", whole).describe()
         ),
+        "adapter_config.json of MLX": _of_file(
+            folder / "mlx" / "adapter_config.json", lambda: MlxAdapter(folder / "mlx", whole).describe()
+        ),
+        **{
+            f"config.json of {name}": _of_file(folder / name / "config.json", partial(model, name))
+            for name in ("mixture", *PACKED)
+        },
         **{
             name: _of_file(folder / "m" / name, model)
             for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
@@ -186,19 +220,9 @@ def readers(folder: Path) -> dict[str, Reader]:
     for name in ("items", "questions", "measures", "noise"):
         found[f"{name}.jsonl"] = _of_file(folder / "run" / f"{name}.jsonl", report, encode=_lines, decode=_of_lines)
     path = folder / "m" / "model.safetensors"
-    blob = path.read_bytes()
-    (length,) = struct.unpack_from("<Q", blob)
-
-    def header(document: Any) -> bytes:
-        head = json.dumps(document).encode()
-        return struct.pack("<Q", len(head)) + head + blob[8 + length :]
-
-    found["safetensors header"] = _of_file(
-        path,
-        lambda: read_safetensors_header(path),
-        encode=header,
-        decode=lambda raw: json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]),
-    )
+    found["safetensors header"] = _of_header(path, lambda: read_safetensors_header(path))
+    for name in PACKED:
+        found[f"safetensors header of {name}"] = _of_header(folder / name / "model.safetensors", partial(model, name))
     if find_spec("pyarrow"):
         (folder / "task.parquet").write_bytes(_parquet(rows))
         found["parquet rows"] = _of_file(
