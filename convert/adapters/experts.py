@@ -8,74 +8,91 @@ and ΔW_e is its transpose. Source: ParamWrapper.get_delta_weight of PEFT 0.21, 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jmedlite.convert.families.families import Family
+from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.tensors import StoredTensor
 
 from .lora import Factor, Update
 
-GATE_UP, DOWN = "gate_up_proj", "down_proj"  # transformers' parameters of its experts' modules, in their order
+# transformers' parameters of its experts' modules, in their order, and llama.cpp's names for what they are made of
+PARAMETERS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
+# A side of such an adapter. Where both parameters of a module have one, PEFT wraps the second around the first.
 STACKED = re.compile(
     r"(?P<place>.+\.experts)\.(?P<inner>base_layer\.)?lora_(?P<side>[AB])(?:\.(?!weight$)[^.]+)?\.weight"
 )
 
 
 @dataclass(frozen=True)
-class ExpertNames:
-    """What a family's tensors of experts are called: of one expert in a layer, with {e}, and without a layer's part."""
+class ExpertParameter:
+    """One parameter of all experts of a layer. `shape` (out, in) is that of one expert's part; `parts` are its tensors:
+    their names, one for each expert, and which rows of the parameter they are."""
 
-    gate: str
-    up: str
-    down: str
-
-    @staticmethod
-    def of(family: Family) -> ExpertNames:
-        """Those of a family that has experts."""
-        by_place = {rule.gguf.split(".")[2]: rule.hf for rule in family.rules if "{e}" in rule.hf}
-        return ExpertNames(by_place["ffn_gate_exps"], by_place["ffn_up_exps"], by_place["ffn_down_exps"])
-
-    @property
-    def place(self) -> str:
-        """The module of all experts of a layer, with {i}."""
-        return self.gate.partition(".{e}")[0]
-
-    def parts(self, parameter: str, n_out: int) -> tuple[tuple[str, slice], ...]:
-        """The tensors of one expert that a parameter of `n_out` rows is made of, and which rows of it each is."""
-        if parameter == DOWN:
-            return ((self.down, slice(None)),)
-        return (self.gate, slice(n_out // 2)), (self.up, slice(n_out // 2, None))
-
-
-@dataclass(frozen=True)
-class StackedPair:
-    """lora_A and lora_B of one parameter of all experts of a layer, of whose `shape` (out, in) one expert's part is."""
-
-    a: StoredTensor
-    b: StoredTensor
-    n_expert: int
+    name: str
     shape: tuple[int, int]
+    parts: tuple[tuple[tuple[str, ...], slice], ...]
 
     @property
-    def rank(self) -> int:
-        return self.a.shape[0] // self.n_expert
+    def n_expert(self) -> int:
+        return len(self.parts[0][0])
 
     @property
-    def fits(self) -> bool:
-        """Are the matrices those of the parameter, in one of the two orders?"""
-        a, b = self.a.shape, self.b.shape
-        return (
-            len(a) == len(b) == 2
-            and a[0] == b[1]
-            and a[0] % self.n_expert == 0
-            and (b[0], a[1]) in (self.shape, self.shape[::-1])
-        )
+    def modules(self) -> set[str]:
+        """The modules of its tensors."""
+        return {name.removesuffix(".weight") for names, _ in self.parts for name in names}
 
-    def split(self, expert: int, rows: slice, scale: float) -> Update:
-        """The update of some rows of one expert's part."""
-        of_a, of_b = slice(expert * self.rank, (expert + 1) * self.rank), slice(expert, None, self.n_expert)
-        if (self.b.shape[0], self.a.shape[1]) == self.shape:
-            return Update(Factor(self.b, rows=rows, columns=of_b), Factor(self.a, rows=of_a), scale)
-        return Update(
-            Factor(self.a, True, rows=of_a, columns=rows), Factor(self.b, True, columns=of_b), scale
-        )  # the older order
+    @property
+    def tells_order(self) -> bool:
+        """Do the shapes of an adapter's matrices tell in which of the two orders they are?"""
+        return self.shape[0] != self.shape[1]
+
+    def updates(self, a: StoredTensor, b: StoredTensor, rank: float, scale: float) -> dict[str, Update] | None:
+        """The update of every tensor; None where the matrices are not those of this parameter at this rank."""
+        if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == rank * self.n_expert):
+            return None
+        given = (b.shape[0], a.shape[1])
+        if given not in (self.shape, self.shape[::-1]):
+            return None
+        found, r = {}, a.shape[0] // self.n_expert
+        for names, rows in self.parts:
+            for e, name in enumerate(names):
+                of_a, of_b = slice(e * r, (e + 1) * r), slice(e, None, self.n_expert)
+                if given == self.shape:
+                    left, right = Factor(b, rows=rows, columns=of_b), Factor(a, rows=of_a)
+                else:
+                    left, right = Factor(a, True, rows=of_a, columns=rows), Factor(b, True, columns=of_b)
+                found[name] = Update(left, right, scale)
+        return found
+
+
+def expert_parameters(base: Base) -> dict[str, ExpertParameter]:
+    """All such parameters of a base, by the names that PEFT has for them in the family's spelling."""
+    by_gguf = _names_of_experts(base.family)
+    found = {}
+    for parameter, tensors in PARAMETERS.items():
+        names = [by_gguf[tensor] for tensor in tensors if tensor in by_gguf]
+        layer = 0
+        while names and (of_layer := [_of_layer(base.tensors, name, layer) for name in names])[0]:
+            shapes = [base.tensors[experts[0]].shape for experts in of_layer]
+            ends = [sum(shape[0] for shape in shapes[: i + 1]) for i in range(len(shapes))]
+            rows = [slice(end - shape[0], end) for end, shape in zip(ends, shapes, strict=True)]
+            place = of_layer[0][0].partition(".experts.")[0]
+            full = f"{place}.experts.{parameter}"
+            found[full] = ExpertParameter(full, (ends[-1], shapes[0][1]), tuple(zip(of_layer, rows, strict=True)))
+            layer += 1
+    return found
+
+
+def _names_of_experts(family: Family) -> dict[str, str]:
+    """By llama.cpp's name the checkpoint's, with {i} for the layer and {e} for the expert."""
+    return {rule.gguf.split(".")[2]: rule.hf for rule in family.rules if "{e}" in rule.hf}
+
+
+def _of_layer(tensors: Mapping[str, object], name: str, layer: int) -> tuple[str, ...]:
+    """The names of all experts' tensors in a layer."""
+    found: list[str] = []
+    while (one := name.replace("{i}", str(layer)).replace("{e}", str(len(found)))) in tensors:
+        found.append(one)
+    return tuple(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
-from .experts import DOWN, GATE_UP, STACKED, ExpertNames, StackedPair
+from .experts import PARAMETERS, STACKED, expert_parameters
 from .lora import Factor, Update
 from .patterns import ANY_PART, END, FULL, LAYER, Pattern, find
 from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED, SHAPES, as_number
@@ -48,15 +47,14 @@ class PeftAdapter:
         self.config = read_json(folder / ADAPTER_CONFIG)
         self.folder: Path | None = folder
         self.name, self.weight, self.warnings = folder.resolve().name, weight, list[str]()
-        self._base = base
+        self._base, self._parameters = base, expert_parameters(base)
         self._check_config()
         self._find_patterns()
         self._unseen: list[str] = []  # modules of the parts that see, which are not converted
         self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
         self.updates: dict[str, Update] = {}
         self.replaced: dict[str, StoredTensor] = {}
-        self._stacked: set[str] = set()  # parameters of all experts of a layer
-        self._by_parameters: set[str] = set()  # modules that target_parameters mean
+        self._stacked: set[str] = set()  # parameters of all experts of a layer that it changes
         self._saved: set[str] = set()  # tensors that stand in the file whole, trained or not
         self._match(read_weights(self.weights_file))
         self._check_targets()
@@ -130,9 +128,7 @@ class PeftAdapter:
                     asked.append((which, (FULL, config[which])))
             asked += [("layers_pattern", (LAYER, p)) for p in self._layer_patterns()]
         modules = [name.rpartition(".")[0] for name in self._base.tensors]
-        if self._base.family.experts:
-            places = dict.fromkeys(m.rpartition(".experts.")[0] for m in modules if ".experts." in m)
-            modules += [f"{place}.experts.{parameter}" for place in places for parameter in (GATE_UP, DOWN)]
+        modules += self._parameters
         names = list(dict.fromkeys(name for module in modules for name in self._names(module)))
         self._found: dict[Pattern, Mapping[str, str | None]] = {}
         found = find([pattern for _, pattern in asked], names)
@@ -182,8 +178,7 @@ class PeftAdapter:
                     raise self._fail(f"holds lora_{side} of {found['module']} twice: {other.name} and {name}")
             else:
                 self._take_saved(name, key, tensor)
-        for (place, inner), found_sides in stacked.items():
-            self._take_stacked(place, inner, (place, True) in stacked, found_sides)
+        self._take_stacked(stacked)
         if not sides and not self.replaced and not stacked:
             raise self._fail("changes only what sees images" if self._unseen else "holds no LoRA weights")
         if self._unseen:
@@ -224,46 +219,33 @@ class PeftAdapter:
                 raise self._fail(f"{module}: lora_B.bias is {list(bias.shape)}, the base has {list(own.shape)}")
             self.updates[f"{module}.bias"] = Update(Factor(bias), None, self._scale(module))
 
-    def _take_stacked(self, place: str, inner: bool, both: bool, sides: Mapping[str, StoredTensor]) -> None:
-        """One parameter of all experts of a layer; where there are `both`, PEFT wraps the first one first."""
-        named = [p for p in (GATE_UP, DOWN) if self._is_parameter(f"{place}.{p}")]
-        if len(named) != 1 + both:
-            told = " and ".join(named) or "none"
-            raise self._fail(f"{place} has weights for {1 + both} parameters, its target_parameters name {told}")
-        if set(sides) != {"A", "B"}:
-            raise self._fail(f"{place} has no lora_{'B' if 'A' in sides else 'A'}")
-        parameter = named[0 if inner or not both else 1]
-        names = ExpertNames.of(self._base.family)
-        prefix, suffix = names.place.split("{i}")
-        layer = place.removeprefix(prefix).removesuffix(suffix)
-        n_expert = self._n_experts(names, layer)
-        first = [names.parts(parameter, 2)[0][0], *([names.up] if parameter == GATE_UP else [])]
-        weights = [self._base.tensors.get(n.replace("{i}", layer).replace("{e}", "0")) for n in first]
-        if None in weights or not n_expert:
-            raise self._fail(f"changes {place}, which the base model does not have; it belongs to another base")
-        rows = sum(w.shape[0] for w in weights if w)
-        pair = StackedPair(sides["A"], sides["B"], n_expert, (rows, weights[0].shape[1] if weights[0] else 0))
-        full = f"{place}.{parameter}"
-        if pair.shape[0] == pair.shape[1]:
-            raise self._fail(
-                f"changes {full}, whose experts are square ({pair.shape[0]:,}): versions of PEFT differ in the order "
-                "of its matrices; merge it with the PEFT that trained it"
-            )
-        if not pair.fits or pair.rank != self._rank(full):
-            raise self._fail(
-                f"{full}: A is {list(pair.a.shape)} and B is {list(pair.b.shape)}, expected rank {self._rank(full):g} "
-                f"for {n_expert} experts of {list(pair.shape)}"
-            )
-        for name, part in names.parts(parameter, rows):
-            for e in range(n_expert):
-                key = name.replace("{i}", layer).replace("{e}", str(e))
-                self.updates[key] = pair.split(e, part, self._scale(full))
-                self._by_parameters.add(key.removesuffix(".weight"))
-        self._stacked.add(full)
-
-    def _n_experts(self, names: ExpertNames, layer: str) -> int:
-        of_layer = names.up.replace("{i}", layer)
-        return next(e for e in itertools.count() if of_layer.replace("{e}", str(e)) not in self._base.tensors)
+    def _take_stacked(self, stacked: Mapping[tuple[str, bool], Mapping[str, StoredTensor]]) -> None:
+        """Pairs for all experts of a layer, by their module, and whether it is the one that PEFT wrapped first."""
+        for (place, inner), sides in stacked.items():
+            both = (place, not inner) in stacked
+            named = [f"{place}.{name}" for name in PARAMETERS if self._is_parameter(f"{place}.{name}")]
+            if len(named) != 1 + both:
+                told = " and ".join(named) or "none"
+                raise self._fail(f"{place} has weights for {1 + both} parameters, its target_parameters name {told}")
+            if set(sides) != {"A", "B"}:
+                raise self._fail(f"{place} has no lora_{'B' if 'A' in sides else 'A'}")
+            name = named[0 if inner or not both else 1]
+            parameter = self._parameters.get(name)
+            if parameter is None:
+                raise self._fail(f"changes {place}, which the base model does not have; it belongs to another base")
+            if not parameter.tells_order:
+                raise self._fail(
+                    f"changes {name}, whose experts are square ({parameter.shape[0]:,}): versions of PEFT differ in "
+                    "the order of its matrices; merge it with the PEFT that trained it"
+                )
+            updates = parameter.updates(sides["A"], sides["B"], self._rank(name), self._scale(name))
+            if updates is None:
+                raise self._fail(
+                    f"{name}: A is {list(sides['A'].shape)} and B is {list(sides['B'].shape)}, expected rank "
+                    f"{self._rank(name):g} for {parameter.n_expert} experts of {list(parameter.shape)}"
+                )
+            self.updates |= updates
+            self._stacked.add(name)
 
     def _is_parameter(self, full: str) -> bool:
         """PEFT's rule for target_parameters, which is that for targets."""
@@ -409,22 +391,17 @@ class PeftAdapter:
 
     def _check_targets(self) -> None:
         """The modules named in the configuration and those in the file must be the same."""
-        asked = self.config.get("target_parameters") or ()
-        if asked:
-            routers = {n for n in self._base.tensors if any(self._goes_by(n, name) for name in asked)}
-            if missing := sorted(routers - set(self.updates)):
-                raise self._fail(f"targets parameters, but its file has no weights for {some(missing)}")
-            self._by_parameters |= {n.removesuffix(".weight") for n in routers}
-            places = {m.rpartition(".experts.")[0] for m in _modules(self._base.tensors) if ".experts." in m}
-            names = [f"{place}.experts.{p}" for place in places for p in (GATE_UP, DOWN)]
-            wanted = {n for n in names if self._is_parameter(n)}
-            if missing := sorted(n for n in wanted if n not in self._stacked):
-                raise self._fail(f"targets parameters, but its file has no weights for {some(missing)}")
+        routers = {n for n in self._base.tensors if self._is_parameter(n)}
+        if missing := sorted(
+            {*routers, *filter(self._is_parameter, self._parameters)} - {*self.updates, *self._stacked}
+        ):
+            raise self._fail(f"targets parameters, but its file has no weights for {some(missing)}")
         if self.config.get("target_modules") is None:
             return
         candidates = set(_modules(self._base.tensors))
         linear = candidates - {self._base.embedding.removesuffix(".weight")}
-        given = set(_modules(self.updates)) - self._by_parameters
+        by_parameters = {n.removesuffix(".weight") for n in routers}
+        given = set(_modules(self.updates)) - by_parameters.union(*(self._parameters[n].modules for n in self._stacked))
         wanted = {module for module in candidates if self._is_target(module, linear)}
         if self.ties_head:
             wanted.discard(self._base.head.removesuffix(".weight"))
