@@ -11,14 +11,15 @@ import gguf
 import yaml
 
 from jmedlite.base.errors import DataError, JmedliteError
+from jmedlite.base.filenames import AWQ_CONFIG, GPTQ_CONFIG
 from jmedlite.base.inputs import read_json
 
 from .tensors import StoredTensor, Weights
 
 # (method, endings of which tensors' names must occur, a file that must be there): the first that holds is told
 _METHODS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("AWQ", (".qweight",), "quant_config.json"),
-    ("GPTQ", (".qweight",), "quantize_config.json"),
+    ("AWQ", (".qweight",), AWQ_CONFIG),
+    ("GPTQ", (".qweight",), GPTQ_CONFIG),
     ("GPTQ", (".qweight", ".g_idx"), ""),
     ("AWQ", (".qweight", ".qzeros"), ""),
     ("GPTQ or AWQ", (".qweight",), ""),
@@ -83,7 +84,7 @@ def _method(folder: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str | No
 def original(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The model that a quantized one says it was made from."""
     try:
-        described = read_json(folder / "quantize_config.json")
+        described = read_json(folder / GPTQ_CONFIG)
     except JmedliteError:
         described = {}
     try:

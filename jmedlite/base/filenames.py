@@ -12,6 +12,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
 )  # fmt: skip
+GPTQ_CONFIG, AWQ_CONFIG = "quantize_config.json", "quant_config.json"  # beside config.json, in older checkpoints
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_BIN = "adapter_model.safetensors", "adapter_model.bin"
 MLX_ADAPTER_WEIGHTS = "adapters.safetensors"

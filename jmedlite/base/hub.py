@@ -24,7 +24,10 @@ from .outputs import sha256_file
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # with an adapter's configuration, by which an adapter that is given as the model is known
-_MODEL_FILES = (names.CONFIG, names.GENERATION_CONFIG, *names.TOKENIZER_FILES, names.CARD, names.ADAPTER_CONFIG)
+_MODEL_FILES = (
+    names.CONFIG, names.GENERATION_CONFIG, names.GPTQ_CONFIG, names.AWQ_CONFIG, *names.TOKENIZER_FILES, names.CARD,
+    names.ADAPTER_CONFIG,
+)  # fmt: skip
 _ADAPTER_FILES = (names.ADAPTER_CONFIG, *names.TOKENIZER_FILES, names.CARD)
 # (whole, index) file names, the second pair fetched only where the repository has neither of the first
 _WEIGHTS = ((names.SINGLE, names.INDEX), (names.BIN_SINGLE, names.BIN_INDEX))

@@ -261,3 +261,22 @@ def test_sizes_of_single_modules(tmp_path: Path) -> None:
         assemble(tmp_path / "p")
     set_config(tmp_path / "p", **{module: {"bits": 8, "group_size": 128}})
     assert assemble(tmp_path / "p").quantized == "MLX, 4 bits + MLX, 8 bits"
+
+
+@pytest.mark.parametrize(
+    ("method", "file"), [("GPTQ without g_idx", "quantize_config.json"), ("AWQ", "quant_config.json")]
+)
+def test_settings_in_a_file_of_their_own(tmp_path: Path, method: str, file: str) -> None:
+    """Older checkpoints have them beside config.json, and they tell GPTQ from AWQ."""
+    exact = packed.checkpoint(tmp_path / "p", method)
+    path = tmp_path / "p" / "config.json"
+    config = json.loads(path.read_text())
+    settings = config.pop("quantization_config")
+    settings.pop("quant_method")
+    path.write_text(json.dumps(config))
+    (tmp_path / "p" / file).write_text(json.dumps(settings))
+    builders.checkpoint(tmp_path / "d", "llama", dtype="F32", tensors=exact)
+    one, other = (
+        jmedlite.quantize(tmp_path / kind, types=["F32"], out=tmp_path / f"o-{kind}", name="x")[0] for kind in "pd"
+    )
+    assert raw(one) == raw(other)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError
-from jmedlite.base.filenames import CONFIG
+from jmedlite.base.filenames import AWQ_CONFIG, CONFIG, GPTQ_CONFIG
 from jmedlite.base.inputs import read_json
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import some
@@ -17,8 +17,6 @@ from jmedlite.convert.sources.tensors import Files, StoredTensor, Weights
 
 from . import bitsandbytes, mlx, scaled, words
 from .rows import PackedTensor
-
-GPTQ_FILE, AWQ_FILE = "quantize_config.json", "quant_config.json"  # beside config.json, in older checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +109,7 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("quantization_config", "compression_config", "quantization"):
         if isinstance(found := config.get(key), dict):
             return found
-    for name in (GPTQ_FILE, AWQ_FILE):
+    for name in (GPTQ_CONFIG, AWQ_CONFIG):
         if (folder / name).is_file():
             return read_json(folder / name)
     return {}
@@ -122,8 +120,8 @@ def _gather_words(folder: Path, config: _Config, tensors: dict[str, StoredTensor
     method = (config.quant_method or "").lower()
     if not method:
         ordered = any(n.endswith(".g_idx") for n in tensors)
-        method = "awq" if (folder / AWQ_FILE).is_file() and not ordered else "gptq" if ordered else ""
-        if (folder / GPTQ_FILE).is_file():
+        method = "awq" if (folder / AWQ_CONFIG).is_file() and not ordered else "gptq" if ordered else ""
+        if (folder / GPTQ_CONFIG).is_file():
             method = "gptq"
     if method == "awq":
         if str(config.version or "gemm").lower() != "gemm":
