@@ -70,9 +70,9 @@ def export(
     weights = []
     for job in make_jobs(model, bound):
         if job.updates:
-            order = job.updates[0].order
+            order, columns = job.updates[0].order, job.updates[0].columns
             of_adapters = tuple((update.adapter, update.key) for update in job.updates)
-            weight = RuntimeWeight(job.name, job.gguf_shape[::-1], of_adapters, order)
+            weight = RuntimeWeight(job.name, job.gguf_shape[::-1], of_adapters, order, columns)
             if job.n_matrices > 1:
                 raise _impossible(weight, "changes single experts")
             if len({update.order for update in job.updates}) > 1:

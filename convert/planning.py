@@ -24,7 +24,7 @@ from jmedlite.convert.adapters.lora import Adapter, has_effect
 from jmedlite.convert.adapters.mlx import MlxAdapter
 from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.encoding.encoders import GGML, ROUNDED, Encoder
-from jmedlite.convert.families.row_order import RowOrder
+from jmedlite.convert.families.row_order import Order, TiledHeads
 from jmedlite.convert.levels.recipes import EMBEDDING, HEAD, Level
 from jmedlite.convert.metadata.specials import AdapterFiles
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files
@@ -37,15 +37,17 @@ from jmedlite.convert.sources.tensors import Files, Weights
 from jmedlite.runtime.type_probe import TypeRule
 
 DISK_MARGIN = 64 << 20
-ROUTER = "ffn_gate_inp.weight"  # which llama.cpp keeps in float32 at every level
+WHOLE = ("ffn_gate_inp.weight", "ssm_conv1d.weight")  # matrices that llama.cpp keeps in float32 at every level
 
 
 class JobUpdate(NamedTuple):
-    """What an adapter does to a tensor: its name for the weight, how its rows move, and which expert's matrix it is."""
+    """What an adapter does to a tensor: its name for the weight, how its rows and columns move, and which expert's
+    matrix it is."""
 
     adapter: Adapter
     key: str
-    order: RowOrder | None
+    order: Order | None
+    columns: TiledHeads | None
     matrix: int | None = None
 
 
@@ -53,17 +55,20 @@ class JobUpdate(NamedTuple):
 class TensorJob:
     """One tensor of the output: where it comes from, what is added, how its rows move.
 
-    `n_rows`, `n_cols` describe the stored tensor (a vector is one column); `order` is how the source's rows move,
-    and each of `updates` says how its own do. `plus` is added at the end. `constant` holds the values of a tensor that
-    no checkpoint has, `importance` (n_matrices, n_cols) a weight for every column, of every expert.
+    `n_rows`, `n_cols` describe the stored tensor (a vector is one column); `order` and `columns` are how the source's
+    move, and each of `updates` says how its own do. `plus` is added at the end, or -e^x taken. `constant` holds the
+    values of a tensor that no checkpoint has, `importance` (n_matrices, n_cols) a weight for every column, of every
+    expert.
     """
 
     name: str
     gguf_shape: tuple[int, ...]
     source: Weights | None
     updates: tuple[JobUpdate, ...] = ()
-    order: RowOrder | None = None
+    order: Order | None = None
+    columns: TiledHeads | None = None
     plus: float = 0.0
+    negated_exp: bool = False
     constant: F32 | None = None
     importance: F32 | None = None
     feeds_back: bool = False  # second moments of its input are known
@@ -104,7 +109,8 @@ class TensorJob:
     @property
     def is_untouched(self) -> bool:
         """Do the values reach the output as they are stored?"""
-        return self.source is not None and not self.updates and self.order is None and not self.plus
+        moved = self.order is not None or self.columns is not None
+        return self.source is not None and not (self.updates or moved or self.plus or self.negated_exp)
 
 
 @dataclass(frozen=True)
@@ -384,18 +390,23 @@ def _job(spec: Spec, adapters: Sequence[Adapter], used: set[tuple[int, str]]) ->
                     parts[matrix] = adapter.replaced[key]
                 used.add((i, key))
             if key in adapter.updates:
-                updates.append(JobUpdate(adapter, key, None if adapter.in_gguf_order else spec.order, matrix))
+                order, columns = (None, None) if adapter.in_gguf_order else (spec.order, spec.columns)
+                updates.append(JobUpdate(adapter, key, order, columns, matrix))
                 used.add((i, key))
     if parts:
         source = StackedTensor(spec.name, tuple(parts))
-    shape = source.shape if source and len(spec.shape) > 1 else spec.shape
+    shape = spec.shape  # of the checkpoint's, dimensions of one are left out; an adapter may bring more rows
+    if source and len(spec.shape) > 1:
+        shape = (source.shape[0], *spec.shape[1:])
     return TensorJob(
         spec.name,
         shape[::-1],
         source,
         tuple(updates),
         None if in_order else spec.order,
+        None if in_order else spec.columns,
         0.0 if in_order else spec.plus,
+        spec.negated_exp and not in_order,
         spec.constant,
         from_gguf=in_order,
     )
@@ -456,7 +467,7 @@ def _stored_type(job: TensorJob) -> GGMLQuantizationType:
     """The type llama.cpp's quantizer would find: the GGUF's own, or what its converter writes (`--outtype bf16`)."""
     if job.from_gguf and job.source:
         return GGMLQuantizationType[job.source.dtype]
-    whole = job.is_vector or job.name.endswith(ROUTER)
+    whole = job.is_vector or job.name.endswith(WHOLE)
     return GGMLQuantizationType.F32 if whole else GGMLQuantizationType.BF16
 
 

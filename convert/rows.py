@@ -111,11 +111,15 @@ def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[Lo
         rows.reshape(-1)[:] = job.constant
     if job.order is not None:
         rows = job.order.arrange(rows)
+    if job.columns is not None:
+        rows[:] = rows[:, job.columns.places(job.n_cols)]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # check_finite tells
         for update in updates:
             update.add_to(rows, block.start_in_matrix, scratch[:n].reshape(rows.shape))
         if job.plus:
             rows += np.float32(job.plus)
+        if job.negated_exp:
+            np.negative(np.exp(rows, out=rows), out=rows)
         energy = check_finite(rows.reshape(-1), job.source.name if job.source else job.name, block.types)
     return rows, energy
 
@@ -123,10 +127,10 @@ def merge(block: Block, raw: U8, values: F32, scratch: F32, updates: Sequence[Lo
 def load_updates(plan: QuantizePlan, job: TensorJob, matrix: int) -> list[LoadedUpdate]:
     """What the adapters add to one of a job's matrices."""
     found = []
-    for adapter, key, order, of_matrix in job.updates:
+    for adapter, key, order, columns, of_matrix in job.updates:
         if of_matrix not in (None, matrix):
             continue
-        loaded = load_update(adapter, key, plan.files, order)
+        loaded = load_update(adapter, key, plan.files, order, columns)
         if job.is_vector and loaded.right.shape[1] > 1:  # of a matrix of one row, which GGUF keeps as a vector
             if loaded.magnitude is not None:
                 raise DataError(f"adapter {adapter.name}: uses DoRA on {key}, which has one row; merge it with PEFT")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,20 @@ from jmedlite.runtime.offload import CELL
 from jmedlite.runtime.shared_rows import SharedRows
 from jmedlite.runtime.thoughts import ANSWERING, GENERAL, AnswerReader, Form, Said
 
-from .packing import PackedRequest, PackedRow, batches, n_cells, n_outputs, n_sequences, packs, rows
+from .packing import (
+    STATES,
+    PackedRequest,
+    PackedRow,
+    batches,
+    branches,
+    n_cells,
+    n_outputs,
+    n_sequences,
+    owned,
+    packs,
+    rows,
+    stems,
+)
 
 NO_ROOM = "free memory, or use --kv-type q8_0"
 
@@ -81,11 +94,13 @@ class ScoringEngine:
         self.n_vocab = loaded.vocabulary.n_tokens
         self.requests = list(requests)
         self.pack: int = loaded.request["n_batch"]
-        limits = n_sequences(self.pack), n_cells(self.pack)
+        self._has_state = loaded.has_state
+        n_own = min(n_sequences(self.pack), STATES) if self._has_state else n_sequences(self.pack)
+        limits = n_own, n_cells(self.pack)
         self.packs = packs(self.requests, self.pack if together else 0, *limits)
         cells = self._cells()
         if loaded.n_ctx_short and cells > loaded.n_ctx_short:  # short texts need a context that is no longer
-            self.packs = packs(self.requests, 0, n_sequences(self.pack))
+            self.packs = packs(self.requests, 0, n_own)
             cells = self._cells()
         self.n_ctx = -(-cells // CELL) * CELL
         self._rows = SharedRows([np.empty(self.n_vocab, np.float32) for _ in range(n_threads)])
@@ -95,7 +110,7 @@ class ScoringEngine:
             n_batch=self.pack,
             n_threads=n_threads,
             advice=NO_ROOM,
-            n_sequences=n_sequences(self.pack) + 1,
+            n_sequences=max(n_own, *(r.n_sequences for r in self.requests), 1) + 1,
             n_outputs_max=n_outputs(self.pack),
             kv_unified=True,  # a shared prefix is then a mark on its cells, not a copy
         )
@@ -131,7 +146,25 @@ class ScoringEngine:
     def _end(self, pack: Sequence[PackedRequest]) -> None:
         """Forget the pack, so that the next one gets the same cells as if it were the first."""
         for sequence in range(1, sum(r.n_sequences for r in pack) + 1):
-            self.llama.llama_memory_seq_rm(self._memory, sequence, len(self.head), -1)
+            # a state can't be wound back to the head's end
+            self.llama.llama_memory_seq_rm(self._memory, sequence, -1 if self._has_state else len(self.head), -1)
+        if self._has_state:
+            self._used = 0
+
+    def _phases(self, pack: Sequence[PackedRequest]) -> Iterator[list[PackedRow]]:
+        """The rows of a pack in the order of evaluation; each list is asked for when those before are evaluated."""
+        if not self._has_state:
+            yield list(rows(pack))
+            return
+        yield list(stems(pack))
+        for sequences in owned(pack):
+            for other in sequences[1:]:
+                self.llama.llama_memory_seq_rm(self._memory, other, -1, -1)
+                self.llama.llama_memory_seq_cp(self._memory, sequences[0], other, -1, -1)
+        yield list(branches(pack))
+
+    def _batches(self, pack: Sequence[PackedRequest]) -> Iterator[Sequence[PackedRow]]:
+        return (part for phase in self._phases(pack) for part in batches(phase, self.pack, n_outputs(self.pack)))
 
     # ------------------------------------------------------------------------------------------------ scoring
 
@@ -140,7 +173,7 @@ class ScoringEngine:
         requests = [self.requests[i] for i in pack]
         found = [[[math.nan] * len(b) for b in r.branches] for r in requests]
         self._begin(requests)
-        for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
+        for part in self._batches(requests):
             self._decode(part)
             read = [(i, row) for i, row in enumerate(part) if row.reads]
             logits = [self._context.logits(i) for i, _ in read]
@@ -167,7 +200,7 @@ class ScoringEngine:
         due: list[list[int]] = [[] for _ in requests]  # those that end a thought, and are no choice
         self._begin(requests)
         step: dict[int, int] = {}  # request: the token chosen for it
-        for part in batches(list(rows(requests)), self.pack, n_outputs(self.pack)):
+        for part in self._batches(requests):
             self._decode(part)
             step |= {row.request: self._choose(i) for i, row in enumerate(part) if row.last}
         while step:

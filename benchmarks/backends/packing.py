@@ -8,7 +8,7 @@ and whoever resumes or shares a run begins at the start of a pack.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Tokens that are packed, and evaluated, together: on the processor more win nothing, a GPU is not busy with so few.
 PACK, GPU_PACK = 512, 2048
@@ -22,6 +22,11 @@ def n_outputs(pack: int) -> int:
 def n_sequences(pack: int) -> int:
     """Sequences beside the head's. llama.cpp keeps room for a row of logits for each, and has no more than 256."""
     return n_outputs(pack) - 1
+
+
+# Sequences of a model with a state, as hybrids of attention and linear attention have: each has a state of its own, of
+# tens of megabytes.
+STATES = 7
 
 
 def n_cells(pack: int) -> int:
@@ -97,18 +102,35 @@ def packs(requests: Sequence[PackedRequest], n_tokens: int, n_sequences: int, n_
 
 def rows(requests: Sequence[PackedRequest]) -> Iterator[PackedRow]:
     """The tokens of a pack in the order of evaluation: each stem once, for all branches, then each branch once."""
-    first = 1  # sequence 0 holds the head
-    for i, request in enumerate(requests):
-        owned = tuple(range(first, first + request.n_sequences))
-        first += request.n_sequences
+    for i, (request, sequences) in enumerate(zip(requests, owned(requests), strict=True)):
         heads = tuple((b, 0) for b in range(len(request.branches)))
         for at, token in enumerate(request.stem):
             end = at == len(request.stem) - 1
-            yield PackedRow(token, at, owned, i, heads if end else (), end)
+            yield PackedRow(token, at, tuple(sequences), i, heads if end else (), end)
         evaluated = [b for b, branch in enumerate(request.branches) if len(branch) > 1]
-        for sequence, b in zip(owned, evaluated, strict=False):  # a stem without long branches has a sequence too
+        for sequence, b in zip(sequences, evaluated, strict=False):  # a stem without long branches has a sequence too
             for at, token in enumerate(request.branches[b][:-1]):
                 yield PackedRow(token, len(request.stem) + at, (sequence,), i, ((b, at + 1),))
+
+
+def stems(requests: Sequence[PackedRequest]) -> Iterator[PackedRow]:
+    """The tokens of all stems, each in its request's first sequence alone: a state can't be shared by a mark."""
+    for row in rows(requests):
+        if row.position < len(requests[row.request].stem):
+            yield replace(row, sequences=row.sequences[:1])
+
+
+def branches(requests: Sequence[PackedRequest]) -> Iterator[PackedRow]:
+    """The tokens of all branches, whose sequences hold their stem."""
+    return (row for row in rows(requests) if row.position >= len(requests[row.request].stem))
+
+
+def owned(requests: Sequence[PackedRequest]) -> Iterator[range]:
+    """The sequences of every request of a pack; sequence 0 holds the head."""
+    first = 1
+    for request in requests:
+        yield range(first, first + request.n_sequences)
+        first += request.n_sequences
 
 
 def batches(pack: Sequence[PackedRow], n_tokens: int, n_outputs: int) -> Iterator[Sequence[PackedRow]]:

@@ -18,7 +18,7 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8, quantize_rows
 from jmedlite.base.outputs import OutputFile
-from jmedlite.convert.families.row_order import RowOrder
+from jmedlite.convert.families.row_order import Order, TiledHeads
 from jmedlite.convert.sources.tensors import Files, StoredTensor, check_decodable, stored_tensors
 
 from .lora import Adapter, Factor, Update, load_update
@@ -108,12 +108,13 @@ class GgufAdapter:
 
 @dataclass(frozen=True)
 class RuntimeWeight:
-    """One weight of an adapter file to be written: the updates it gets, and how its rows move."""
+    """One weight of an adapter file to be written: the updates it gets, and how its rows and columns move."""
 
     name: str
     shape: tuple[int, ...]
     updates: tuple[tuple[Adapter, str], ...]
-    order: RowOrder | None
+    order: Order | None
+    columns: TiledHeads | None
 
     @property
     def rank(self) -> int:
@@ -130,7 +131,8 @@ class RuntimeWeight:
     def factors(self, files: Files, alpha: float) -> tuple[F32, F32]:
         """(left, right) in float32 for a file that says `alpha`: ΔW = alpha / rank · left · right."""
         loaded = [
-            load_update(adapter, key, files, self.order, scaled=len(self.updates) > 1) for adapter, key in self.updates
+            load_update(adapter, key, files, self.order, self.columns, scaled=len(self.updates) > 1)
+            for adapter, key in self.updates
         ]
         left = np.concatenate([u.left for u in loaded], axis=1)
         if self.alpha != alpha:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.native import F32
-from jmedlite.convert.families.row_order import RowOrder
+from jmedlite.convert.families.row_order import Order, TiledHeads
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 # Updates are computed in tiles of so many rows, at multiples of it: BLAS may sum in another order for another shape,
@@ -101,9 +101,15 @@ class LoadedUpdate:
 
 
 def load_update(
-    adapter: Adapter, name: str, files: Files, order: RowOrder | None, *, scaled: bool = True
+    adapter: Adapter,
+    name: str,
+    files: Files,
+    order: Order | None,
+    columns: TiledHeads | None = None,
+    *,
+    scaled: bool = True,
 ) -> LoadedUpdate:
-    """The update of weight `name`, its rows in the order of `order`; raises DataError where it is not finite.
+    """The update of weight `name`, rows and columns in GGUF's order; raises DataError where it is not finite.
 
     Without `scaled`, the scale and the adapter's weight are left to whoever applies it.
     """
@@ -126,6 +132,8 @@ def load_update(
     if scaled:
         left = left * np.float32(update.scale * adapter.weight)
     magnitude = None if update.magnitude is None else load(update.magnitude).reshape(-1, 1)
+    if columns is not None:
+        right = np.ascontiguousarray(right[:, columns.places(right.shape[1])])
     if order is not None:
         left = order.reorder(left)
         magnitude = None if magnitude is None else order.reorder(magnitude)

@@ -16,7 +16,7 @@ from jmedlite.base.gguf import MAX_BLOCKS, MAX_EXPERTS
 
 from . import settings as known
 from .rope import ORIGINAL, ROPE_NAMES, Rope, RopeNames, n_rotary, resolve, rope_parameters
-from .row_order import RowOrder
+from .row_order import Order, RowOrder, TiledHeads
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Rule:
 
     `order` names how its rows move (see `row_order`); `plus` is added to every value; `when` names a configuration
     switch, without which the tensor must not be there; None means it always is. Where `hf` has `{e}`, the tensor is
-    made of a matrix of that shape for every expert, one after the other. `flat`: it is stored with a dimension of one
-    in front.
+    made of a matrix of that shape for every expert, one after the other. `stored` is the checkpoint's shape where that
+    has dimensions of one more, `layers` the type of the layers that have it ("" for all), `columns` how its columns
+    move, as `order` does. `negated_exp`: GGUF has -e^x of every value.
     """
 
     hf: str
@@ -35,7 +36,10 @@ class Rule:
     order: str | None = None
     when: str | None = None
     plus: float = 0.0
-    flat: bool = False
+    stored: tuple[str, ...] = ()
+    layers: str = ""
+    columns: str | None = None
+    negated_exp: bool = False
 
     def names(self, n_expert: int) -> tuple[str, ...]:
         """The checkpoint's tensors that it is made of, with the layer filled in."""
@@ -49,6 +53,13 @@ class Experts:
     count: str
     width: str
     shared_width: str | None = None
+
+
+FULL, LINEAR = "full_attention", "linear_attention"  # types of layers
+LINEAR_SETTINGS = (
+    "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
+    "linear_num_value_heads",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class Family:
     window: str = ""
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     experts: Experts | None = None
+    leaves_out: str = ""  # the beginning of tensors for drafts of several tokens at once, which answers do not need
+    mixes_linear: bool = False  # layers of linear attention among the others (`full_interval`)
     renamed: tuple[str, str] | None = None  # a module that transformers 5 calls otherwise: (there, in checkpoints)
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
 
@@ -134,7 +147,8 @@ class Family:
         named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
         experts = (self.experts.count, self.experts.width) if self.experts else ()
-        return frozenset((self.norm_eps, *rope, *experts, *(key for keys in named for key in keys)))
+        linear = (*LINEAR_SETTINGS, "layer_types", "full_attention_interval") if self.mixes_linear else ()
+        return frozenset((self.norm_eps, *rope, *experts, *linear, *(key for keys in named for key in keys)))
 
 
 _LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
@@ -208,7 +222,12 @@ def _expert_keys(count: str) -> tuple[Key, ...]:
 
 
 _SHARED_EXPERT = (
-    Rule(_LAYER + "mlp.shared_expert_gate.weight", _BLK + "ffn_gate_inp_shexp.weight", ("n_embd",), flat=True),
+    Rule(
+        _LAYER + "mlp.shared_expert_gate.weight",
+        _BLK + "ffn_gate_inp_shexp.weight",
+        ("n_embd",),
+        stored=("1", "n_embd"),
+    ),
     Rule(_LAYER + "mlp.shared_expert.gate_proj.weight", _BLK + "ffn_gate_shexp.weight", ("n_ff_shexp", "n_embd")),
     Rule(_LAYER + "mlp.shared_expert.up_proj.weight", _BLK + "ffn_up_shexp.weight", ("n_ff_shexp", "n_embd")),
     Rule(_LAYER + "mlp.shared_expert.down_proj.weight", _BLK + "ffn_down_shexp.weight", ("n_embd", "n_ff_shexp")),
@@ -266,6 +285,38 @@ _PHI3 = (
     Rule(_LAYER + "mlp.down_proj.weight", _BLK + "ffn_down.weight", ("n_embd", "n_ff")),
 )
 
+_LINEAR_LAYER = _LAYER + "linear_attn."
+
+
+def _linear(hf: str, ours: str, *shape: str, order: str | None = None, **more: Any) -> Rule:
+    """A tensor of the layers of linear attention."""
+    return Rule(_LINEAR_LAYER + hf, _BLK + ours, shape, order, layers=LINEAR, **more)
+
+
+# Qwen3.5: three layers of gated delta nets, then one of attention whose output has a gate beside every query
+_QWEN35 = (
+    Rule("model.embed_tokens.weight", "token_embd.weight", ("n_vocab", "n_embd")),
+    Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
+    *_norms(1.0, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm"),
+    *(
+        replace(rule, shape=("2·n_q", "n_embd")) if rule.gguf == _BLK + "attn_q.weight" else rule
+        for rule in (replace(r, layers=FULL) for r in (*_attention()[2:], *_qk_norms(1.0)))
+    ),
+    _linear("in_proj_qkv.weight", "attn_qkv.weight", "n_conv", "n_embd", order="values-of-qkv"),
+    _linear("in_proj_z.weight", "attn_gate.weight", "n_value", "n_embd", order="values"),
+    _linear("in_proj_b.weight", "ssm_beta.weight", "n_v_head", "n_embd", order="value-heads"),
+    _linear("in_proj_a.weight", "ssm_alpha.weight", "n_v_head", "n_embd", order="value-heads"),
+    _linear(
+        "conv1d.weight", "ssm_conv1d.weight", "n_conv", "n_kernel", order="values-of-qkv",
+        stored=("n_conv", "1", "n_kernel"),
+    ),
+    _linear("dt_bias", "ssm_dt.bias", "n_v_head", order="value-heads"),
+    _linear("A_log", "ssm_a", "n_v_head", order="value-heads", negated_exp=True),
+    _linear("norm.weight", "ssm_norm.weight", "v_head_dim"),
+    _linear("out_proj.weight", "ssm_out.weight", "n_embd", "n_value", columns="values"),
+    *_shared()[-3:],
+)  # fmt: skip
+
 FAMILIES = (
     Family(
         "Qwen2/2.5",
@@ -289,6 +340,37 @@ FAMILIES = (
         writes_head_dim=True,
         computes=(("hidden_act", ("silu", "swish")), ("attention_bias", (False,))),
         window="switched",
+    ),
+    Family(
+        "Qwen3.5",
+        ("Qwen3_5ForCausalLM",),
+        "qwen35",
+        _QWEN35,
+        ("qwen3_5_text",),
+        defaults={
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+            "full_attention_interval": 4,
+        },
+        computes=(
+            ("hidden_act", ("silu", "swish")),
+            ("attention_bias", (False,)),
+            ("attn_output_gate", (True,)),
+            ("rms_norm_eps", (1e-6,)),  # by which its graph also divides the keys' and queries' lengths
+        ),
+        rope_types=("default", "linear", "yarn", "dynamic"),
+        rotary_share=0.25,
+        partly_rotated=True,
+        writes_rotary=True,
+        head_dim=256,
+        writes_head_dim=True,
+        leaves_out="mtp.",
+        mixes_linear=True,
     ),
     Family(
         "Qwen3-MoE",
@@ -500,6 +582,7 @@ IGNORED_SUFFIXES = (
 _MULTIMODAL = {
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral3"),
+    "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM", "qwen3_5"),
 }
 
 
@@ -686,12 +769,15 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         raise DataError(f"config.json: heads of {head_dim} dimensions, expected an even number")
     n_rot = n_rotary(config, head_dim, family.rotary_share)
     experts = _expert_dimensions(family.experts, config) if family.experts else {}
+    linear = _linear_dimensions(config) if family.mixes_linear else {}
     n_q, n_kv, n_ff = n_head * head_dim, n_head_kv * head_dim, integer(config, "intermediate_size")
     return {
         "n_embd": n_embd,
         "n_head": n_head,
         "n_head_kv": n_head_kv,
         "n_q": n_q,
+        "2·n_q": 2 * n_q,
+        "1": 1,
         "n_kv": n_kv,
         "n_qkv": n_q + 2 * n_kv,
         "head_dim": head_dim,
@@ -701,7 +787,47 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         "n_vocab": integer(config, "vocab_size"),
         "n_layer": n_layer,
         **experts,
+        **linear,
     }
+
+
+def _linear_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
+    """Of layers of linear attention; raises DataError for what llama.cpp's graph does not compute."""
+    n_kernel, k_head_dim, v_head_dim, n_k_head, n_v_head = (integer(config, key) for key in LINEAR_SETTINGS)
+    if k_head_dim != v_head_dim:
+        raise DataError(
+            f"config.json: linear_key_head_dim is {k_head_dim}, linear_value_head_dim {v_head_dim}; llama.cpp computes "
+            "this family only where they are equal"
+        )
+    if n_v_head % n_k_head:
+        raise DataError(
+            f"config.json: {n_v_head} value heads can't share {n_k_head} key heads (linear_num_value_heads)"
+        )
+    n_value = n_v_head * v_head_dim
+    return {
+        "n_kernel": n_kernel, "v_head_dim": v_head_dim, "n_k_head": n_k_head, "n_v_head": n_v_head, "n_value": n_value,
+        "n_key": n_k_head * k_head_dim, "n_conv": 2 * n_k_head * k_head_dim + n_value,
+    }  # fmt: skip
+
+
+def full_interval(config: Mapping[str, Any]) -> int:
+    """Every how many layers one has full attention, the others linear; raises DataError where they follow no such rule.
+
+    `layer_types` counts where it is there, as for transformers.
+    """
+    n_layer, given = integer(config, "num_hidden_layers"), config.get("layer_types")
+    asked = given or _types_of_layers(n_layer, integer(config, "full_attention_interval"))
+    for interval in range(2, n_layer + 1):  # llama.cpp's memory for them wants layers of both types
+        if list(asked) == _types_of_layers(n_layer, interval):
+            return interval
+    raise DataError(
+        f"config.json: layer_types (or full_attention_interval) gives {str(list(asked))[:80]}, llama.cpp computes this "
+        f"family only with {FULL} in every n-th of {n_layer} layers and {LINEAR} in the others"
+    )
+
+
+def _types_of_layers(n_layer: int, interval: int) -> list[str]:
+    return [FULL if (i + 1) % interval == 0 else LINEAR for i in range(n_layer)]
 
 
 def _expert_dimensions(experts: Experts, config: Mapping[str, Any]) -> dict[str, int]:
@@ -737,13 +863,24 @@ def check_attention(family: Family, config: Mapping[str, Any], dims: Mapping[str
             raise DataError(f"config.json: query_pre_attn_scalar is {given}, llama.cpp would compute with {expected}")
 
 
-def row_order(rule: Rule, dims: Mapping[str, int]) -> RowOrder | None:
-    """How the rows of this rule's tensor move on their way to GGUF; None where they stay."""
-    if rule.order is None:
+def row_order(name: str | None, dims: Mapping[str, int]) -> Order | None:
+    """How rows (or columns) move on their way to GGUF, by a rule's name for it; None where they stay."""
+    if name is None:
         return None
-    if rule.order == "rotary":
+    if name == "rotary":
         return RowOrder(dims["head_dim"], interleave=True)
-    return RowOrder(dims["head_dim"], parts=3)
+    if name == "fused":
+        return RowOrder(dims["head_dim"], parts=3)
+    return column_order(name, dims)
+
+
+def column_order(name: str | None, dims: Mapping[str, int]) -> TiledHeads | None:
+    """The same of what may also be columns: value heads of linear attention."""
+    if name is None or dims["n_v_head"] == dims["n_k_head"]:
+        return None
+    head_dim = 1 if name == "value-heads" else dims["v_head_dim"]
+    offset = 2 * dims["n_key"] if name == "values-of-qkv" else 0
+    return TiledHeads(head_dim, dims["n_k_head"], dims["n_v_head"] // dims["n_k_head"], offset)
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
@@ -763,6 +900,12 @@ def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
         if rule.when is not None and not switches.get(rule.when, False):
             continue
         (layered if "{i}" in rule.hf else found).append(rule)
-    for i in range(integer(config, "num_hidden_layers")):
-        found += [replace(r, hf=r.hf.replace("{i}", str(i)), gguf=r.gguf.replace("{i}", str(i))) for r in layered]
+    n_layer = integer(config, "num_hidden_layers")
+    types = _types_of_layers(n_layer, full_interval(config)) if family.mixes_linear else [""] * n_layer
+    for i, type_ in enumerate(types):
+        found += [
+            replace(r, hf=r.hf.replace("{i}", str(i)), gguf=r.gguf.replace("{i}", str(i)))
+            for r in layered
+            if r.layers in ("", type_)
+        ]
     return found

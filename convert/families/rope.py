@@ -32,7 +32,7 @@ OPTIONAL = (
     "mscale_all_dim", "truncate",
 )  # fmt: skip
 # `finetuned` tells of the training; `mrope_section` is about places in pictures, for text all its parts agree.
-NO_MATTER = ("finetuned", "mrope_section")
+NO_MATTER = ("finetuned", "mrope_section", "mrope_interleaved")
 # Settings of one type that llama.cpp reads from no key: they must have the value that its graph computes with.
 COMPUTED_WITH = {
     "yarn": {"beta_fast": 32, "beta_slow": 1, "truncate": True, "extrapolation_factor": 1},

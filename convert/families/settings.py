@@ -42,6 +42,7 @@ NO_MATTER = frozenset((
     "problem_type", "finetuning_task", "task_specific_params", "prefix", "tokenizer_class",
     "sep_token_id", "decoder_start_token_id", "is_llama_config", "n_positions", "max_sequence_length", "seq_length",
     "model_name", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
+    "mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings",
 ))  # fmt: skip
 NO_MATTER_PREFIXES = ("unsloth_",)
 # Of a model with eyes, whose text part is converted: all that concerns its pictures.
@@ -153,6 +154,13 @@ class Settings(Foreign):
     mlp_bias: bool | None = None
     use_parallel_residual: bool | None = None
     qkv_bias: bool | None = None
+    attn_output_gate: bool | None = None
+    full_attention_interval: int | None = None
+    linear_conv_kernel_dim: int | None = None
+    linear_key_head_dim: int | None = None
+    linear_value_head_dim: int | None = None
+    linear_num_key_heads: int | None = None
+    linear_num_value_heads: int | None = None
     num_experts: int | None = None
     num_local_experts: int | None = None
     num_experts_per_tok: int | None = None

@@ -18,7 +18,7 @@ import yaml
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
-from jmedlite.convert.families.families import Family, Key, context_length
+from jmedlite.convert.families.families import Family, Key, context_length, full_interval
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters, yarn_attention_factor
 
 from .readable import readable
@@ -130,6 +130,23 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
         writer.add_rope_dimension_count(dims["n_rot"])
     for key in family.keys:
         _family_key(writer, family, key, config)
+    if family.mixes_linear:
+        _linear(writer, config, dims)
+
+
+_SECTIONS = (11, 11, 10)  # where config.json has none, as transformers' Qwen3_5RotaryEmbedding
+
+
+def _linear(writer: Any, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    """Layers of linear attention, as Qwen3.5's graph reads them."""
+    writer.add_ssm_conv_kernel(dims["n_kernel"])
+    writer.add_ssm_state_size(dims["v_head_dim"])
+    writer.add_ssm_group_count(dims["n_k_head"])
+    writer.add_ssm_time_step_rank(dims["n_v_head"])
+    writer.add_ssm_inner_size(dims["n_value"])
+    # of the three axes of a picture's places and of time, which all agree for text
+    writer.add_rope_dimension_sections([*rope_parameters(config).get("mrope_section", _SECTIONS), 0])
+    writer.add_full_attention_interval(full_interval(config))
 
 
 def _family_key(writer: Any, family: Family, key: Key, config: Mapping[str, Any]) -> None:

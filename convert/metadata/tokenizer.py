@@ -32,6 +32,9 @@ from .tokenizer_files import (
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN35 = _QWEN2.replace(r"\p{L}+|\p{N}|", r"[\p{L}\p{M}]+|\p{N}|").replace(
+    r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
+)
 _LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -42,6 +45,7 @@ _TEKKEN = (
 # llama.cpp's own regular expressions for these names: src/llama-vocab.cpp.
 _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_QWEN2, "bytes"), False): "qwen2",
+    ((_QWEN35, "bytes"), False): "qwen35",
     ((_LLAMA3, "bytes"), True): "llama-bpe",
     ((_LLAMA3, "bytes"), False): "smaug-bpe",
     ((_TEKKEN, "bytes"), True): "tekken",

@@ -9,7 +9,7 @@ from typing import Protocol
 from jmedlite.base.gguf import Entries
 from jmedlite.base.native import F32
 from jmedlite.convert.families.families import Family
-from jmedlite.convert.families.row_order import RowOrder
+from jmedlite.convert.families.row_order import Order, TiledHeads
 from jmedlite.convert.metadata.specials import AdapterFiles
 
 from .tensors import Files, Weights
@@ -19,17 +19,20 @@ from .tensors import Files, Weights
 class Spec:
     """One tensor of the output, before any adapter: `shape` row-major, `key` the name that PEFT knows it by.
 
-    `order` is how rows move from Hugging Face's order to GGUF's; it applies to the source unless `in_order`. `plus` is
-    added to values in Hugging Face's form. `constant` holds the values of a tensor that no checkpoint has. A tensor of
-    experts has `parts` instead of a key and a source: each matrix by the name that PEFT knows it by.
+    `order` and `columns` are how rows and columns move from Hugging Face's order to GGUF's; they apply to the source
+    unless `in_order`. `plus` is added to values in Hugging Face's form, of which -e^x is taken with `negated_exp`.
+    `constant` holds the values of a tensor that no checkpoint has. A tensor of experts has `parts` instead of a key and
+    a source: each matrix by the name that PEFT knows it by.
     """
 
     name: str
     shape: tuple[int, ...]
     source: Weights | None
     key: str | None = None
-    order: RowOrder | None = None
+    order: Order | None = None
     plus: float = 0.0
+    columns: TiledHeads | None = None
+    negated_exp: bool = False
     in_order: bool = False
     constant: F32 | None = None
     parts: tuple[tuple[str, Weights], ...] = ()

@@ -12,6 +12,7 @@ from jmedlite.convert.families.families import (
     IGNORED_SUFFIXES,
     Rule,
     check_attention,
+    column_order,
     config_warnings,
     dimensions,
     exact_range,
@@ -147,7 +148,7 @@ class CheckpointModel:
     def _spec(self, rule: Rule) -> Spec:
         names = self._names_of(rule)
         expected = tuple(self._dims[d] for d in rule.shape)
-        stored = (1, *expected) if rule.flat else expected
+        stored = tuple(self._dims[d] for d in rule.stored or rule.shape)
         tensors = [self._tensors[name] for name in names]
         for tensor in tensors:
             if tensor.shape != stored:
@@ -163,7 +164,10 @@ class CheckpointModel:
         if "{e}" in rule.hf:
             parts = tuple(zip(names, tensors, strict=True))
             return Spec(rule.gguf, (len(parts), *expected), None, parts=parts)
-        return Spec(rule.gguf, expected, tensors[0], rule.hf, row_order(rule, self._dims), rule.plus)
+        return Spec(
+            rule.gguf, expected, tensors[0], rule.hf, row_order(rule.order, self._dims), rule.plus,
+            column_order(rule.columns, self._dims), rule.negated_exp,
+        )  # fmt: skip
 
     def _names_of(self, rule: Rule) -> tuple[str, ...]:
         return rule.names(self._dims.get("n_expert", 1))
@@ -174,7 +178,11 @@ class CheckpointModel:
         seeing = {n for n in self._tensors if n.startswith(NOT_TEXT)}
         if seeing:
             self.warnings.append(f"{self.label}: only its text part is converted, it will not see images")
-        ignored = seeing | {n for n in self._tensors if n.endswith(IGNORED_SUFFIXES)}
+        prefix = self._family.leaves_out
+        drafting = {n for n in self._tensors if prefix and n.startswith(prefix)}
+        if drafting:
+            self.warnings.append(f"{self.label}: its {len(drafting)} tensors for drafts ({prefix}…) are left out")
+        ignored = seeing | drafting | {n for n in self._tensors if n.endswith(IGNORED_SUFFIXES)}
         if self._tied:
             ignored.add(self._head)  # some savers write the tied head again; the model uses the embedding
         found = set(self._tensors) - ignored

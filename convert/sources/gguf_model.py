@@ -13,7 +13,17 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.publishing import check_published
-from jmedlite.convert.families.families import FAMILIES, Family, Rule, dimensions, expected_rules, row_order
+from jmedlite.convert.families.families import (
+    FAMILIES,
+    FULL,
+    LINEAR,
+    Family,
+    Rule,
+    column_order,
+    dimensions,
+    expected_rules,
+    row_order,
+)
 from jmedlite.convert.metadata.keys import copy_metadata, special_entries
 from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vocabulary, take_from_adapters
 from jmedlite.convert.metadata.tokenizer import SourceVocabulary
@@ -115,8 +125,10 @@ class GgufModel:
                 for e, name in enumerate(names)
             )
             return Spec(tensor.name, tensor.shape, None, in_order=True, parts=parts)
-        order = row_order(rule, dims)
-        return Spec(tensor.name, tensor.shape, tensor, rule.hf, order, rule.plus, in_order=True)
+        order, columns = row_order(rule.order, dims), column_order(rule.columns, dims)
+        return Spec(
+            tensor.name, tensor.shape, tensor, rule.hf, order, rule.plus, columns, rule.negated_exp, in_order=True
+        )
 
     @property
     def weight_files(self) -> list[Path]:
@@ -140,10 +152,19 @@ class GgufModel:
                 names[experts.width] = "expert_feed_forward_length"
             if experts.shared_width:
                 names[experts.shared_width] = "expert_shared_feed_forward_length"
+        if family.mixes_linear:
+            names |= {
+                "linear_conv_kernel_dim": "ssm.conv_kernel", "linear_key_head_dim": "ssm.state_size",
+                "linear_value_head_dim": "ssm.state_size", "linear_num_key_heads": "ssm.group_count",
+                "linear_num_value_heads": "ssm.time_step_rank",
+            }  # fmt: skip
         config = {hf: meta.get(f"{self.architecture}.{key}") for hf, key in names.items()}
         config["vocab_size"] = len(meta["tokenizer.ggml.tokens"])
         config["tie_word_embeddings"] = self._tied
         config["attention_bias"] = "blk.0.attn_q.bias" in self._tensors
+        if family.mixes_linear:
+            n_layer = meta.get(f"{self.architecture}.block_count", 0)
+            config["layer_types"] = [LINEAR if f"blk.{i}.ssm_a" in self._tensors else FULL for i in range(n_layer)]
         config["mlp_bias"] = "blk.0.ffn_up.bias" in self._tensors
         return config
 

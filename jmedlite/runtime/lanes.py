@@ -129,9 +129,7 @@ class Lanes:
 
     def __init__(self, loaded: LoadedModel, settings: ContextSettings, n: int) -> None:
         self.loaded, self.settings, self.n = loaded, settings, n
-        llama, model = loaded.llama, loaded.model
-        has_state = llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
-        n_kept = n if has_state else n_sequences(n)  # a state takes memory
+        n_kept = n if loaded.has_state else n_sequences(n)  # a state takes memory
         self._context = Context(
             loaded,
             n_ctx=-(-settings.n_ctx // CELL) * CELL,

@@ -168,6 +168,11 @@ class LoadedModel:
             params.tensor_split = self._split
         return params
 
+    @property
+    def has_state(self) -> bool:
+        """Does it keep a state for each sequence, in some layers at least? It can be copied, and not wound back."""
+        return bool(self.llama.llama_model_is_recurrent(self.model) or self.llama.llama_model_is_hybrid(self.model))
+
     def _load_adapters(self) -> list[tuple[Any, float]]:
         found = []
         for path, scale in self.request["lora"]:

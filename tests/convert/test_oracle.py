@@ -20,6 +20,7 @@ from tests.support.logits import GgmlGelu, llama_logits, load, same_gelu, uses_g
 
 pytestmark = pytest.mark.oracle
 
+LINEAR_FULL = ["linear_attention", "full_attention"] * 2
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "list": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 16},
@@ -194,6 +195,9 @@ LONGROPE = {
         ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 8, "tie_word_embeddings": True}),
         ("qwen2_moe", {}),
         ("mixtral", {}),
+        ("qwen3_5_text", {}),
+        ("qwen3_5_text", {"linear_num_value_heads": 2, "tie_word_embeddings": True}),
+        ("qwen3_5_text", {"linear_num_value_heads": 6, "full_attention_interval": 2, "layer_types": LINEAR_FULL}),
         ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1}),
         ("phi3", {"sliding_window": None}),
         ("phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
@@ -235,6 +239,12 @@ def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 if uses_gelu(model) else 1e-3)
 
 
+VISION = {
+    "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": builders.HIDDEN,
+    "num_position_embeddings": 16,
+}  # fmt: skip
+
+
 def seeing(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
     """transformers' model with eyes around a text model of a family."""
     import transformers
@@ -242,12 +252,15 @@ def seeing(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
     if family == "gemma3_text":
         config: Any = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
         return transformers.Gemma3ForConditionalGeneration(config)
+    if family == "qwen3_5_text":
+        config = transformers.Qwen3_5Config(text_config=text, vision_config=VISION, tie_word_embeddings=False)
+        return transformers.Qwen3_5ForConditionalGeneration(config)
     eyes = {**vision, "model_type": "pixtral", "head_dim": 16}
     config = transformers.Mistral3Config(text_config=text, vision_config=eyes, tie_word_embeddings=False)
     return transformers.Mistral3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral", "qwen3_5_text"])
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str) -> None:
     """MedGemma's kind: a Gemma 3, or a Mistral, under a prefix, with a vision tower that is left out."""
@@ -291,7 +304,7 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str
         expected = wrapped(torch.tensor([tokens])).logits[0].numpy()
     assert np.abs(expected - plain).max() > 0.1
     wrapped.save_pretrained(tmp_path / "a")
-    assert any("vision_tower" in n for n in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    assert any("vis" in n for n in load_file(tmp_path / "a" / "adapter_model.safetensors"))
     for base in ("v", "m"):
         if base == "m":  # the same weights as a checkpoint of text alone
             text_part = {n.replace(prefix, "model."): t for n, t in renamed.items() if n.startswith(prefix)}

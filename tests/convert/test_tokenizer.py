@@ -47,6 +47,8 @@ def neox_tokenizer() -> dict[str, Any]:
 def test_byte_level_tokens_equal_tokenizers(tmp_path: Path, family: str) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     described = neox_tokenizer() if family == "gpt_neox" else builders.byte_level_tokenizer()
+    if family == "qwen3_5_text":
+        described["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = builders.QWEN35_SPLIT
     builders.checkpoint(tmp_path / "m", family, vocab_size=builders.n_tokens(described))
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
@@ -225,6 +227,10 @@ def test_other_sentencepiece_models_are_refused(tmp_path: Path, kind: str) -> No
             [{"type": "Split", "behavior": "Isolated", "invert": False,
               "pattern": {"Regex": builders.QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")}},
              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}], True, "llama-bpe",
+        ),
+        (
+            [{"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": builders.QWEN35_SPLIT}},
+             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}], False, "qwen35",
         ),
     ],
 )  # fmt: skip

@@ -104,7 +104,11 @@ def models(tmp_path_factory: pytest.TempPathFactory, endless_gguf: Path) -> dict
     builders.checkpoint(folder / "m", "gemma2", tensors=builders.weights(cfg), max_position_embeddings=4096)
     (windowed,) = jmedlite.quantize(folder / "m", types=["F32"], out=folder, threads=1)
     write_recurrent(folder / "recurrent.gguf")
-    return {"whole": endless_gguf, "windowed": windowed, "recurrent": folder / "recurrent.gguf"}
+    builders.checkpoint(folder / "h", "qwen3_5_text", max_position_embeddings=4096)
+    (hybrid,) = jmedlite.quantize(folder / "h", types=["F32"], out=folder, threads=1)
+    return {
+        "whole": endless_gguf, "windowed": windowed, "recurrent": folder / "recurrent.gguf", "hybrid": hybrid,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +116,7 @@ def serving(models: dict[str, Path]) -> Serving:
     return start(models["whole"])
 
 
-@pytest.mark.parametrize("kind", ["whole", "windowed", "recurrent"])
+@pytest.mark.parametrize("kind", ["whole", "windowed", "recurrent", "hybrid"])
 def test_beside_others_as_alone(models: dict[str, Path], kind: str) -> None:
     """Within the rounding: which tokens share a batch is chance. Turns of two people, the second ones continued."""
     alone = AnswerEngine.load(load_of(models[kind]), lambda event, **fields: None)

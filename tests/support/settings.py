@@ -51,6 +51,8 @@ VALUES: dict[str, Any] = {
     "num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 256,
     "shared_expert_intermediate_size": 512, "decoder_sparse_step": 2, "mlp_only_layers": [0], "qkv_bias": False,
     "norm_topk_prob": False, "output_router_logits": True, "router_aux_loss_coef": 0.5, "router_jitter_noise": 0.3,
+    "linear_conv_kernel_dim": 3, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 1,
+    "linear_num_value_heads": 6, "full_attention_interval": 2, "attn_output_gate": False,
     "cache_implementation": "hybrid", "auto_map": {"AutoConfig": "c.C"}, "transformers_version": "3.0",
 }  # fmt: skip
 QWENS = ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe")
@@ -69,6 +71,9 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("gemma2", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("gemma3_text", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("qwen2_moe", "norm_topk_prob"): {"norm_topk_prob": True},
+    ("qwen3_5_text", "linear_key_head_dim"): {"linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    ("qwen3_5_text", "num_hidden_layers"): {"num_hidden_layers": 8},
+    ("qwen3_5_text", "layer_types"): {"layer_types": ["full_attention"] * 4},
     ("gpt_neox", "attention_bias"): {"attention_bias": False},
 }
 # Places that transformers still reads although its classes have no such field.
@@ -77,6 +82,7 @@ OLDER = {
     "qwen2": (*COMMON, "head_dim"),
     "qwen2_moe": (*COMMON, "head_dim"),
     "qwen3_moe": (*COMMON, "head_dim"),
+    "qwen3_5_text": (*COMMON, "full_attention_interval", "attn_output_gate"),
     "phi3": (*COMMON, "head_dim"),
     "gemma2": (*COMMON, "sliding_window_pattern"),
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
