@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.process import Child
 
-from .packing import PACK, n_outputs
+from .packing import PACK, STATES, n_outputs
 
 ADVICE = "use a narrower level, --kv-type q8_0, or fewer --shots"
 
@@ -86,7 +86,7 @@ class Loading:
 
     def request(self, path: Path) -> dict[str, Any]:
         """The worker's `load` request."""
-        batch = {"n_batch": self.pack, "n_outputs": n_outputs(self.pack)}
+        batch = {"n_batch": self.pack, "n_outputs": n_outputs(self.pack), "n_states": STATES + 1}
         return {"op": "load", "path": str(path.resolve()), "checked": True, **vars(self), **batch}
 
 

@@ -60,8 +60,8 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `force`,
-    `checked` (its hash is known to be right) and `writable` (weights in memory of its own, as the file has them).
+    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `n_states`
+    (sequences at once), `force`, `checked` (its hash is known to be right) and `writable` (weights in memory of its own, as the file has them).
     `emit` gets a `plan` event before the model is loaded.
     """
 
@@ -136,6 +136,7 @@ class LoadedModel:
             flash_attn=self.request["flash_attn"] != "off",
             n_batch=self.request["n_batch"],
             n_outputs=self.request["n_outputs"],
+            n_states=self.request.get("n_states", self.request.get("lanes", 1)),
             extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
         )
         exact = self.header.metadata.get(EXACT_CONTEXT)

@@ -76,6 +76,7 @@ class Shape:
     output_repacked: int
     output_own: int  # the part of `output` that is not the embedding once more
     rest: int  # stays in RAM: the embedding
+    states: tuple[int, ...] = ()  # of a block that keeps one, for each sequence; such a block has no keys and values
 
     @property
     def n_layer(self) -> int:
@@ -155,7 +156,18 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
         output_repacked=output_repacked,
         output_own=output,
         rest=rest,
+        states=_states(metadata, tensors, n_layer),
     )
+
+
+def _states(metadata: Mapping[str, Any], tensors: Sequence[Tensor], n_layer: int) -> tuple[int, ...]:
+    """Bytes of state for each block, in float32: of its convolution, and what it remembers (llama-hparams.cpp)."""
+    kernel, inner, groups, size = (
+        max(_numbers(metadata, f"ssm.{key}", 0)) for key in ("conv_kernel", "inner_size", "group_count", "state_size")
+    )
+    state = 4 * (max(0, kernel - 1) * (inner + 2 * groups * size) + size * inner)
+    names = {t.name for t in tensors}
+    return tuple(state if f"blk.{i}.ssm_conv1d.weight" in names else 0 for i in range(n_layer))
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, default: int) -> list[int]:
@@ -217,10 +229,12 @@ def row_bytes(kv_type: str, n_values: int) -> int:
     return nbytes(Type[kv_type.upper()], -(-n_values // 32) * 32)
 
 
-def kv_bytes(shape: Shape, n_ctx: int, kv_type: str) -> list[int]:
-    """The key-value cache of each block, in bytes."""
+def kv_bytes(shape: Shape, n_ctx: int, kv_type: str, n_states: int = 1) -> list[int]:
+    """What each block keeps, in bytes: keys and values of `n_ctx` tokens, or the states of `n_states` sequences."""
     cells = -(-n_ctx // CELL) * CELL
-    return [cells * (row_bytes(kv_type, k) + row_bytes(kv_type, v)) for k, v in shape.kv_values]
+    found = [cells * (row_bytes(kv_type, k) + row_bytes(kv_type, v)) for k, v in shape.kv_values]
+    states = shape.states or (0,) * len(found)
+    return [n_states * state or kv for state, kv in zip(states, found, strict=True)]
 
 
 def compute_bytes(
@@ -335,6 +349,7 @@ class Wish:
     flash_attn: bool = True
     n_batch: int = N_UBATCH
     n_outputs: int = N_OUTPUTS
+    n_states: int = 1  # sequences at once, of a model that keeps a state for each
     extra: int = 0  # adapters, a draft model: bytes of RAM
 
 
@@ -388,7 +403,7 @@ def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers:
     """Layers to places: the last `n_gpu_layers` ones go to the GPUs, the roomiest first, what is left to the RAM."""
     if not machine.gpus:
         n_gpu_layers = 0
-    kv = [*kv_bytes(shape, n_ctx, wish.kv_type), 0]
+    kv = [*kv_bytes(shape, n_ctx, wish.kv_type, wish.n_states), 0]
     layers = [*shape.blocks, shape.output]
     compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn, n_batch=wish.n_batch, n_outputs=wish.n_outputs)
     first = len(layers) - n_gpu_layers

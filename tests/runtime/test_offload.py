@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from gguf.constants import GGMLQuantizationType as Type
 
+import jmedlite
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import Header, Tensor, read_header
 from jmedlite.runtime.offload import (
@@ -33,6 +34,7 @@ from jmedlite.runtime.offload import (
     row_of_plans,
     shape_of,
 )
+from tests.support import builders
 
 GB = 10**9
 AVX512 = ("AVX2", "AVX512", "REPACK")
@@ -239,7 +241,11 @@ def test_the_table_has_every_context_that_the_model_knows() -> None:
 
 @pytest.fixture(scope="module")
 def logged(tiny_gguf: Path) -> tuple[Header, dict[str, float]]:
-    """A tiny model's header, and the buffers in MiB that llama.cpp says it takes for a context of 512 tokens."""
+    return log_of(tiny_gguf, "KV|compute|model")
+
+
+def log_of(path: Path, kinds: str) -> tuple[Header, dict[str, float]]:
+    """A model's header, and the buffers in MiB that llama.cpp says it takes for a context of 512 tokens."""
     from jmedlite.base.libraries import libllama
     from jmedlite.base.native import capture_log
     from jmedlite.runtime.offload import N_OUTPUTS, N_UBATCH
@@ -248,15 +254,41 @@ def logged(tiny_gguf: Path) -> tuple[Header, dict[str, float]]:
     capture_log(lambda level, text: lines.append(text))
     llama = libllama()
     llama.llama_backend_init()
-    loaded = llama.llama_model_load_from_file(str(tiny_gguf).encode(), llama.llama_model_default_params())
+    loaded = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_outputs_max = 512, N_UBATCH, N_UBATCH, N_OUTPUTS
     params.flash_attn_type = 1
     context = llama.llama_init_from_model(loaded, params)
     llama.llama_free(context)
     llama.llama_model_free(loaded)
-    found = re.findall(r"(KV|compute|model) buffer size = +([\d.]+) MiB", "\n".join(lines))
-    return read_header(tiny_gguf), {kind: float(size) for kind, size in found}
+    found = re.findall(rf"({kinds}) buffer size = +([\d.]+) MiB", "\n".join(lines))
+    return read_header(path), {kind: float(size) for kind, size in found}
+
+
+def test_states_take_the_place_of_keys_and_values(tmp_path: Path) -> None:
+    """Qwen3.5-9B's shape: 8 of 32 blocks keep keys and values, each of the others 2.2 MB for a sequence."""
+    config = {
+        "qwen35.block_count": 32, "qwen35.embedding_length": 4096, "qwen35.attention.head_count": 16,
+        "qwen35.attention.head_count_kv": 4, "qwen35.attention.key_length": 256, "qwen35.attention.value_length": 256,
+        "qwen35.feed_forward_length": 12288, "qwen35.context_length": 32768, "qwen35.ssm.conv_kernel": 4,
+        "qwen35.ssm.state_size": 128, "qwen35.ssm.group_count": 16, "qwen35.ssm.inner_size": 4096,
+        "general.architecture": "qwen35",
+    }  # fmt: skip
+    nets = [Tensor(f"blk.{i}.ssm_conv1d.weight", (4, 8192), Type.F32) for i in range(32) if (i + 1) % 4]
+    s = shape_of(config, nets, {})
+    state = 4 * (3 * 8192 + 128 * 4096)
+    assert kv_bytes(s, 4096, "f16", n_states=1) == ([state] * 3 + [4096 * 2 * 1024 * 2]) * 8
+    assert kv_bytes(s, 4096, "f16", n_states=8)[0] == 8 * state
+
+
+def test_the_sizes_of_states_are_those_that_llama_cpp_logs(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m", "qwen3_5_text")
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["Q8_0"], out=tmp_path, threads=1)
+    header, sizes = log_of(path, "KV|RS")
+    s = shape_of(header.metadata, header.tensors, {})
+    kept = kv_bytes(s, 512, "f16")
+    assert kept[3] / (1 << 20) == pytest.approx(sizes["KV"], abs=0.01)
+    assert sum(kept[:3]) / (1 << 20) == pytest.approx(sizes["RS"], abs=0.01)
 
 
 def test_the_sizes_are_those_that_llama_cpp_logs(logged: tuple[Header, dict[str, float]]) -> None:
