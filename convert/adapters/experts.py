@@ -11,14 +11,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jmedlite.convert.families.families import Family
 from jmedlite.convert.sources.base import Base
+from jmedlite.convert.sources.stacked import PARAMETERS
 from jmedlite.convert.sources.tensors import StoredTensor
 
 from .lora import Factor, Update
 
-# transformers' parameters of its experts' modules, in their order, and llama.cpp's names for what they are made of
-PARAMETERS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 # A side of such an adapter. Where both parameters of a module have one, PEFT wraps the second around the first.
 STACKED = re.compile(
     r"(?P<place>.+\.experts)\.(?P<inner>base_layer\.)?lora_(?P<side>[AB])(?:\.(?!weight$)[^.]+)?\.weight"
@@ -69,7 +67,7 @@ class ExpertParameter:
 
 def expert_parameters(base: Base) -> dict[str, ExpertParameter]:
     """All such parameters of a base, by the names that PEFT has for them in the family's spelling."""
-    by_gguf = _names_of_experts(base.family)
+    by_gguf = base.family.expert_names
     found = {}
     for parameter, tensors in PARAMETERS.items():
         names = [by_gguf[tensor] for tensor in tensors if tensor in by_gguf]
@@ -83,11 +81,6 @@ def expert_parameters(base: Base) -> dict[str, ExpertParameter]:
             found[full] = ExpertParameter(full, (ends[-1], shapes[0][1]), tuple(zip(of_layer, rows, strict=True)))
             layer += 1
     return found
-
-
-def _names_of_experts(family: Family) -> dict[str, str]:
-    """By llama.cpp's name the checkpoint's, with {i} for the layer and {e} for the expert."""
-    return {rule.gguf.split(".")[2]: rule.hf for rule in family.rules if "{e}" in rule.hf}
 
 
 def _of_layer(tensors: Mapping[str, object], name: str, layer: int) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.base_names import is_another
 from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
+from jmedlite.convert.sources.stacked import PARAMETERS
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
-from .experts import PARAMETERS, STACKED, expert_parameters
+from .experts import STACKED, expert_parameters
 from .lora import Factor, Update
 from .patterns import ANY_PART, END, FULL, LAYER, Pattern, find
 from .settings import COMPUTED, KEEPING_INITS, OF_THE_TRAINING, REFUSED, SHAPES, as_number
@@ -403,6 +404,9 @@ class PeftAdapter:
         by_parameters = {n.removesuffix(".weight") for n in routers}
         given = set(_modules(self.updates)) - by_parameters.union(*(self._parameters[n].modules for n in self._stacked))
         wanted = {module for module in candidates if self._is_target(module, linear)}
+        of_experts = set[str]().union(*(parameter.modules for parameter in self._parameters.values()))
+        if given.isdisjoint(of_experts):  # to transformers 5 they are parameters, which no name of a module means
+            wanted -= of_experts
         if self.ties_head:
             wanted.discard(self._base.head.removesuffix(".weight"))
         if missing := sorted(wanted - given):

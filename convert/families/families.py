@@ -129,6 +129,11 @@ class Family:
         return self.head.removesuffix(".weight")
 
     @cached_property
+    def expert_names(self) -> Mapping[str, str]:
+        """By llama.cpp's name ("ffn_up_exps") the checkpoint's, with {i} for the layer and {e} for the expert."""
+        return {rule.gguf.split(".")[2]: rule.hf for rule in self.rules if "{e}" in rule.hf}
+
+    @cached_property
     def inner_modules(self) -> frozenset[str]:
         """What the root holds: layers, embedding, last norm."""
         return frozenset(r.hf.split(".")[1] for r in self.rules if r.hf.startswith(self.root + "."))
@@ -316,6 +321,17 @@ _QWEN35 = (
     _linear("out_proj.weight", "ssm_out.weight", "n_embd", "n_value", columns="values"),
     *_shared()[-3:],
 )  # fmt: skip
+_QWEN35_DEFAULTS = {
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    "full_attention_interval": 4,
+}  # fmt: skip
+_QWEN35_COMPUTES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("hidden_act", ("silu", "swish")),
+    ("attention_bias", (False,)),
+    ("attn_output_gate", (True,)),
+    ("rms_norm_eps", (1e-6,)),  # by which its graph also divides the keys' and queries' lengths
+)
 
 FAMILIES = (
     Family(
@@ -347,22 +363,8 @@ FAMILIES = (
         "qwen35",
         _QWEN35,
         ("qwen3_5_text",),
-        defaults={
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-6,
-            "linear_conv_kernel_dim": 4,
-            "linear_key_head_dim": 128,
-            "linear_value_head_dim": 128,
-            "linear_num_key_heads": 16,
-            "linear_num_value_heads": 32,
-            "full_attention_interval": 4,
-        },
-        computes=(
-            ("hidden_act", ("silu", "swish")),
-            ("attention_bias", (False,)),
-            ("attn_output_gate", (True,)),
-            ("rms_norm_eps", (1e-6,)),  # by which its graph also divides the keys' and queries' lengths
-        ),
+        defaults=_QWEN35_DEFAULTS,
+        computes=_QWEN35_COMPUTES,
         rope_types=("default", "linear", "yarn", "dynamic"),
         rotary_share=0.25,
         partly_rotated=True,
@@ -371,6 +373,35 @@ FAMILIES = (
         writes_head_dim=True,
         leaves_out="mtp.",
         mixes_linear=True,
+    ),
+    Family(
+        "Qwen3.5-MoE",
+        ("Qwen3_5MoeForCausalLM",),
+        "qwen35moe",
+        _QWEN35[:-3] + _experts("mlp") + _SHARED_EXPERT,
+        ("qwen3_5_moe_text",),
+        keys=(
+            *_expert_keys("num_experts"),
+            Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size"),
+            Key("expert_shared_feed_forward_length", gguf.UINT32, "shared_expert_intermediate_size"),
+        ),
+        defaults={
+            **_QWEN35_DEFAULTS,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+            "num_experts_per_tok": 8,
+            "num_experts": 256,
+        },
+        computes=_QWEN35_COMPUTES,
+        rope_types=("default", "linear", "yarn", "dynamic"),
+        rotary_share=0.25,
+        partly_rotated=True,
+        writes_rotary=True,
+        head_dim=256,
+        writes_head_dim=True,
+        leaves_out="mtp.",
+        mixes_linear=True,
+        experts=Experts("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
     ),
     Family(
         "Qwen3-MoE",
@@ -583,6 +614,7 @@ _MULTIMODAL = {
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral3"),
     "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM", "qwen3_5"),
+    "Qwen3_5MoeForConditionalGeneration": ("Qwen3_5MoeForCausalLM", "qwen3_5_moe"),
 }
 
 
@@ -770,7 +802,11 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     n_rot = n_rotary(config, head_dim, family.rotary_share)
     experts = _expert_dimensions(family.experts, config) if family.experts else {}
     linear = _linear_dimensions(config) if family.mixes_linear else {}
-    n_q, n_kv, n_ff = n_head * head_dim, n_head_kv * head_dim, integer(config, "intermediate_size")
+    n_q, n_kv, n_ff = (
+        n_head * head_dim,
+        n_head_kv * head_dim,
+        integer(config, "intermediate_size", experts.get("n_ff_exp")),
+    )
     return {
         "n_embd": n_embd,
         "n_head": n_head,

@@ -35,6 +35,7 @@ from .base_names import hub_name
 from .checkpoint import Checkpoint
 from .packed.gather import gather
 from .quantized import original, refuse_quantized
+from .stacked import separate_experts
 from .tensors import WEIGHT_DTYPES, Files, StoredTensor
 
 
@@ -54,6 +55,8 @@ class CheckpointModel:
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
         self._tensors = canonical_names(gathered.tensors, family, self.label)
+        if family.experts:
+            self._tensors = separate_experts(self._tensors, family, self._dims["n_expert"])
         self.warnings = [
             *checkpoint.warnings,
             *gathered.warnings,

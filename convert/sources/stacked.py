@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8
+from jmedlite.convert.families.families import Family
 
-from .tensors import Files, Rows, Weights
+from .tensors import Files, Rows, StoredTensor, Weights
+
+# transformers' parameters of its experts' modules, in their order, and llama.cpp's names for what they are made of
+PARAMETERS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
+_FUSED = re.compile(rf"(?P<place>.+\.(?P<layer>\d+)\..+\.experts)\.(?P<parameter>{'|'.join(PARAMETERS)})(\.weight)?")
 
 
 @dataclass(frozen=True)
@@ -79,3 +86,28 @@ class _StackedRows:
     def decode(self, raw: U8, first: int, out: F32) -> None:
         part, row = self._part(first)
         part.decode(raw, row, out)
+
+
+def separate_experts(tensors: Mapping[str, Weights], family: Family, n_expert: int) -> dict[str, Weights]:
+    """`tensors` with the matrices of every expert by themselves, where a checkpoint has all experts of a layer in one:
+    gate_up_proj (n_expert, 2·n_ff, n_embd) and down_proj (n_expert, n_embd, n_ff). What fits no such shape stays.
+    """
+    found: dict[str, Weights] = {}
+    for name, tensor in tensors.items():
+        fused = _FUSED.fullmatch(name)
+        if fused is None or not isinstance(tensor, StoredTensor) or not _is_of_experts(tensor, n_expert):
+            found[name] = tensor
+            continue
+        parts = PARAMETERS[fused["parameter"]]
+        n_rows, n_cols = tensor.shape[1] // len(parts), tensor.shape[2]
+        step = tensor.nbytes // (n_expert * len(parts))
+        for e in range(n_expert):
+            for k, part in enumerate(parts):
+                own = family.expert_names[part].replace("{i}", fused["layer"]).replace("{e}", str(e))
+                offset = tensor.offset + (e * len(parts) + k) * step
+                found[own] = replace(tensor, shape=(n_rows, n_cols), offset=offset)
+    return found
+
+
+def _is_of_experts(tensor: StoredTensor, n_expert: int) -> bool:
+    return len(tensor.shape) == 3 and tensor.shape[0] == n_expert and tensor.shape[1] % 2 == 0

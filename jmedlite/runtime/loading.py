@@ -61,8 +61,8 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
 class LoadedModel:
     """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
     (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `n_states`
-    (sequences at once), `force`, `checked` (its hash is known to be right) and `writable` (weights in memory of its own, as the file has them).
-    `emit` gets a `plan` event before the model is loaded.
+    (sequences at once), `force`, `checked` (its hash is known to be right) and `writable` (weights in memory of its
+    own, as the file has them). `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:

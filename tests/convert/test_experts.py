@@ -245,3 +245,31 @@ def test_a_mix_within_a_budget(tmp_path: Path) -> None:
     assert path.name.endswith("bpw.gguf")
     proof = verify(path, base=tmp_path / "m", threads=2)
     assert proof.holds
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe_text", "mixtral"])
+def test_all_experts_of_a_layer_in_one_tensor(tmp_path: Path, family: str) -> None:
+    """As transformers 5 holds them, and some checkpoints are: gate and up together."""
+    base = builders.checkpoint(tmp_path / "m", family)
+    names = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    module = "block_sparse_moe" if family == "mixtral" else "mlp"
+    fused = {name: x for name, x in base.items() if ".experts." not in name}
+    for i in range(sum(name.endswith("input_layernorm.weight") for name in base)):
+        gate, up, down = (stacked(base, family, name, i) for name in names)
+        place = f"model.layers.{i}.{module}.experts."
+        fused |= {place + "gate_up_proj": np.concatenate([gate, up], axis=1), place + "down_proj": down}
+    builders.checkpoint(tmp_path / "f", family, tensors=fused)
+    modules = (*(f"experts.{e}.{names[1]}" for e in range(4)), "shared_expert.up_proj")
+    builders.adapter(tmp_path / "a", base, modules=modules, target_modules=[names[1]])
+    given: dict[str, Any] = {"lora": [str(tmp_path / "a")], "types": ["F32", "Q4_K_M"], "name": "x"}
+    one, other = (jmedlite.quantize(tmp_path / kind, out=tmp_path / f"o-{kind}", **given) for kind in "mf")
+    assert [raw(path) for path in one] == [raw(path) for path in other]
+
+
+def test_a_fused_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    base = builders.checkpoint(tmp_path / "m", "qwen3_moe")
+    odd = {name: x for name, x in base.items() if not name.startswith(LAYER + "experts.")}
+    odd[LAYER + "experts.gate_up_proj"] = np.zeros((3, 1024, 256), np.float32)
+    builders.checkpoint(tmp_path / "f", "qwen3_moe", tensors=odd)
+    with pytest.raises(DataError, match=r"lacks model\.layers\.0\.mlp\.experts"):
+        assemble(tmp_path / "f")

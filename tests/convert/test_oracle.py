@@ -196,6 +196,8 @@ LONGROPE = {
         ("qwen2_moe", {}),
         ("mixtral", {}),
         ("qwen3_5_text", {}),
+        ("qwen3_5_moe_text", {}),
+        ("qwen3_5_moe_text", {"num_experts": 6, "num_experts_per_tok": 3, "linear_num_value_heads": 2}),
         ("qwen3_5_text", {"linear_num_value_heads": 2, "tie_word_embeddings": True}),
         ("qwen3_5_text", {"linear_num_value_heads": 6, "full_attention_interval": 2, "layer_types": LINEAR_FULL}),
         ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1}),

@@ -118,7 +118,10 @@ def test_adapter_into_a_gguf_is_the_adapter_into_its_checkpoint(tmp_path: Path, 
         "phi3": ("self_attn.qkv_proj", "mlp.gate_up_proj"),
         "mixtral": ("self_attn.q_proj", *(f"experts.{e}.w1" for e in range(builders.EXPERTS))),
         "qwen3_moe": ("self_attn.q_proj", *(f"experts.{e}.up_proj" for e in range(builders.EXPERTS))),
-        "qwen2_moe": ("shared_expert.up_proj", *(f"experts.{e}.up_proj" for e in range(builders.EXPERTS))),
+        **dict.fromkeys(
+            ("qwen2_moe", "qwen3_5_moe_text"),
+            ("shared_expert.up_proj", *(f"experts.{e}.up_proj" for e in range(builders.EXPERTS))),
+        ),
     }.get(family, ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))
     builders.adapter(tmp_path / "a", base, modules=modules)
     options: dict[str, Any] = {"lora": [str(tmp_path / "a")], "types": ["F32", "Q4_K_M"]}
