@@ -106,8 +106,15 @@ def test_scales_of_activations_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_settings_that_nobody_knows_are_named(tmp_path: Path) -> None:
     packed.checkpoint(tmp_path / "p", "GPTQ")
-    set_config(tmp_path / "p", spin="up")
-    assert any("spin" in w and "not known here" in w for w in assemble(tmp_path / "p").warnings)
+    set_config(tmp_path / "p", spin="up", turn={"by": 90})
+    assert any("spin, turn" in w and "not known here" in w for w in assemble(tmp_path / "p").warnings)
+
+
+def test_settings_of_a_checkpoint_that_is_not_packed_do_not_matter(tmp_path: Path) -> None:
+    """What a merge was made from is left standing in many a config.json."""
+    builders.checkpoint(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": "four", "rotation": False})
+    (said,) = [w for w in assemble(tmp_path / "m").warnings if "quantized" in w]
+    assert "but they are not" in said
 
 
 # ------------------------------------------------------------------------------------------------------------- faults

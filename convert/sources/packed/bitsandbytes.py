@@ -24,6 +24,7 @@ from .codes import by_groups, look_up
 from .rows import PackedTensor, check_dtype, check_shape, take
 from .scaled import ScaledBytes
 
+_DESCRIBED = ".quant_state.bitsandbytes__"
 MAX_STATE = 1 << 16  # bytes of a weight's description
 INT8_FACTOR = 7.874015718698502e-3  # 1/127 as bitsandbytes multiplies it
 
@@ -74,10 +75,10 @@ class FourBits:
 def gather(tensors: dict[str, StoredTensor], files: Files) -> dict[str, PackedTensor]:
     """Take the weights of 4 and 8 bits out of `tensors`; `files` reads their descriptions. Raises DataError."""
     found = {}
+    described = {name: n for n in tensors for name, mark, _ in [n.partition(_DESCRIBED)] if mark}
     for name in [n for n in tensors if n.endswith(".weight")]:
-        described = [n for n in tensors if n.startswith(name + ".quant_state.bitsandbytes__")]
-        if described:
-            packed = _four_bits(name, described[0], tensors, files)
+        if name in described:
+            packed = _four_bits(name, described[name], tensors, files)
             if packed is not None:
                 found[name] = packed
         elif (scale_name := name.removesuffix("weight") + "SCB") in tensors and tensors[name].dtype == "I8":

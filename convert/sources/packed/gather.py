@@ -13,7 +13,7 @@ from jmedlite.base.filenames import AWQ_CONFIG, CONFIG, GPTQ_CONFIG
 from jmedlite.base.inputs import read_json
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import some
-from jmedlite.convert.sources.tensors import Files, StoredTensor, Weights
+from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, Files, StoredTensor, Weights
 
 from . import bitsandbytes, mlx, scaled, words
 from .rows import PackedTensor
@@ -73,6 +73,8 @@ def gather(label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping
     Raises DataError for a variant that is not decoded, and for parts that do not fit each other.
     """
     left = dict(tensors)
+    if all(tensor.dtype in WEIGHT_DTYPES for tensor in left.values()):
+        return Gathered(dict(tensors), {}, ())  # whatever the settings say
     given = _settings(folder, config)
     files = Files()
     try:
@@ -92,7 +94,7 @@ def gather(label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping
     warnings = []
     if packed:
         _check(of_config)
-        if odd := sorted(k for k, v in given.items() if v is not None and k not in _KNOWN and not isinstance(v, dict)):
+        if odd := sorted(k for k, v in given.items() if v is not None and k not in _KNOWN and not _is_module(k, v)):
             warnings.append(f"{label}: config.json sets {some(odd, 10)} of its quantization, which is not known here")
     if at_run_time:
         warnings.append(
@@ -146,6 +148,13 @@ def _check(config: _Config) -> None:
     sparsity = (config.sparsity_config or {}).get("format", "dense")
     if sparsity != "dense":
         raise DataError(f"{CONFIG}: sparsity_config stores the weights as {sparsity}; only dense ones are decoded")
+
+
+def _is_module(key: str, value: Any) -> bool:
+    """Is it MLX's word on one module: its own sizes, or that it is not quantized?"""
+    if isinstance(value, dict):
+        return {"bits", "group_size"} <= value.keys()
+    return isinstance(value, bool) and "." in key
 
 
 def _mlx_sizes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
