@@ -80,7 +80,7 @@ class CheckpointModel:
             self._check_names(rules, of_files)
             specs = [self._spec(rule) for rule in rules]
         except DataError:
-            if method is None:
+            if method is None or gathered.methods:
                 raise
             raise DataError(
                 f"config.json: the weights are quantized already ({method}); give the original checkpoint"

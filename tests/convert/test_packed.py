@@ -110,6 +110,13 @@ def test_settings_that_nobody_knows_are_named(tmp_path: Path) -> None:
     assert any("spin, turn" in w and "not known here" in w for w in assemble(tmp_path / "p").warnings)
 
 
+def test_what_else_is_wrong_with_a_packed_checkpoint_is_named(tmp_path: Path) -> None:
+    packed.checkpoint(tmp_path / "p", "NF4")
+    set_tensors(tmp_path / "p", lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(DataError, match=r"lacks model\.norm\.weight"):
+        assemble(tmp_path / "p")
+
+
 def test_settings_of_a_checkpoint_that_is_not_packed_do_not_matter(tmp_path: Path) -> None:
     """What a merge was made from is left standing in many a config.json."""
     builders.checkpoint(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": "four", "rotation": False})
