@@ -34,6 +34,7 @@ from .base import Base, Spec
 from .base_names import hub_name
 from .checkpoint import Checkpoint
 from .packed.gather import gather
+from .packed.rows import PackedTensor
 from .quantized import original, refuse_quantized
 from .stacked import separate_experts
 from .tensors import WEIGHT_DTYPES, Files, StoredTensor
@@ -189,6 +190,8 @@ class CheckpointModel:
         if self._tied:
             ignored.add(self._head)  # some savers write the tied head again; the model uses the embedding
         found = set(self._tensors) - ignored
+        if self.quantized:
+            found -= {name for name in found - wanted if self._is_zero_bias(name)}
         if unmerged := next((n for n in self._tensors if ".lora_" in n or ".modules_to_save." in n), None):
             raise DataError(
                 f"{self.label}: holds an adapter that was not merged ({unmerged}); save the model after PEFT's "
@@ -201,6 +204,14 @@ class CheckpointModel:
                 raise DataError(
                     f"{self.label}: the checkpoint {'lacks' if lacks else 'has'} {some([name, *names[1:]])}{tail}"
                 )
+
+    def _is_zero_bias(self, name: str) -> bool:
+        """Is it a bias that adds nothing? AutoGPTQ gave one to every module that it packed."""
+        bias = self._tensors[name]
+        if not name.endswith(".bias") or not isinstance(bias, StoredTensor) or bias.dtype not in WEIGHT_DTYPES:
+            return False
+        packed = isinstance(self._tensors.get(name.removesuffix("bias") + "weight"), PackedTensor)
+        return packed and not self._files.array(bias).any()
 
     @property
     def weight_files(self) -> list[Path]:

@@ -117,6 +117,19 @@ def test_what_else_is_wrong_with_a_packed_checkpoint_is_named(tmp_path: Path) ->
         assemble(tmp_path / "p")
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_biases_that_add_nothing_are_left_out(tmp_path: Path, value: float) -> None:
+    """AutoGPTQ gave one to every module that it packed, whether the model has any or not."""
+    packed.checkpoint(tmp_path / "p", "GPTQ")
+    bias = np.full(256, value, np.float16)
+    set_tensors(tmp_path / "p", lambda tensors: tensors.update({end_of("bias"): ("F16", bias)}))
+    if value:
+        with pytest.raises(DataError, match=r"has model\.layers\.1\.mlp\.down_proj\.bias"):
+            assemble(tmp_path / "p")
+    else:
+        assert assemble(tmp_path / "p").quantized == "GPTQ, 4 bits"
+
+
 def test_settings_of_a_checkpoint_that_is_not_packed_do_not_matter(tmp_path: Path) -> None:
     """What a merge was made from is left standing in many a config.json."""
     builders.checkpoint(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": "four", "rotation": False})
