@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -144,3 +145,15 @@ def test_what_configures_amx_is_kept(tmp_path: Path) -> None:
     ).stdout  # fmt: skip
     assert "ldtilecfg" in made
     assert any(rows in made for rows in (str(0x10101010_10101010), str(0x10101010), ".byte\t16"))
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    """Tests import the folders themselves, so nothing else would miss one that no wheel has."""
+    root = TOOLS.parent
+    setup = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {
+        ".".join((name, *path.parent.relative_to(root / folder).parts))
+        for name, folder in setup["package-dir"].items()
+        for path in (root / folder).rglob("__init__.py")
+    }
+    assert sorted(setup["packages"]) == sorted(found)
