@@ -140,7 +140,7 @@ def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F3
 def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
     for i, job in enumerate(plan.jobs):
         types = frozenset(p.tensors[i].type for p in plan.levels)
-        per_matrix = job.n_rows // job.n_matrices
+        per_matrix = job.matrix_rows
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
         source = open_rows(plan, job)
         for first in range(0, job.n_rows, per_matrix):

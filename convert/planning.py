@@ -92,6 +92,11 @@ class TensorJob:
         return math.prod(self.gguf_shape[2:])
 
     @property
+    def matrix_rows(self) -> int:
+        """Rows of one expert's matrix; all of them where there are no experts."""
+        return self.n_rows // self.n_matrices
+
+    @property
     def mean_importance(self) -> F32 | None:
         """A weight for every column (n_cols,), the mean of all experts'."""
         return None if self.importance is None else self.importance.mean(axis=0)

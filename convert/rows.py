@@ -35,11 +35,11 @@ class Block:
     @property
     def matrix(self) -> int:
         """The expert whose matrix the rows are of; a block never has two experts' rows."""
-        return self.start // (self.job.n_rows // self.job.n_matrices)
+        return self.start // self.job.matrix_rows
 
     @property
     def start_in_matrix(self) -> int:
-        return self.start % (self.job.n_rows // self.job.n_matrices)
+        return self.start % self.job.matrix_rows
 
     @property
     def importance(self) -> F32 | None:
@@ -154,7 +154,7 @@ def sampled_rows(plan: QuantizePlan, index: int) -> F32:
     """Some of a job's exact rows (n, n_cols), in groups that are spread over it."""
     job = plan.jobs[index]
     unit = math.lcm(job.head_rows, TILE if job.updates else 1)
-    per_matrix = job.n_rows // job.n_matrices
+    per_matrix = job.matrix_rows
     n_groups = max(1, min(SAMPLED_ROWS // unit, job.n_rows // unit))
     updates: list[LoadedUpdate] = []
     found, source, loaded = [], open_rows(plan, job), -1

@@ -19,7 +19,7 @@ from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown, some
 from jmedlite.convert.families.names import NOT_TEXT, canonical
 from jmedlite.convert.sources.base import Base
-from jmedlite.convert.sources.base_names import is_another
+from jmedlite.convert.sources.base_names import other_base
 from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
@@ -86,10 +86,7 @@ class MlxAdapter:
         self.replaced: dict[str, StoredTensor] = {}
         self.updates = self._match(read_weights(self.weights_file))
         self.trained_on = config.model or None
-        if self.trained_on and is_another(self.trained_on, base.names):
-            self.warnings.append(
-                f"{self.name}: was trained on {self.trained_on}, the base calls itself {base.names[0]}"
-            )
+        self.warnings += other_base(self.name, self.trained_on, base.names)
 
     @property
     def files(self) -> list[Path]:

@@ -14,7 +14,7 @@ from jmedlite.base.inputs import read_json
 from jmedlite.base.wording import shown, some
 from jmedlite.convert.families.names import NOT_TEXT, canonical, spellings, without_wrappers
 from jmedlite.convert.sources.base import Base
-from jmedlite.convert.sources.base_names import is_another
+from jmedlite.convert.sources.base_names import other_base
 from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.stacked import PARAMETERS
@@ -62,10 +62,7 @@ class PeftAdapter:
         self._check_saved()
         trained_on = self.config.get("base_model_name_or_path")
         self.trained_on: str | None = trained_on if isinstance(trained_on, str) and trained_on else None
-        if self.trained_on and is_another(self.trained_on, base.names):
-            self.warnings.append(
-                f"{self.name}: was trained on {self.trained_on}, the base calls itself {base.names[0]}"
-            )
+        self.warnings += other_base(self.name, self.trained_on, base.names)
 
     @property
     def files(self) -> list[Path]:

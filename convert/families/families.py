@@ -226,6 +226,11 @@ def _expert_keys(count: str) -> tuple[Key, ...]:
     )  # fmt: skip
 
 
+_SHARED_EXPERT_KEYS = (
+    *_expert_keys("num_experts"),
+    Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size"),
+    Key("expert_shared_feed_forward_length", gguf.UINT32, "shared_expert_intermediate_size"),
+)
 _SHARED_EXPERT = (
     Rule(
         _LAYER + "mlp.shared_expert_gate.weight",
@@ -333,6 +338,24 @@ _QWEN35_COMPUTES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("rms_norm_eps", (1e-6,)),  # by which its graph also divides the keys' and queries' lengths
 )
 
+_QWEN35_FAMILY = Family(
+    "Qwen3.5",
+    ("Qwen3_5ForCausalLM",),
+    "qwen35",
+    _QWEN35,
+    ("qwen3_5_text",),
+    defaults=_QWEN35_DEFAULTS,
+    computes=_QWEN35_COMPUTES,
+    rope_types=("default", "linear", "yarn", "dynamic"),
+    rotary_share=0.25,
+    partly_rotated=True,
+    writes_rotary=True,
+    head_dim=256,
+    writes_head_dim=True,
+    leaves_out="mtp.",
+    mixes_linear=True,
+)
+
 FAMILIES = (
     Family(
         "Qwen2/2.5",
@@ -357,50 +380,22 @@ FAMILIES = (
         computes=(("hidden_act", ("silu", "swish")), ("attention_bias", (False,))),
         window="switched",
     ),
-    Family(
-        "Qwen3.5",
-        ("Qwen3_5ForCausalLM",),
-        "qwen35",
-        _QWEN35,
-        ("qwen3_5_text",),
-        defaults=_QWEN35_DEFAULTS,
-        computes=_QWEN35_COMPUTES,
-        rope_types=("default", "linear", "yarn", "dynamic"),
-        rotary_share=0.25,
-        partly_rotated=True,
-        writes_rotary=True,
-        head_dim=256,
-        writes_head_dim=True,
-        leaves_out="mtp.",
-        mixes_linear=True,
-    ),
-    Family(
-        "Qwen3.5-MoE",
-        ("Qwen3_5MoeForCausalLM",),
-        "qwen35moe",
-        _QWEN35[:-3] + _experts("mlp") + _SHARED_EXPERT,
-        ("qwen3_5_moe_text",),
-        keys=(
-            *_expert_keys("num_experts"),
-            Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size"),
-            Key("expert_shared_feed_forward_length", gguf.UINT32, "shared_expert_intermediate_size"),
-        ),
+    _QWEN35_FAMILY,
+    replace(
+        _QWEN35_FAMILY,
+        title="Qwen3.5-MoE",
+        hf_names=("Qwen3_5MoeForCausalLM",),
+        gguf_arch="qwen35moe",
+        rules=_QWEN35[:-3] + _experts("mlp") + _SHARED_EXPERT,
+        model_types=("qwen3_5_moe_text",),
+        keys=_SHARED_EXPERT_KEYS,
         defaults={
-            **_QWEN35_DEFAULTS,
+            **_QWEN35_FAMILY.defaults,
             "moe_intermediate_size": 512,
             "shared_expert_intermediate_size": 512,
             "num_experts_per_tok": 8,
             "num_experts": 256,
         },
-        computes=_QWEN35_COMPUTES,
-        rope_types=("default", "linear", "yarn", "dynamic"),
-        rotary_share=0.25,
-        partly_rotated=True,
-        writes_rotary=True,
-        head_dim=256,
-        writes_head_dim=True,
-        leaves_out="mtp.",
-        mixes_linear=True,
         experts=Experts("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
     ),
     Family(
@@ -437,11 +432,7 @@ FAMILIES = (
         "qwen2moe",
         _attention() + _experts("mlp") + _SHARED_EXPERT + _LLAMA_NORMS + _qkv_biases(),
         ("qwen2_moe",),
-        keys=(
-            *_expert_keys("num_experts"),
-            Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size"),
-            Key("expert_shared_feed_forward_length", gguf.UINT32, "shared_expert_intermediate_size"),
-        ),
+        keys=_SHARED_EXPERT_KEYS,
         defaults={
             **_QWEN_DEFAULTS,
             "num_experts": 60,

@@ -30,6 +30,13 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\s_]+", "-", last)
 
 
+def other_base(adapter: str, trained_on: str | None, names: tuple[str, ...]) -> list[str]:
+    """A warning where an adapter was trained on another model than the one known by `names`."""
+    if trained_on and is_another(trained_on, names):
+        return [f"{adapter}: was trained on {trained_on}, the base calls itself {names[0]}"]
+    return []
+
+
 def is_another(trained_on: str, names: tuple[str, ...]) -> bool:
     """Is a model known by `names` another one? Never where nothing is known of either."""
     own = {plain_name(name) for name in names} - {""}

@@ -145,10 +145,6 @@ class Checkpoint:
         self.config = read_config(folder)
         self.tensors = self._find()
 
-    @property
-    def weight_files(self) -> list[Path]:
-        return sorted({t.path for t in self.tensors.values()})
-
     def _find(self) -> dict[str, StoredTensor]:
         """safetensors where there are any, else .bin; each as one file, or as several with an index.
 

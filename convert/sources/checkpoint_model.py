@@ -213,11 +213,6 @@ class CheckpointModel:
         packed = isinstance(self._tensors.get(name.removesuffix("bias") + "weight"), PackedTensor)
         return packed and not self._files.array(bias).any()
 
-    @property
-    def weight_files(self) -> list[Path]:
-        """The files the weights are read from."""
-        return sorted({path for s in self.specs for w in s.adaptable().values() for path in w.paths})
-
     def base(self) -> Base:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
         tensors = {key: weights for s in self.specs for key, weights in s.adaptable().items()}

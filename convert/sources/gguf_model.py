@@ -130,11 +130,6 @@ class GgufModel:
             tensor.name, tensor.shape, tensor, rule.hf, order, rule.plus, columns, rule.negated_exp, in_order=True
         )
 
-    @property
-    def weight_files(self) -> list[Path]:
-        """The files the weights are read from."""
-        return sorted({t.path for t in self._tensors.values()})
-
     def _config(self, family: Family) -> dict[str, Any]:
         """What config.json would say, as far as names and shapes depend on it."""
         meta, experts = self._header.metadata, family.experts

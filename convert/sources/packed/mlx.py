@@ -18,7 +18,7 @@ from jmedlite.base.native import F32, U8
 from jmedlite.convert.sources.tensors import StoredTensor
 
 from .codes import by_groups, codes
-from .rows import PackedTensor, check_dtype, check_shape, take
+from .rows import PackedTensor, check_dtype, check_shape, take, two_dimensions
 
 _BITS = (2, 3, 4, 5, 6, 8)
 _FLOATS = ("F16", "BF16", "F32")
@@ -58,11 +58,7 @@ def gather(tensors: dict[str, StoredTensor], sizes: Mapping[str, tuple[int, int]
         check_dtype(weight, "U32")
         for tensor in (scales, biases):
             check_dtype(tensor, *_FLOATS)
-        if len(weight.shape) != 2 or len(scales.shape) != 2:
-            raise DataError(
-                f"{weight.path.name}: {weight.name} has shape {list(weight.shape)}, expected two dimensions"
-            )
-        (n_rows, n_words), n_groups = weight.shape, scales.shape[1]
+        (n_rows, n_words), n_groups = two_dimensions(weight), two_dimensions(scales)[1]
         given = sizes.get(stem.removesuffix("."), sizes.get(""))
         fits = [
             (bits, n_words * 32 // bits // n_groups)

@@ -117,3 +117,10 @@ def check_dtype(tensor: StoredTensor, *expected: str) -> None:
     """Raise DataError where a part of a packed weight has another number format."""
     if tensor.dtype not in expected:
         raise DataError(f"{tensor.path.name}: {tensor.name} has dtype {tensor.dtype}, expected {' or '.join(expected)}")
+
+
+def two_dimensions(tensor: StoredTensor) -> tuple[int, int]:
+    """The shape of a matrix; raises DataError where a part of a packed weight is none."""
+    if len(tensor.shape) != 2:
+        raise DataError(f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, expected two dimensions")
+    return tensor.shape[0], tensor.shape[1]

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
 
 from .codes import by_groups
-from .rows import PackedTensor, check_dtype, check_shape, take
+from .rows import PackedTensor, check_dtype, check_shape, take, two_dimensions
 
 FP8 = ("F8_E4M3", "F8_E5M2")
 _EXPONENTS = ("F8_E8M0", "U8")  # of which a scale is 2^(byte − 127)
@@ -100,7 +99,7 @@ def gather(
         if zeros is not None:
             check_shape(zeros, scale.shape)
             held.append(zeros)
-        shape, blocks = _matrix(weight), _blocks(weight, scale, block)
+        shape, blocks = two_dimensions(weight), _blocks(weight, scale, block)
         word = "INT8" if weight.dtype == "I8" else "FP8"
         del tensors[name]
         found[name] = PackedTensor(
@@ -112,15 +111,9 @@ def gather(
     return found, left_out
 
 
-def _matrix(weight: StoredTensor) -> tuple[int, int]:
-    if len(weight.shape) != 2:
-        raise DataError(f"{weight.path.name}: {weight.name} has shape {list(weight.shape)}, expected two dimensions")
-    return weight.shape[0], weight.shape[1]
-
-
 def _blocks(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int] | None) -> tuple[int, int]:
     """The rows and columns that share a scale."""
-    n_rows, n_cols = _matrix(weight)
+    n_rows, n_cols = two_dimensions(weight)
     if scale.n_elements == 1:
         return n_rows, n_cols
     fits = [(n_rows, 1), (n_rows,)]

@@ -21,7 +21,7 @@ from jmedlite.base.native import F32, U8
 from jmedlite.convert.sources.tensors import Files, StoredTensor
 
 from .codes import by_groups, codes, is_in_order, whole_codes
-from .rows import PackedTensor, check_dtype, check_shape, take
+from .rows import PackedTensor, check_dtype, check_shape, take, two_dimensions
 
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # of which column, of eight, the codes in a word are
 _AWQ_PLACES = np.argsort(_AWQ_COLUMNS)
@@ -155,8 +155,8 @@ def gather_gptq(
         check_dtype(qweight, *_WORDS)
         check_dtype(qzeros, *_WORDS)
         check_dtype(scales, "F16", "BF16", "F32")
-        n_words, n_rows = _two(qweight)
-        n_groups = _two(scales)[0]
+        n_words, n_rows = two_dimensions(qweight)
+        n_groups = two_dimensions(scales)[0]
         n_cols = order.n_elements if order else (n_words * 32 // bits if bits else 0)
         own_bits = n_words * 32 // n_cols if n_cols else 0
         if own_bits not in (2, 4, 8) or own_bits * n_cols != n_words * 32:
@@ -192,8 +192,8 @@ def gather_awq(tensors: dict[str, StoredTensor]) -> dict[str, PackedTensor]:
         check_dtype(qweight, *_WORDS)
         check_dtype(qzeros, *_WORDS)
         check_dtype(scales, "F16", "BF16", "F32")
-        n_cols, n_words = _two(qweight)
-        n_groups = _two(scales)[0]
+        n_cols, n_words = two_dimensions(qweight)
+        n_groups = two_dimensions(scales)[0]
         check_shape(scales, (n_groups, n_words * 8))
         check_shape(qzeros, (n_groups, n_words))
         if n_groups < 1 or n_cols % n_groups:
@@ -219,8 +219,8 @@ def gather_rows(tensors: dict[str, StoredTensor], files: Files) -> dict[str, Pac
         check_dtype(size, "I64", "I32")
         check_shape(size, (2,))
         n_rows, n_cols = (int(n) for n in files.array(size))
-        n_words = _two(packed)[1]
-        n_groups = _two(scale)[1]
+        n_words = two_dimensions(packed)[1]
+        n_groups = two_dimensions(scale)[1]
         bits = next((b for b in (2, 4, 8) if n_cols > 0 and n_words == -(-n_cols * b // 32)), None)
         if bits is None:
             raise DataError(
@@ -243,9 +243,3 @@ def gather_rows(tensors: dict[str, StoredTensor], files: Files) -> dict[str, Pac
         decoder = RowWords(bits, zeros is not None, order is not None)
         found[name] = PackedTensor(name, f"INT{bits}", (n_rows, n_cols), (packed,), tuple(held), decoder)
     return found
-
-
-def _two(tensor: StoredTensor) -> tuple[int, int]:
-    if len(tensor.shape) != 2:
-        raise DataError(f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, expected two dimensions")
-    return tensor.shape[0], tensor.shape[1]
