@@ -33,6 +33,10 @@ class Factor:
     columns: slice = field(default_factory=lambda: slice(None))
 
     @property
+    def is_part(self) -> bool:
+        return (self.rows, self.columns) != (slice(None), slice(None))
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(n_rows, n_cols) of what it stands for."""
         given = (self.rows, self.columns)
@@ -116,13 +120,17 @@ def load_update(
     update = adapter.updates[name]
 
     def load(tensor: StoredTensor) -> F32:
-        found = files.matrix(tensor)
+        return check(tensor, files.matrix(tensor))
+
+    def check(tensor: StoredTensor, found: F32) -> F32:
         if bad := int(found.size - np.count_nonzero(np.isfinite(found))):
             raise DataError(f"adapter {adapter.name}: {tensor.name} has {bad:,} values that are not finite")
         return found
 
     def factor(f: Factor) -> F32:
-        found = load(f.tensor)[f.rows, f.columns]
+        # of a pair for all experts, every expert has its part
+        whole = files.recent(f.tensor) if f.is_part else files.matrix(f.tensor)
+        found = check(f.tensor, whole[f.rows, f.columns])
         return np.ascontiguousarray(found.T if f.transposed else found)
 
     if update.right is None:

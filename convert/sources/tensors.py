@@ -145,6 +145,7 @@ class Files:
 
     def __init__(self) -> None:
         self._open: dict[Path, BinaryIO] = {}
+        self._recent: dict[StoredTensor, F32] = {}
 
     def read(self, tensor: StoredTensor, start: int, out: U8) -> None:
         """Fill `out` with the tensor's bytes from byte `start` on."""
@@ -171,6 +172,16 @@ class Files:
         out = np.empty(tensor.n_elements, np.float32)
         self.values(tensor, 0, out)
         return out.reshape(tensor.shape)
+
+    def recent(self, tensor: StoredTensor) -> F32:
+        """The same of a tensor whose parts are wanted one after the other: the last two are kept."""
+        found = self._recent.pop(tensor, None)
+        if found is None:
+            found = self.matrix(tensor)
+        self._recent[tensor] = found
+        while len(self._recent) > 2:
+            del self._recent[next(iter(self._recent))]
+        return found
 
     def array(self, tensor: StoredTensor) -> NDArray[Any]:
         """A whole tensor: floating-point numbers of 16 and 32 bits in float32, whole ones as they are, bytes else."""
@@ -204,6 +215,7 @@ class Files:
         for file in self._open.values():
             file.close()
         self._open.clear()
+        self._recent.clear()
 
 
 def check_decodable(tensor: StoredTensor) -> None:
