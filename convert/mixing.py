@@ -106,7 +106,7 @@ class Mixer:
         if not known:
             raise DataError(f"{sensitivities.path.name}: has none of this model's weights; make it for this model")
         self._fixed = {name: type_ for name, type_ in usual.items() if name not in known}
-        unknown = [job for job in free if job.name not in known]
+        unknown = [job for job in free if job.name not in known and job.kept_type != usual[job.name]]
         for job in unknown:
             self._fixed[job.name] = GGMLQuantizationType.Q8_0
         self.warnings = (
@@ -182,6 +182,8 @@ def candidates(job: TensorJob) -> list[GGMLQuantizationType]:
     names: Sequence[str] = NARROW
     if job.n_cols % 256 == 0:
         names = (*WITH_IMATRIX, *CANDIDATES) if job.importance is not None else CANDIDATES
+    if job.kept_type == GGMLQuantizationType.MXFP4:
+        names = (*names, "MXFP4")
     return [GGMLQuantizationType[n] for n in names if job.n_cols % GGML_QUANT_SIZES[GGMLQuantizationType[n]][0] == 0]
 
 
@@ -201,6 +203,7 @@ def _measure(
             types = candidates(job)
             of = partial(relative_error, rows=rows, importance=job.mean_importance, encoder=plan.encoder)
             errors = dict(zip(types, pool.map(of, types), strict=True))
+            errors |= {t: 0.0 for t in types if t == job.kept_type}
             # tried with one type: feedback gains about as much with the others that have it
             gain = rounder.gain(index[job.name], _tried_type(job), rows)
             yield job, {t: error * gain if can_feed_back(t, job.n_cols) else error for t, error in errors.items()}

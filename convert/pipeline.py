@@ -105,11 +105,10 @@ def _encode(block: Block, slot: Slot, updates: Sequence[LoadedUpdate], rounding:
     flat = rows.reshape(-1)
     if job.is_vector:
         rows = rows.reshape(1, n)
-    kept = job.source.dtype if job.source and job.is_untouched else None
     data, error = {}, {}
     for t in block.types:
-        if t == GGMLQuantizationType.F32 or t.name == kept:  # as it is: encoding again could change it
-            data[t], error[t] = raw if t.name == kept else flat.view(np.uint8), 0.0
+        if t in (GGMLQuantizationType.F32, job.kept_type):  # as it is: encoding again could change it
+            data[t], error[t] = raw if t == job.kept_type else flat.view(np.uint8), 0.0
         else:
             data[t] = rounding.encode(t, rows, slot.encoded[t], block.importance)
             error[t] = squared_error(data[t], t, flat, slot.decoded)

@@ -117,6 +117,11 @@ class TensorJob:
         moved = self.order is not None or self.columns is not None
         return self.source is not None and not (self.updates or moved or self.plus or self.negated_exp)
 
+    @property
+    def kept_type(self) -> GGMLQuantizationType | None:
+        """The type in which its bytes are the output's as they are read, where there is one."""
+        return GGMLQuantizationType.__members__.get(self.source.dtype) if self.source and self.is_untouched else None
+
 
 @dataclass(frozen=True)
 class PlannedFile:
@@ -209,7 +214,7 @@ class QuantizePlan:
                 for job, tensor in pairs
                 if tensor.type not in ROUNDED
                 and not self.encoder.has(tensor.type, job.importance is not None)
-                and not (job.source and job.is_untouched and job.source.dtype == tensor.type.name)
+                and tensor.type != job.kept_type
             }
         )
 
@@ -472,7 +477,9 @@ def _stored_type(job: TensorJob) -> GGMLQuantizationType:
     """The type llama.cpp's quantizer would find: the GGUF's own, or what its converter writes (`--outtype bf16`)."""
     if job.from_gguf and job.source:
         return GGMLQuantizationType[job.source.dtype]
-    whole = job.is_vector or job.name.endswith(WHOLE)
+    if job.kept_type == GGMLQuantizationType.MXFP4:
+        return GGMLQuantizationType.MXFP4
+    whole = job.is_vector or job.name.endswith(WHOLE) or not job.name.endswith(".weight")
     return GGMLQuantizationType.F32 if whole else GGMLQuantizationType.BF16
 
 

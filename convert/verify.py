@@ -196,7 +196,7 @@ def _at_types_of(plan: QuantizePlan, stored: Mapping[str, _Comparison]) -> Quant
     jobs = tuple(job for job in plan.jobs if job.name in stored)
     for job in jobs:
         type_ = stored[job.name].stored.dtype
-        copied = job.source is not None and job.is_untouched and job.source.dtype == type_
+        copied = job.kept_type is not None and job.kept_type.name == type_
         if not encodes(type_) and not copied:
             raise DataError(f"{job.name}: is stored as {type_}, as no tensor is made from this base; is it damaged?")
         # without one ggml would end the process

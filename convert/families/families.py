@@ -48,11 +48,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Experts:
-    """Where config.json has the number of experts, and the widths of one and of the expert that all tokens share."""
+    """Where config.json has the number of experts, and the widths of one and of the expert that all tokens share.
+
+    `crosswise`: all of a layer are one parameter that inputs are multiplied by from the left (n_expert, in, out), and
+    gate and up take turns in it.
+    """
 
     count: str
     width: str
     shared_width: str | None = None
+    crosswise: bool = False
 
 
 FULL, LINEAR = "full_attention", "linear_attention"  # types of layers
@@ -99,6 +104,9 @@ class Family:
     ignores: tuple[str, ...] = ()
     rope_types: tuple[str, ...] = ("default", "linear", "yarn", "dynamic")
     rope_names: RopeNames = ROPE_NAMES
+    rope_default: Mapping[str, Any] = field(default_factory=dict)  # where config.json has no rotary settings at all
+    # settings of the rotary embedding that llama.cpp computes otherwise, but so little that a warning will do
+    rope_nearly: tuple[str, ...] = ()
     rotary_share: float = 1.0
     partly_rotated: bool = False  # may a share of a head's dimensions stay unrotated?
     writes_rotary: bool = False  # {arch}.rope.dimension_count
@@ -129,9 +137,9 @@ class Family:
         return self.head.removesuffix(".weight")
 
     @cached_property
-    def expert_names(self) -> Mapping[str, str]:
-        """By llama.cpp's name ("ffn_up_exps") the checkpoint's, with {i} for the layer and {e} for the expert."""
-        return {rule.gguf.split(".")[2]: rule.hf for rule in self.rules if "{e}" in rule.hf}
+    def by_gguf(self) -> Mapping[str, str]:
+        """By llama.cpp's name the checkpoint's, with {i} for the layer and {e} for the expert in both."""
+        return {rule.gguf: rule.hf for rule in self.rules}
 
     @cached_property
     def inner_modules(self) -> frozenset[str]:
@@ -260,6 +268,19 @@ _GEMMA_NORMS = _norms(  # Gemma's norms multiply by 1 + weight, llama.cpp's by t
 )
 _GEMMA_READS = ("query_pre_attn_scalar", "layer_types", "sliding_window_pattern", "_sliding_window_pattern")
 _GEMMA_COMPUTES = (("hidden_activation", ("gelu_pytorch_tanh",)), ("attention_bias", (False,)))
+
+_GPT_OSS = (
+    *_attention(),
+    *_qkv_biases(),
+    Rule(_LAYER + "self_attn.o_proj.bias", _BLK + "attn_output.bias", ("n_embd",)),
+    Rule(_LAYER + "self_attn.sinks", _BLK + "attn_sinks.weight", ("n_head",)),
+    *_norms(attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm"),
+    *_experts("mlp", "router"),
+    Rule(_LAYER + "mlp.router.bias", _BLK + "ffn_gate_inp.bias", ("n_expert",)),
+    Rule(_LAYER + "mlp.experts.gate_proj_bias", _BLK + "ffn_gate_exps.bias", ("n_expert", "n_ff_exp")),
+    Rule(_LAYER + "mlp.experts.up_proj_bias", _BLK + "ffn_up_exps.bias", ("n_expert", "n_ff_exp")),
+    Rule(_LAYER + "mlp.experts.down_proj_bias", _BLK + "ffn_down_exps.bias", ("n_expert", "n_embd")),
+)
 
 _NEOX_LAYER = "gpt_neox.layers.{i}."
 
@@ -494,6 +515,48 @@ FAMILIES = (
         renamed=("mlp", "block_sparse_moe"),
     ),
     Family(
+        "gpt-oss",
+        ("GptOssForCausalLM",),
+        "gpt-oss",
+        _GPT_OSS,
+        ("gpt_oss",),
+        keys=(
+            *_expert_keys("num_local_experts"),
+            Key("expert_feed_forward_length", gguf.UINT32, "intermediate_size"),
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+        ),
+        defaults={
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150000.0,
+            "attention_bias": True,
+        },
+        computes=(
+            ("hidden_act", ("silu", "swish")),
+            ("attention_bias", (True,)),
+            ("swiglu_alpha", (1.702,)),
+            ("swiglu_limit", (7.0,)),
+        ),
+        reads_more=("hidden_act", "layer_types"),
+        ignores=("initial_context_length", "experts_per_token"),  # of OpenAI's own form, said twice
+        rope_default={
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+        rope_nearly=("truncate",),
+        head_dim=64,
+        writes_head_dim=True,
+        head_is="required",
+        sliding_period=2,
+        experts=Experts("num_local_experts", "intermediate_size", crosswise=True),
+    ),
+    Family(
         "GPT-NeoX (OpenCALM, rinna)",
         ("GPTNeoXForCausalLM",),
         "gptneox",
@@ -671,7 +734,9 @@ def _given(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(family: Family, settings: Mapping[str, Any], given: Mapping[str, Any]) -> Rope:
-    return resolve(settings, given, family.rope_names, family.rope_types, family.title)
+    if family.rope_default and not (given.get("rope_scaling") or given.get("rope_parameters")):
+        given = {**given, "rope_parameters": dict(family.rope_default)}
+    return resolve(settings, given, family.rope_names, family.rope_types, family.title, family.rope_nearly)
 
 
 def config_warnings(family: Family, config: Mapping[str, Any], settings: Mapping[str, Any], label: str) -> list[str]:

@@ -73,11 +73,17 @@ class Rope:
 
 
 def resolve(
-    settings: Mapping[str, Any], given: Mapping[str, Any], names: RopeNames, types: tuple[str, ...], title: str
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
+    names: RopeNames,
+    types: tuple[str, ...],
+    title: str,
+    nearly: tuple[str, ...] = (),
 ) -> Rope:
     """One set of rotary settings out of all places; `given` is config.json's own, without a family's defaults.
 
-    `types` are those that llama.cpp computes for the family of this `title`. Raises DataError where the settings are
+    `types` are those that llama.cpp computes for the family of this `title`, `nearly` settings that it computes
+    otherwise, which is said and not refused. Raises DataError where the settings are
     incomplete, of a wrong type, or not what llama.cpp can compute.
     """
     notes: list[str] = []
@@ -115,7 +121,7 @@ def resolve(
     if found["rope_type"] not in types:
         raise DataError(f"config.json: rope type {kind!r} is not supported for {title}; it can be {', '.join(types)}")
     _add_original(found, settings, notes)
-    _check(found)
+    _check(found, nearly, notes)
     return Rope({**found, "local_theta": local} if local is not None else found, tuple(notes), tuple(unknown))
 
 
@@ -158,7 +164,7 @@ def _add_original(found: dict[str, Any], settings: Mapping[str, Any], notes: lis
     found[ORIGINAL] = outside if outside is not None else found.get(ORIGINAL, settings.get("max_position_embeddings"))
 
 
-def _check(rope: Mapping[str, Any]) -> None:
+def _check(rope: Mapping[str, Any], nearly: tuple[str, ...], notes: list[str]) -> None:
     kind = rope["rope_type"]
     for key in WORDS:
         if not isinstance(rope.get(key, ""), str):
@@ -177,7 +183,14 @@ def _check(rope: Mapping[str, Any]) -> None:
         raise _malformed(rope, f"{ORIGINAL} is {rope[ORIGINAL]!r}, expected a positive integer")
     for key, value in COMPUTED_WITH.get(kind, {}).items():
         given = rope.get(key, value)
-        if given != value and not (key.startswith("beta") and given == 0):  # transformers takes its default for 0
+        if given == value or (key.startswith("beta") and given == 0):  # transformers takes its default for 0
+            continue
+        if key in nearly:
+            notes.append(
+                f"{key} of its {kind} rope settings is {given!r}; llama.cpp computes with {value!r}, so that its "
+                "answers differ a little from transformers'"
+            )
+        else:
             raise DataError(
                 f"config.json: {key} of its {kind} rope settings is {given!r}; llama.cpp computes with {value!r}"
             )

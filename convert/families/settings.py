@@ -169,6 +169,8 @@ class Settings(Foreign):
     norm_topk_prob: bool | None = None
     decoder_sparse_step: int | None = None
     mlp_only_layers: tuple[int, ...] | None = None
+    swiglu_alpha: float | None = None
+    swiglu_limit: float | None = None
     hidden_act: str | None = None
     hidden_activation: str | None = None
     rms_norm_eps: float | None = None

@@ -24,7 +24,7 @@ from .overrides import decide, warn_of_other_types
 BITS = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "BF16"}
 LEVELS = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS",
-    "Q4_1", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    "Q4_1", "Q4_0", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
 )  # fmt: skip
 NEED_IMATRIX = (
     "Q2_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
@@ -91,7 +91,8 @@ def choose_types(
     probed = probe_types([x.ftype for x in levels], metadata, tensors, weighed, rules)
     warnings: list[str] = []
     for level in levels:
-        types, own = probed[level.ftype], decided.get(level.ftype, {})
+        own = decided.get(level.ftype, {})
+        types = probed[level.ftype] = _with_kept(probed[level.ftype], tensors, own)
         warnings += warn_of_other_types(rules, own, types, tensors)
         _check_importance(level, types, tensors, imatrix, {name: rules[i].text for name, i in own.items()})
     counts = Counter(decided[levels[0].ftype].values()) if rules else Counter()
@@ -100,6 +101,21 @@ def choose_types(
         tuple(counts[i] for i in range(len(rules))),
         tuple(dict.fromkeys(warnings)),
     )
+
+
+def _with_kept(types: Types, tensors: Sequence[gguf.Tensor], decided: Mapping[str, int]) -> Types:
+    """`types` with MXFP4 as it is wherever that takes no more room than the type that llama.cpp chose.
+
+    Weights that were trained in MXFP4 (gpt-oss's experts) lose nothing so; in any other type they would lose something,
+    or take more room for the same numbers. What a rule has `decided` counts all the same.
+    """
+    kept = {
+        t.name: t.type
+        for t in tensors
+        if t.type == GGMLQuantizationType.MXFP4 and t.name not in decided
+        if gguf.nbytes(t.type, t.n_elements) <= gguf.nbytes(types[t.name], t.n_elements)
+    }
+    return {**types, **kept}
 
 
 def requires_importance(tensor: str, type_: GGMLQuantizationType, level: str = "") -> bool:

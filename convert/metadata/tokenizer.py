@@ -17,6 +17,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.runtime.words import O200K, TEKKEN
 
 from .added_tokens import describe_flags
 from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel
@@ -36,11 +37,6 @@ _QWEN35 = _QWEN2.replace(r"\p{L}+|\p{N}|", r"[\p{L}\p{M}]+|\p{N}|").replace(
     r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
 )
 _LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # (steps of the pre-tokenizer, does a token that is a whole word skip the merges?) -> llama.cpp's name for it.
 # llama.cpp's own regular expressions for these names: src/llama-vocab.cpp.
 _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
@@ -48,7 +44,8 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_QWEN35, "bytes"), False): "qwen35",
     ((_LLAMA3, "bytes"), True): "llama-bpe",
     ((_LLAMA3, "bytes"), False): "smaug-bpe",
-    ((_TEKKEN, "bytes"), True): "tekken",
+    ((TEKKEN, "bytes"), True): "tekken",
+    ((O200K, "bytes"), False): "gpt-4o",
     (("words+bytes",), False): "gpt-2",
     (("digits", "words+bytes"), False): "smollm",
 }

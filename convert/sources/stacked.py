@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,11 +11,15 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8
 from jmedlite.convert.families.families import Family
 
-from .tensors import Files, Rows, StoredTensor, Weights
+from .packed.mxfp4 import Mxfp4Tensor
+from .strided import StridedTensor
+from .tensors import WEIGHT_DTYPES, Files, Rows, StoredTensor, Weights
 
 # transformers' parameters of its experts' modules, in their order, and llama.cpp's names for what they are made of
 PARAMETERS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
-_FUSED = re.compile(rf"(?P<place>.+\.(?P<layer>\d+)\..+\.experts)\.(?P<parameter>{'|'.join(PARAMETERS)})(\.weight)?")
+_FUSED = re.compile(
+    rf"(?P<place>.+\.(?P<layer>\d+)\..+\.experts)\.(?P<parameter>{'|'.join(PARAMETERS)})(?P<bias>_bias)?(\.weight)?"
+)
 
 
 @dataclass(frozen=True)
@@ -90,24 +94,68 @@ class _StackedRows:
 
 def separate_experts(tensors: Mapping[str, Weights], family: Family, n_expert: int) -> dict[str, Weights]:
     """`tensors` with the matrices of every expert by themselves, where a checkpoint has all experts of a layer in one:
-    gate_up_proj (n_expert, 2·n_ff, n_embd) and down_proj (n_expert, n_embd, n_ff). What fits no such shape stays.
+    gate_up_proj (n_expert, 2·n_ff, n_embd) and down_proj (n_expert, n_embd, n_ff); with `experts.crosswise` gpt-oss's
+    (see Experts), whose biases are (n_expert, rows). What fits no such shape stays.
     """
+    assert family.experts is not None
+    separate = _crosswise if family.experts.crosswise else _one_after_the_other
     found: dict[str, Weights] = {}
     for name, tensor in tensors.items():
-        fused = _FUSED.fullmatch(name)
-        if fused is None or not isinstance(tensor, StoredTensor) or not _is_of_experts(tensor, n_expert):
-            found[name] = tensor
-            continue
-        parts = PARAMETERS[fused["parameter"]]
-        n_rows, n_cols = tensor.shape[1] // len(parts), tensor.shape[2]
-        step = tensor.nbytes // (n_expert * len(parts))
-        for e in range(n_expert):
-            for k, part in enumerate(parts):
-                own = family.expert_names[part].replace("{i}", fused["layer"]).replace("{e}", str(e))
-                offset = tensor.offset + (e * len(parts) + k) * step
-                found[own] = replace(tensor, shape=(n_rows, n_cols), offset=offset)
+        separated = None
+        if (own := _names_of_parts(name, family)) and len(tensor.shape) > 1 and tensor.shape[0] == n_expert:
+            separated = separate(tensor, own, n_expert)
+        found |= {name: tensor} if separated is None else separated
     return found
 
 
-def _is_of_experts(tensor: StoredTensor, n_expert: int) -> bool:
-    return len(tensor.shape) == 3 and tensor.shape[0] == n_expert and tensor.shape[1] % 2 == 0
+def _names_of_parts(name: str, family: Family) -> list[str]:
+    """The family's names of what a parameter of all experts is made of, {e} for the expert; none for other tensors."""
+    fused = _FUSED.fullmatch(name)
+    if fused is None:
+        return []
+    end = "bias" if fused["bias"] else "weight"
+    found = [family.by_gguf.get(f"blk.{{i}}.{part}.{end}") for part in PARAMETERS[fused["parameter"]]]
+    return [own.replace("{i}", fused["layer"]) for own in found if own]
+
+
+def _one_after_the_other(tensor: Weights, names: Sequence[str], n_expert: int) -> dict[str, Weights] | None:
+    """Of each expert the rows of every part in turn; `names` have {e} for the expert."""
+    n_parts = len(names)
+    if not isinstance(tensor, StoredTensor) or len(tensor.shape) != 3 or tensor.shape[1] % n_parts:
+        return None
+    n_rows, n_cols = tensor.shape[1] // n_parts, tensor.shape[2]
+    step = tensor.nbytes // (n_expert * n_parts)
+    return {
+        own.replace("{e}", str(e)): replace(
+            tensor, shape=(n_rows, n_cols), offset=tensor.offset + (e * n_parts + k) * step
+        )
+        for e in range(n_expert)
+        for k, own in enumerate(names)
+    }
+
+
+def _crosswise(tensor: Weights, names: Sequence[str], n_expert: int) -> dict[str, Weights] | None:
+    """The parts take turns, row by row in MXFP4 (n_expert, rows, columns), else column by column of the matrices as
+    inputs are multiplied by them (n_expert, columns, rows), or number by number of biases (n_expert, rows)."""
+    n_parts = len(names)
+    if isinstance(tensor, Mxfp4Tensor) and len(tensor.shape) == 3 and tensor.shape[1] % n_parts == 0:
+        n_rows = tensor.shape[1] // n_parts
+        return {
+            own: tensor.rows(own, e * tensor.shape[1] + k, n_parts, n_rows)
+            for e in range(n_expert)
+            for k, own in enumerate(name.replace("{e}", str(e)) for name in names)
+        }
+    if not isinstance(tensor, StoredTensor) or tensor.dtype not in WEIGHT_DTYPES or tensor.shape[-1] % n_parts:
+        return None
+    width = tensor.shape[-1]
+    if len(tensor.shape) == 2:
+        shape = (n_expert, width // n_parts)
+        return {own: StridedTensor(own, tensor, shape, k, (width, n_parts)) for k, own in enumerate(names)}
+    if len(tensor.shape) != 3:
+        return None
+    n_cols = tensor.shape[1]
+    return {
+        own: StridedTensor(own, tensor, (width // n_parts, n_cols), e * n_cols * width + k, (n_parts, width))
+        for e in range(n_expert)
+        for k, own in enumerate(name.replace("{e}", str(e)) for name in names)
+    }

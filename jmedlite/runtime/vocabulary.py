@@ -6,7 +6,6 @@ import ctypes
 import unicodedata
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from heapq import heappop, heappush
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -17,6 +16,7 @@ from jmedlite.base.gguf import Header
 
 from .added_tokens import HIDDEN, AddedTokens, trusted_after
 from .chat_template import Part
+from .words import RULES, ByteLevel, is_odd, merge, split
 
 _KEYS = "jmedlite.tokenizer."
 
@@ -33,6 +33,7 @@ class Vocabulary:
         self._bytes: dict[int, int] | None = None
         if self.metadata.get("jmedlite.tokenizer.byte_fallback"):
             self._bytes, self._alphabet = self._spelling()
+        self._rule, self._whole_words = RULES.get(str(self.metadata.get("tokenizer.ggml.pre")), ("", False))
         # llama.cpp's SentencePiece vocabularies put a space before every stretch of text, or before none
         self._merges = self.metadata.get("tokenizer.ggml.model") == "llama"
         self._adds_space = self._merges and self.metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -176,12 +177,24 @@ class Vocabulary:
 
     def _by_llama_cpp(self, text: str) -> list[int]:
         if self._bytes is None:
-            return self._tokenize(text)
+            return self._by_words(text) if self._rule and is_odd(text) else self._tokenize(text)
         tokens: list[int] = []
         for known, run in groupby(self._known_forms(text), self._is_known):
             part = "".join(run)
             tokens += self._tokenize(part) if known else [self._bytes[b] for b in part.encode()]
         return tokens
+
+    def _by_words(self, text: str) -> list[int]:
+        """Tokens of text that llama.cpp would cut otherwise than the model's own rule does."""
+        tokens: list[int] = []
+        for word in split(self._rule, text):
+            tokens += self._byte_level.tokens(word) if is_odd(word) else self._tokenize(word)
+        return tokens
+
+    @cached_property
+    def _byte_level(self) -> ByteLevel:
+        tokens, merges = (self.metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges"))
+        return ByteLevel(tokens, merges, whole_words=self._whole_words)
 
     def _tokenize(self, text: str) -> list[int]:
         raw = text.encode("utf-8")
@@ -205,28 +218,13 @@ class Vocabulary:
         tokens, scores = self.metadata["tokenizer.ggml.tokens"], self.metadata["tokenizer.ggml.scores"]
         known = {raw.decode("utf-8", "replace"): i for i, raw in enumerate(tokens) if i not in self._control}
         unknown = self.metadata.get("tokenizer.ggml.unknown_token_id", 0)
-        symbols: list[str] = list(text.replace(" ", "▁"))
-        after, before = list(range(1, len(symbols) + 1)), list(range(-1, len(symbols) - 1))
-        queue: list[tuple[float, int, int, str]] = []
 
-        def offer(left: int, right: int) -> None:
-            if left >= 0 and right < len(symbols) and (i := known.get(symbols[left] + symbols[right])) is not None:
-                heappush(queue, (-scores[i], left, right, symbols[left] + symbols[right]))
+        def rank(left: str, right: str) -> float | None:
+            i = known.get(left + right)
+            return None if i is None else -scores[i]
 
-        for right in range(1, len(symbols)):
-            offer(right - 1, right)
-        while queue:
-            _, left, right, joined = heappop(queue)
-            if after[left] != right or symbols[left] + symbols[right] != joined or not symbols[right]:
-                continue  # one of the two has been merged meanwhile
-            symbols[left], symbols[right] = joined, ""
-            after[left] = after[right]
-            if after[left] < len(symbols):
-                before[after[left]] = left
-            offer(before[left], left)
-            offer(left, after[left])
         found: list[int] = []
-        for symbol in filter(None, symbols):
+        for symbol in merge(text.replace(" ", "▁"), rank):
             i = known.get(symbol)
             found += [i] if i is not None else [known.get(f"<0x{b:02X}>", unknown) for b in symbol.encode()]
         return found

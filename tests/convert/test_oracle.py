@@ -87,6 +87,7 @@ def test_merge_equals_peft(base: tuple[str, Path], tmp_path: Path, variant: str)
     assert changed == sum(".lora_A." in k for k in wrapped.state_dict())
 
 
+WITH_EXPERTS = (*builders.MOE, "gpt_oss")
 TRAINED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     # name: (families, options of the adapter; "base" changes the base's configuration)
     "all-linear, rslora": (tuple(builders.FAMILIES), {"target_modules": "all-linear", "r": 4, "use_rslora": True}),
@@ -95,9 +96,15 @@ TRAINED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         tuple(f for f in builders.FAMILIES if f not in builders.MOE),
         {"target_modules": "all-linear", "r": 4, "use_dora": True},
     ),
-    "experts alone": (builders.MOE, {"target_modules": [], "target_parameters": "EXPERTS", "r": 3, "lora_alpha": 5}),
-    "one parameter": (builders.MOE, {"target_modules": ["o_proj"], "target_parameters": ["down_proj"], "r": 4}),
+    "experts alone": (WITH_EXPERTS, {"target_modules": [], "target_parameters": "EXPERTS", "r": 3, "lora_alpha": 5}),
+    "one parameter": (WITH_EXPERTS, {"target_modules": ["o_proj"], "target_parameters": ["down_proj"], "r": 4}),
     "router": (builders.MOE, {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"], "r": 2}),
+    "router of gpt-oss": (
+        ("gpt_oss",), {"target_modules": ["q_proj"], "target_parameters": ["mlp.router.weight"], "r": 2},
+    ),
+    "square experts": (
+        ("gpt_oss",), {"target_modules": ["o_proj"], "target_parameters": "EXPERTS", "r": 2, "base": "square"},
+    ),
     "lora_bias": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "lora_bias": True}),
     "bias all": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "all"}),
     "bias lora_only": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "lora_only"}),
@@ -142,7 +149,11 @@ def test_logits_with_an_adapter_equal_peft(tmp_path: Path, variant: str, family:
     from peft import LoraConfig, get_peft_model
 
     options = {key: named(value, family) for key, value in TRAINED[variant][1].items()}
-    changes = {"tie_word_embeddings": True} if options.pop("base", "") == "tied" else {}
+    bases: dict[str, dict[str, Any]] = {
+        "tied": {"tie_word_embeddings": True},
+        "square": {"intermediate_size": builders.HIDDEN},
+    }
+    changes = bases.get(options.pop("base", ""), {})
     builders.checkpoint(tmp_path / "m", family, dtype="F32", **changes)
     torch.manual_seed(0)
     model = get_peft_model(load(tmp_path / "m"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options))
@@ -165,6 +176,12 @@ def test_logits_with_an_adapter_equal_peft(tmp_path: Path, variant: str, family:
 LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+YARN = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "rope_theta": 150000.0, "truncate": True,
+    "original_max_position_embeddings": 128,
 }  # fmt: skip
 
 
@@ -195,6 +212,9 @@ LONGROPE = {
         ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 8, "tie_word_embeddings": True}),
         ("qwen2_moe", {}),
         ("mixtral", {}),
+        ("gpt_oss", {}),
+        ("gpt_oss", {"num_local_experts": 8, "num_hidden_layers": 4, "tie_word_embeddings": True}),
+        ("gpt_oss", {"rope_parameters": YARN, "max_position_embeddings": 4096}),
         ("qwen3_5_text", {}),
         ("qwen3_5_moe_text", {}),
         ("qwen3_5_moe_text", {"num_experts": 6, "num_experts_per_tok": 3, "linear_num_value_heads": 2}),

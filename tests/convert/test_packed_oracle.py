@@ -150,3 +150,29 @@ def test_affine_equals_mlx(tmp_path: Path, bits: int, group: int) -> None:
     checkpoint(tmp_path / "m", parts, {"group_size": group, "bits": bits}, "quantization")
     expected = np.array(mx.dequantize(weight, scales, biases, group_size=group, bits=bits))
     np.testing.assert_allclose(decoded(tmp_path / "m"), expected, rtol=0, atol=2 * np.abs(expected).max() * 2.0**-23)
+
+
+def test_every_code_and_scale_of_mxfp4(tmp_path: Path) -> None:
+    """Equals transformers' decoding, of which the experts' matrices are the transpose."""
+    import torch
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    from jmedlite.convert.sources.packed import mxfp4
+    from jmedlite.convert.sources.tensors import Files, StoredTensor
+
+    rng = np.random.default_rng(2)
+    blocks = rng.integers(0, 256, (2, 96, 4, 16)).astype(np.uint8)
+    blocks[0, :64, :, :].reshape(-1)[:256] = np.arange(256)
+    scales = rng.integers(0, 252, (2, 96, 4)).astype(np.uint8)  # beyond that, float32 has no such numbers
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(blocks.tobytes() + scales.tobytes())
+    parts = {
+        "w_blocks": StoredTensor("w_blocks", path, "U8", blocks.shape, 0),
+        "w_scales": StoredTensor("w_scales", path, "U8", scales.shape, blocks.size),
+    }
+    rows = mxfp4.gather(parts)["w"].open_rows(Files(), 128)
+    data, found = np.empty(rows.nbytes(192), np.uint8), np.empty((192, 128), np.float32)
+    rows.read(0, 192, data)
+    rows.decode(data, 0, found)
+    expected = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32)
+    np.testing.assert_array_equal(found, expected.numpy().transpose(0, 2, 1).reshape(192, 128))

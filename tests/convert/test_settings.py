@@ -140,7 +140,10 @@ def test_keys_that_nobody_knows_are_named_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", builders.FAMILIES)
 def test_keys_that_do_not_matter_are_silent(tmp_path: Path, family: str) -> None:
-    keys = dict.fromkeys(settings.NO_MATTER, "x") | {"unsloth_version": "1", "attention_bias": family == "gpt_neox"}
+    keys = dict.fromkeys(settings.NO_MATTER, "x") | {
+        "unsloth_version": "1",
+        "attention_bias": family in ("gpt_neox", "gpt_oss"),
+    }
     keys |= {key: values[0] for key, values in settings.HARMLESS.items()} | {"max_length": 20, "use_mrope": False}
     builders.checkpoint(tmp_path / "m", family, **{k: v for k, v in keys.items() if k != "dtype"})
     assert not [w for w in assemble(tmp_path / "m").warnings if "not known" in w]

@@ -15,7 +15,7 @@ import pytest
 import jmedlite
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import read_header
-from jmedlite.convert.metadata.tokenizer import read_vocabulary
+from jmedlite.convert.metadata.tokenizer import _PRE_TOKENIZERS, read_vocabulary
 from jmedlite.runtime.chat_template import Message, Part, build_prompt
 from jmedlite.runtime.vocabulary import Vocabulary
 from tests.support import builders
@@ -241,6 +241,50 @@ def test_pre_tokenizers(tmp_path: Path, steps: list[Any], ignore_merges: bool, n
     described["model"]["ignore_merges"] = ignore_merges
     (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     assert read_vocabulary(tmp_path, builders.n_tokens(described)).pre == name
+
+
+CASES = [
+    "ＨｂＡ１ｃ ＡＢＣａｂｃ", "приВет МИР Привет", "éÉtude ÉTUDE École", "か\u3099き\u3099 は\u309aん", "ΑΒΓαβγ ΑβΓ",
+    "I'LL we're IT'S", "naïve e\u0301tude E\u0301COLE", "हिन्दी में", "ﬀ ǅ ǈ", "ｶﾞｷﾞ", "123456 ١٢٣٤ １２３４５",
+    "don't DON'T it'ſ", "β-hCG γ-GTP ΔF508", "μg/dL Na⁺", "a/b/c\n/d\r\n//e  \n x", "!!!\n\n???  \n  É",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _PRE_TOKENIZERS.values())
+def test_words_are_those_of_the_rule(tmp_path: Path, name: str) -> None:
+    """With a vocabulary whose tokens cross every boundary between words, so that each cut shows."""
+    tokenizers = pytest.importorskip("tokenizers")
+    steps, whole_words = next(rule for rule, other in _PRE_TOKENIZERS.items() if other == name)
+    texts = [*CASES, *(line for line in lines(400) if "</s>" not in line)]  # a name that llama.cpp takes for EOS
+    of_bytes = tokenizers.pre_tokenizers.ByteLevel
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = of_bytes(add_prefix_space=False, use_regex=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=4000, min_frequency=1, initial_alphabet=of_bytes.alphabet(), show_progress=False
+    )
+    trained.train_from_iterator([*CASES * 3, *texts], trainer)
+    merges = json.loads(trained.to_str())["model"]
+    described = builders.byte_level_tokenizer()
+    described["model"] |= {"vocab": merges["vocab"], "merges": merges["merges"], "ignore_merges": whole_words}
+    for i, token in enumerate(described["added_tokens"]):
+        token["id"] = len(merges["vocab"]) + i
+    by_name = {
+        "bytes": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "words+bytes": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
+        "digits": {"type": "Digits", "individual_digits": True},
+    }
+    described["pre_tokenizer"]["pretokenizers"] = [
+        by_name.get(step, {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False})
+        for step in steps
+    ]
+    builders.checkpoint(tmp_path / "m", vocab_size=builders.n_tokens(described))
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
+    expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
+    assert tokenize_all(path, texts, True) == expected
+    plain = [trained.encode(text).ids for text in texts]
+    assert sum(one != other for one, other in zip(plain, expected, strict=True)) > 100  # so that the rule is seen
 
 
 @pytest.mark.parametrize(

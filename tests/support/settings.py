@@ -53,6 +53,7 @@ VALUES: dict[str, Any] = {
     "norm_topk_prob": False, "output_router_logits": True, "router_aux_loss_coef": 0.5, "router_jitter_noise": 0.3,
     "linear_conv_kernel_dim": 3, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 1,
     "linear_num_value_heads": 6, "full_attention_interval": 2, "attn_output_gate": False,
+    "swiglu_alpha": 1.5, "swiglu_limit": 0.5,
     "cache_implementation": "hybrid", "auto_map": {"AutoConfig": "c.C"}, "transformers_version": "3.0",
 }  # fmt: skip
 QWENS = ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe")
@@ -78,6 +79,8 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("qwen3_5_text", "num_hidden_layers"): {"num_hidden_layers": 8},
     ("qwen3_5_text", "layer_types"): {"layer_types": ["full_attention"] * 4},
     ("gpt_neox", "attention_bias"): {"attention_bias": False},
+    ("gpt_oss", "attention_bias"): {"attention_bias": False},
+    ("gpt_oss", "layer_types"): {"layer_types": ["full_attention", "sliding_attention"]},
 }
 # Places that transformers still reads although its classes have no such field.
 COMMON = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")

@@ -15,8 +15,7 @@ from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import some
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, Files, StoredTensor, Weights
 
-from . import bitsandbytes, mlx, scaled, words
-from .rows import PackedTensor
+from . import bitsandbytes, mlx, mxfp4, scaled, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +77,7 @@ def gather(label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping
     given = _settings(folder, config)
     files = Files()
     try:
-        packed: dict[str, PackedTensor] = bitsandbytes.gather(left, files)
-        packed |= words.gather_rows(left, files)
+        packed: dict[str, Weights] = {**bitsandbytes.gather(left, files), **words.gather_rows(left, files)}
     finally:
         files.close()
     of_config = _Config()
@@ -88,6 +86,7 @@ def gather(label: str, folder: Path, config: Mapping[str, Any], tensors: Mapping
     if any(n.endswith(".qweight") for n in left):
         packed |= _gather_words(folder, of_config, left)
     packed |= mlx.gather(left, _mlx_sizes(config))
+    packed |= mxfp4.gather(left)
     block = of_config.weight_block_size
     found, at_run_time = scaled.gather(left, _two(block) if block else None)
     packed |= found
@@ -117,7 +116,7 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _gather_words(folder: Path, config: _Config, tensors: dict[str, StoredTensor]) -> dict[str, PackedTensor]:
+def _gather_words(folder: Path, config: _Config, tensors: dict[str, StoredTensor]) -> Mapping[str, Weights]:
     """GPTQ's or AWQ's; which of them, nothing but names and settings tells."""
     method = (config.quant_method or "").lower()
     if not method:
