@@ -19,7 +19,7 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8, quantize_rows
 from jmedlite.base.outputs import OutputFile
 from jmedlite.convert.families.row_order import Order, TiledHeads
-from jmedlite.convert.sources.tensors import Files, StoredTensor, check_decodable, stored_tensors
+from jmedlite.convert.sources.tensors import Files, StoredTensor, Weights, check_decodable, stored_tensors
 
 from .lora import Adapter, Factor, Update, load_update
 
@@ -38,7 +38,7 @@ class GgufAdapter:
         self, path: Path, architecture: str, shapes: Mapping[str, tuple[int, ...]], weight: float = 1.0
     ) -> None:
         self.path, self.name, self.weight, self.warnings = path, path.stem, weight, list[str]()
-        self.replaced: dict[str, StoredTensor] = {}
+        self.replaced: dict[str, Weights] = {}
         header = gguf.read_header(path)
         meta = header.metadata
         if meta.get("general.type") != "adapter" or meta.get(KIND) != "lora":

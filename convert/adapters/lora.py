@@ -16,7 +16,7 @@ import numpy as np
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.native import F32
 from jmedlite.convert.families.row_order import Order, TiledHeads
-from jmedlite.convert.sources.tensors import Files, StoredTensor
+from jmedlite.convert.sources.tensors import Files, StoredTensor, Weights
 
 # Updates are computed in tiles of so many rows, at multiples of it: BLAS may sum in another order for another shape,
 # and the result must not depend on block size, threads or memory limit.
@@ -69,7 +69,7 @@ class Adapter(Protocol):
     weight: float
     warnings: list[str]
     updates: dict[str, Update]
-    replaced: dict[str, StoredTensor]  # fully trained tensors, which take the place of the base's
+    replaced: dict[str, Weights]  # fully trained tensors, which take the place of the base's
     in_gguf_order: bool  # names and rows are llama.cpp's already
     ties_head: bool  # the head follows the embedding where the base ties them
     folder: Path | None  # where a changed tokenizer would be

@@ -21,7 +21,7 @@ from jmedlite.convert.families.names import NOT_TEXT, canonical
 from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.base_names import other_base
 from jmedlite.convert.sources.checkpoint import read_weights
-from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
+from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor, Weights
 
 from .lora import Factor, Update
 
@@ -83,7 +83,7 @@ class MlxAdapter:
         if self._dora and weight != 1.0:
             raise self._fail(f"is a DoRA adapter, so the weight {weight:g} has no meaning; give it without one")
         self._rank, self._scale = config.lora_parameters.rank, config.lora_parameters.scale
-        self.replaced: dict[str, StoredTensor] = {}
+        self.replaced: dict[str, Weights] = {}
         self.updates = self._match(read_weights(self.weights_file))
         self.trained_on = config.model or None
         self.warnings += other_base(self.name, self.trained_on, base.names)

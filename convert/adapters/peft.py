@@ -18,7 +18,8 @@ from jmedlite.convert.sources.base_names import other_base
 from jmedlite.convert.sources.checkpoint import read_weights
 from jmedlite.convert.sources.mistaken import instead_of_adapter, is_mlx
 from jmedlite.convert.sources.stacked import PARAMETERS
-from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor
+from jmedlite.convert.sources.strided import StridedTensor
+from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, StoredTensor, Weights
 
 from .experts import STACKED, expert_parameters
 from .lora import Factor, Update
@@ -54,7 +55,7 @@ class PeftAdapter:
         self._unseen: list[str] = []  # modules of the parts that see, which are not converted
         self.ties_head = base.tied and bool(self.config.get("ensure_weight_tying"))
         self.updates: dict[str, Update] = {}
-        self.replaced: dict[str, StoredTensor] = {}
+        self.replaced: dict[str, Weights] = {}
         self._stacked: set[str] = set()  # parameters of all experts of a layer that it changes
         self._saved: set[str] = set()  # tensors that stand in the file whole, trained or not
         self._match(read_weights(self.weights_file))
@@ -302,13 +303,15 @@ class PeftAdapter:
 
     # ---------------------------------------------------------------------------------- fully trained tensors
 
-    def _take_saved(self, name: str, key: str, tensor: StoredTensor) -> None:
+    def _take_saved(self, name: str, key: str, stored: StoredTensor) -> None:
         found = _SAVED.fullmatch(key)
         own = f"{found['module']}.{found['leaf']}" if found else ""
         base = self._base.tensors.get(own)
         if not found or base is None:
             raise self._fail(f"holds {name}, which is not a LoRA matrix this version knows")
         self._saved.add(own)
+        is_transposed = own in self._base.transposed and len(stored.shape) == 2
+        tensor: Weights = StridedTensor.transposed(stored) if is_transposed else stored
         is_table = own in (self._base.embedding, self._base.head)
         if tensor.shape != base.shape and not (is_table and tensor.shape[1:] == base.shape[1:]):
             raise self._fail(f"its {own} is {list(tensor.shape)}, the base has {list(base.shape)}")

@@ -5,7 +5,7 @@ A family is one entry of FAMILIES. Dimensions are named by letters worked out on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,11 +23,12 @@ from .row_order import Order, RowOrder, TiledHeads
 class Rule:
     """One tensor: names with `{i}` for the layer, shape in named dimensions (row-major).
 
-    `order` names how its rows move (see `row_order`); `plus` is added to every value; `when` names a configuration
-    switch, without which the tensor must not be there; None means it always is. Where `hf` has `{e}`, the tensor is
-    made of a matrix of that shape for every expert, one after the other. `stored` is the checkpoint's shape where that
-    has dimensions of one more, `layers` the type of the layers that have it ("" for all), `columns` how its columns
-    move, as `order` does. `negated_exp`: GGUF has -e^x of every value.
+    `order` names how its rows move (see `row_order`); `plus` is added to every value; `when` names a switch of the
+    configuration, "untied" or a key that must be true (or with "!" before it, false), without which the tensor must
+    not be there; None means it always is. `transposed`: the checkpoint has it as (columns, rows). Where `hf` has
+    `{e}`, the tensor is made of a matrix of that shape for every expert, one after the other. `stored` is the
+    checkpoint's shape where that has dimensions of one more, `layers` the type of the layers that have it ("" for all),
+    `columns` how its columns move, as `order` does. `negated_exp`: GGUF has -e^x of every value.
     """
 
     hf: str
@@ -40,6 +41,7 @@ class Rule:
     layers: str = ""
     columns: str | None = None
     negated_exp: bool = False
+    transposed: bool = False
 
     def names(self, n_expert: int) -> tuple[str, ...]:
         """The checkpoint's tensors that it is made of, with the layer filled in."""
@@ -87,7 +89,8 @@ class Family:
 
     `defaults` are what transformers takes where config.json has nothing; `computes` are the only values llama.cpp's
     graph knows for a setting, so that others are refused; `keys` are metadata beyond what all families have;
-    `reads_more` are settings that transformers reads here (see `settings`), `ignores` some that it does not.
+    `reads_more` are settings that transformers reads here (see `settings`), `ignores` some that it does not; `aliases`
+    are what config.json may call a setting here, with its usual name.
     """
 
     title: str
@@ -102,6 +105,8 @@ class Family:
     grouped: bool = True  # attention may share key-value heads
     reads_more: tuple[str, ...] = ("hidden_act",)
     ignores: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    widens: int | None = None  # intermediate_size as a multiple of hidden_size, where config.json has none
     rope_types: tuple[str, ...] = ("default", "linear", "yarn", "dynamic")
     rope_names: RopeNames = ROPE_NAMES
     rope_default: Mapping[str, Any] = field(default_factory=dict)  # where config.json has no rotary settings at all
@@ -161,7 +166,18 @@ class Family:
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
         experts = (self.experts.count, self.experts.width) if self.experts else ()
         linear = (*LINEAR_SETTINGS, "layer_types", "full_attention_interval") if self.mixes_linear else ()
-        return frozenset((self.norm_eps, *rope, *experts, *linear, *(key for keys in named for key in keys)))
+        switches = [r.when.removeprefix("!") for r in self.rules if r.when not in (None, "untied")]
+        return frozenset(
+            (
+                self.norm_eps,
+                *self.aliases,
+                *switches,
+                *rope,
+                *experts,
+                *linear,
+                *(key for keys in named for key in keys),
+            )
+        )
 
 
 _LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
@@ -304,6 +320,36 @@ _NEOX = (
     *_affine(_NEOX_LAYER + "attention.dense", _BLK + "attn_output", "n_embd", "n_q"),
     *_affine(_NEOX_LAYER + "mlp.dense_h_to_4h", _BLK + "ffn_up", "n_ff", "n_embd"),
     *_affine(_NEOX_LAYER + "mlp.dense_4h_to_h", _BLK + "ffn_down", "n_embd", "n_ff"),
+)
+
+_STABLELM = (
+    *_shared(),
+    *_affine("model.norm", "output_norm", "n_embd"),
+    *_affine(_LAYER + "input_layernorm", _BLK + "attn_norm", "n_embd"),
+    *(
+        replace(rule, when="!use_parallel_residual")
+        for rule in _affine(_LAYER + "post_attention_layernorm", _BLK + "ffn_norm", "n_embd")
+    ),
+    *_qkv_biases(when="use_qkv_bias"),
+)
+
+_GPT2_LAYER = "transformer.h.{i}."
+_GPT2 = (
+    Rule("transformer.wte.weight", "token_embd.weight", ("n_vocab", "n_embd")),
+    Rule("transformer.wpe.weight", "position_embd.weight", ("n_ctx", "n_embd")),
+    Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
+    *_affine("transformer.ln_f", "output_norm", "n_embd"),
+    *_affine(_GPT2_LAYER + "ln_1", _BLK + "attn_norm", "n_embd"),
+    *_affine(_GPT2_LAYER + "ln_2", _BLK + "ffn_norm", "n_embd"),
+    *(
+        replace(rule, transposed=rule.gguf.endswith(".weight"))  # transformers' Conv1D
+        for rule in (
+            *_affine(_GPT2_LAYER + "attn.c_attn", _BLK + "attn_qkv", "n_qkv", "n_embd"),
+            *_affine(_GPT2_LAYER + "attn.c_proj", _BLK + "attn_output", "n_embd", "n_q"),
+            *_affine(_GPT2_LAYER + "mlp.c_fc", _BLK + "ffn_up", "n_ff", "n_embd"),
+            *_affine(_GPT2_LAYER + "mlp.c_proj", _BLK + "ffn_down", "n_embd", "n_ff"),
+        )
+    ),
 )
 
 _PHI3 = (
@@ -581,6 +627,63 @@ FAMILIES = (
         head_is="required",
     ),
     Family(
+        "StableLM",
+        ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
+        "stablelm",
+        _STABLELM,
+        ("stablelm", "stablelm_epoch"),
+        keys=(Key("use_parallel_residual", gguf.BOOL, "use_parallel_residual"),),
+        defaults={"layer_norm_eps": 1e-5, "use_parallel_residual": False},
+        computes=(("hidden_act", ("silu", "swish")), ("qk_layernorm", (False,))),
+        ignores=("num_heads",),
+        aliases={"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"},  # of stablelm_epoch
+        norm_eps="layer_norm_eps",
+        splits_width=True,
+        rotary_share=0.25,
+        partly_rotated=True,
+        writes_rotary=True,
+        head_is="required",
+    ),
+    Family(
+        "GPT-2 (rinna)",
+        ("GPT2LMHeadModel",),
+        "gpt2",
+        _GPT2,
+        ("gpt2",),
+        defaults={"layer_norm_eps": 1e-5, "hidden_act": "gelu_new", "tie_word_embeddings": True},
+        computes=(
+            ("hidden_act", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")),  # all by the tanh formula
+            ("scale_attn_weights", (True,)),
+            ("scale_attn_by_inverse_layer_idx", (False,)),
+        ),
+        ignores=(
+            "n_ctx",
+            "attn_pdrop",
+            "reorder_and_upcast_attn",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+        ),
+        aliases={
+            "n_embd": "hidden_size",
+            "n_head": "num_attention_heads",
+            "n_layer": "num_hidden_layers",
+            "n_positions": "max_position_embeddings",
+            "n_inner": "intermediate_size",
+            "activation_function": "hidden_act",
+            "layer_norm_epsilon": "layer_norm_eps",
+        },
+        widens=4,
+        norm_eps="layer_norm_eps",
+        grouped=False,
+        splits_width=True,
+        rope_types=("default",),
+        rope_names=RopeNames("", ""),  # its positions are a table
+        embedding="transformer.wte.weight",
+    ),
+    Family(
         "Gemma 2",
         ("Gemma2ForCausalLM",),
         "gemma2",
@@ -661,6 +764,7 @@ FAMILIES = (
 # Buffers that old checkpoints carry and no model needs.
 IGNORED_SUFFIXES = (
     ".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias", ".attention.rotary_emb.inv_freq",
+    ".attn.bias", ".attn.masked_bias",
 )  # fmt: skip
 # Models with eyes (MedGemma, Mistral Small 3.1): their language model is one of the families under another prefix
 # (names.py). By architecture: that of the language model, and what the whole model's type is called.
@@ -708,13 +812,14 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     Its rotary settings are all in `rope_parameters`. Raises DataError for a setting that llama.cpp's graph of this
     family can't compute.
     """
-    given = _given(config)
+    given = _given(family, config)
     known.check_types(given, family.reads)
     settings = {**family.defaults, **{k: v for k, v in given.items() if v is not None or k in known.NULL_SAYS}}
     for key, allowed in family.computes:
         if key in settings and settings[key] not in allowed:
+            name = next((alias for alias, usual in family.aliases.items() if usual == key and alias in config), key)
             raise DataError(
-                f"config.json: {key} is {settings[key]!r}; llama.cpp computes {family.title} only with "
+                f"config.json: {name} is {settings[key]!r}; llama.cpp computes {family.title} only with "
                 f"{' or '.join(map(repr, allowed))}"
             )
     _check_sliding(family, settings)
@@ -722,9 +827,12 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of the language model."""
+def _given(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of the language model, under the usual names as well."""
     nested = config.get("text_config")
+    for alias, usual in family.aliases.items():
+        if config.get(alias) is not None and config.get(usual) is None:
+            config = {**config, usual: config[alias]}
     if nested is None:
         return dict(config)
     given = {**config, **nested}
@@ -744,7 +852,7 @@ def config_warnings(family: Family, config: Mapping[str, Any], settings: Mapping
 
     `settings` are its `text_config`. Raises DataError for a key that llama.cpp can't compute.
     """
-    given = _given(config)
+    given = _given(family, config)
     rope = _rope(family, settings, given)
     reads = (*family.reads, *family.ignores, *(known.OUTSIDE if "text_config" in config else ()))
     found = [f"{label}: {note}" for note in rope.notes]
@@ -861,7 +969,7 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     n_q, n_kv, n_ff = (
         n_head * head_dim,
         n_head_kv * head_dim,
-        integer(config, "intermediate_size", experts.get("n_ff_exp")),
+        integer(config, "intermediate_size", experts.get("n_ff_exp") or (family.widens and family.widens * n_embd)),
     )
     return {
         "n_embd": n_embd,
@@ -877,6 +985,7 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         "n_ff": n_ff,
         "2·n_ff": 2 * n_ff,
         "n_vocab": integer(config, "vocab_size"),
+        "n_ctx": context_length(config),
         "n_layer": n_layer,
         **experts,
         **linear,
@@ -979,17 +1088,24 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", False))
 
 
+def _is_on(switch: str, config: Mapping[str, Any]) -> bool:
+    if switch == "untied":
+        return not is_tied(config)
+    return bool(config.get(switch.removeprefix("!"))) != switch.startswith("!")
+
+
+def switches_of(family: Family, has: Callable[[str], bool]) -> dict[str, bool]:
+    """The switches that the tensors of a GGUF were written under; `has` tells which names it has."""
+    named = {rule.when: rule.gguf.replace("{i}", "0") for rule in family.rules if rule.when not in (None, "untied")}
+    return {str(when).removeprefix("!"): has(name) != str(when).startswith("!") for when, name in named.items()}
+
+
 def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
     """The rules that apply to this configuration, layers filled in, in the order they are written."""
-    switches = {
-        "untied": not is_tied(config),
-        "attention_bias": bool(config.get("attention_bias")),
-        "mlp_bias": bool(config.get("mlp_bias")),
-    }
     found: list[Rule] = []
     layered: list[Rule] = []
     for rule in family.rules:
-        if rule.when is not None and not switches.get(rule.when, False):
+        if rule.when is not None and not _is_on(rule.when, config):
             continue
         (layered if "{i}" in rule.hf else found).append(rule)
     n_layer = integer(config, "num_hidden_layers")
@@ -1001,3 +1117,8 @@ def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
             if r.layers in ("", type_)
         ]
     return found
+
+
+def transposed_names(rules: Iterable[Rule]) -> frozenset[str]:
+    """The checkpoint's tensors that are stored as (columns, rows)."""
+    return frozenset(rule.hf for rule in rules if rule.transposed)

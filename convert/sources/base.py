@@ -48,6 +48,7 @@ class Base:
     """The model an adapter is for, under the family's own names; where the head is tied, it stands there as well.
 
     `names` are what it calls itself, the most certain first; empty where nothing but its folder's name is known.
+    `transposed` are the tensors that its checkpoints have as (in, out); here they are (out, in) as all others.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Base:
     family: Family
     tied: bool
     files: Files
+    transposed: frozenset[str] = frozenset()
 
     @property
     def embedding(self) -> str:

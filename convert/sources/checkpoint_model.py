@@ -22,6 +22,7 @@ from jmedlite.convert.families.families import (
     quantization_method,
     row_order,
     text_config,
+    transposed_names,
 )
 from jmedlite.convert.families.names import NOT_TEXT, canonical_names
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
@@ -37,7 +38,8 @@ from .packed.gather import gather
 from .packed.rows import PackedTensor
 from .quantized import original, refuse_quantized
 from .stacked import separate_experts
-from .tensors import WEIGHT_DTYPES, Files, StoredTensor
+from .strided import StridedTensor
+from .tensors import WEIGHT_DTYPES, Files, StoredTensor, Weights
 
 
 class CheckpointModel:
@@ -76,6 +78,7 @@ class CheckpointModel:
                 f"{family.title}"
             )
         rules = expected_rules(family, self._config)
+        self._transposed = transposed_names(rules)
         method = quantization_method(checkpoint.config)
         try:
             self._check_names(rules, of_files)
@@ -152,19 +155,22 @@ class CheckpointModel:
     def _spec(self, rule: Rule) -> Spec:
         names = self._names_of(rule)
         expected = tuple(self._dims[d] for d in rule.shape)
-        stored = tuple(self._dims[d] for d in rule.stored or rule.shape)
-        tensors = [self._tensors[name] for name in names]
+        named = rule.shape[::-1] if rule.transposed else rule.shape
+        stored = tuple(self._dims[d] for d in rule.stored or named)
+        tensors: list[Weights] = [self._tensors[name] for name in names]
         for tensor in tensors:
             if tensor.shape != stored:
                 raise DataError(
                     f"{tensor.path.name}: {tensor.name} has shape {list(tensor.shape)}, "
-                    f"config.json says {list(stored)} ({' × '.join(rule.shape)})"
+                    f"config.json says {list(stored)} ({' × '.join(named)})"
                 )
             if isinstance(tensor, StoredTensor) and tensor.dtype not in WEIGHT_DTYPES:
                 raise DataError(
                     f"{tensor.path.name}: {tensor.name} has dtype {tensor.dtype}, "
                     f"expected one of {', '.join(WEIGHT_DTYPES)}"
                 )
+        if rule.transposed and isinstance(tensors[0], StoredTensor):
+            tensors = [StridedTensor.transposed(tensors[0])]
         if "{e}" in rule.hf:
             parts = tuple(zip(names, tensors, strict=True))
             return Spec(rule.gguf, (len(parts), *expected), None, parts=parts)
@@ -217,7 +223,7 @@ class CheckpointModel:
         """What PEFT adapters are matched against: the tensors that are converted, the head even where it is tied."""
         tensors = {key: weights for s in self.specs for key, weights in s.adaptable().items()}
         tensors.setdefault(self._head, tensors[self._embedding])
-        return Base(self._names(), tensors, self._family, self._tied, self._files)
+        return Base(self._names(), tensors, self._family, self._tied, self._files, self._transposed)
 
     def _names(self) -> tuple[str, ...]:
         folder = self._folder.resolve()

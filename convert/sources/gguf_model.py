@@ -23,6 +23,8 @@ from jmedlite.convert.families.families import (
     dimensions,
     expected_rules,
     row_order,
+    switches_of,
+    transposed_names,
 )
 from jmedlite.convert.metadata.keys import copy_metadata, special_entries
 from jmedlite.convert.metadata.specials import AdapterFiles, Specials, choose_vocabulary, take_from_adapters
@@ -94,12 +96,14 @@ class GgufModel:
         )
         self._tied = "output.weight" not in self._tensors
         rules: dict[str, Rule] = {}
+        self._transposed = frozenset[str]()
         dims: dict[str, int] = {}
         if family:
             try:
                 config = self._config(family)
                 dims = dimensions(family, config)
                 rules = {r.gguf: r for r in expected_rules(family, config)}
+                self._transposed = transposed_names(rules.values())
             except DataError:  # a kin of the family with layers of several kinds: converted, but without adapters
                 family = None
         for name, tensor in self._tensors.items():
@@ -138,6 +142,7 @@ class GgufModel:
             "num_attention_heads": "attention.head_count",
             "num_key_value_heads": "attention.head_count_kv",
             "num_hidden_layers": "block_count",
+            "max_position_embeddings": "context_length",
             "intermediate_size": "feed_forward_length",
             "head_dim": "attention.key_length",
         }
@@ -156,11 +161,10 @@ class GgufModel:
         config = {hf: meta.get(f"{self.architecture}.{key}") for hf, key in names.items()}
         config["vocab_size"] = len(meta["tokenizer.ggml.tokens"])
         config["tie_word_embeddings"] = self._tied
-        config["attention_bias"] = "blk.0.attn_q.bias" in self._tensors
+        config |= switches_of(family, lambda name: name in self._tensors)
         if family.mixes_linear:
             n_layer = meta.get(f"{self.architecture}.block_count", 0)
             config["layer_types"] = [LINEAR if f"blk.{i}.ssm_a" in self._tensors else FULL for i in range(n_layer)]
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in self._tensors
         return config
 
     def base(self) -> Base:
@@ -172,7 +176,7 @@ class GgufModel:
         tensors.setdefault(self._family.head, tensors[self._family.embedding])
         made_from = self._header.metadata.get("jmedlite.made.base")
         names = (made_from.partition("@")[0],) if isinstance(made_from, str) and "/" in made_from else ()
-        return Base(names, tensors, self._family, self._tied, self._files)
+        return Base(names, tensors, self._family, self._tied, self._files, self._transposed)
 
     def metadata(
         self, name: str | None, n_weights: int, n_vocab: int, adapters: Sequence[AdapterFiles]

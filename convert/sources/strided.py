@@ -23,6 +23,12 @@ class StridedTensor:
     start: int
     strides: tuple[int, int]
 
+    @classmethod
+    def transposed(cls, stored: StoredTensor) -> StridedTensor:
+        """The transpose of a matrix."""
+        n_rows, n_cols = stored.shape
+        return cls(stored.name, stored, (n_cols, n_rows), 0, (1, n_cols))
+
     @property
     def dtype(self) -> str:
         return self.stored.dtype

@@ -99,7 +99,13 @@ class LoadedModel:
     def n_ctx_train(self) -> int:
         """Tokens that the model was trained for, and that llama.cpp computes as the original does."""
         n_ctx = int(self.llama.llama_model_n_ctx_train(self.model))
-        return min(n_ctx, int(self.header.metadata.get(EXACT_CONTEXT, n_ctx)))
+        return min(n_ctx, int(self.header.metadata.get(EXACT_CONTEXT, n_ctx)), self.n_positions or n_ctx)
+
+    @property
+    def n_positions(self) -> int | None:
+        """Rows of a model's table of positions, beyond which llama.cpp ends its process; None where it has no table."""
+        table = self.header.by_name.get("position_embd.weight")
+        return table.shape[-1] if table else None
 
     @property
     def n_ctx_short(self) -> int | None:
@@ -144,6 +150,11 @@ class LoadedModel:
             raise UsageError(
                 f"{self.path.name}: a context of {wish.n_ctx:,} tokens would be answered differently than by the "
                 f"original{self.context_ends}; take at most {exact:,}"
+            )
+        if wish.n_ctx and self.n_positions and wish.n_ctx > self.n_positions:
+            raise UsageError(
+                f"{self.path.name}: has a table of {self.n_positions:,} positions, which a context of {wish.n_ctx:,} "
+                f"tokens would exceed; take at most {self.n_positions:,}"
             )
         plan = make_offload_plan(shape, machine, wish)
         if not plan.fits and not self.request.get("force"):

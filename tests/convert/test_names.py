@@ -88,7 +88,8 @@ def test_every_name_of_every_family_keeps_itself_and_is_found_under_a_prefix(fam
         assert canonical(f"_orig_mod.base_model.model.{name}", family) == name
     assert canonical("lm_head.weight", family) == canonical("embed_out.weight", family) == family.head
     inner = family.renamed[1] if family.renamed else "mlp"
-    for module in (family.head_module, f"{family.root}.layers.0.{inner}"):
+    layers = "layers" if "layers" in family.inner_modules else "h"
+    for module in (family.head_module, f"{family.root}.{layers}.0.{inner}"):
         assert all(canonical(name, family) == module for name in spellings(module, family))
 
 

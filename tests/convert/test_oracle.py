@@ -109,8 +109,9 @@ TRAINED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "bias all": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "all"}),
     "bias lora_only": (("qwen2", "gpt_neox"), {"target_modules": "BIASED", "r": 4, "bias": "lora_only"}),
     "saved tables": (("llama", "gpt_neox"), {"target_modules": "all-linear", "modules_to_save": "TABLES"}),
-    "saved norms": (("llama", "gemma2"), {"target_modules": "all-linear", "modules_to_save": ["input_layernorm"]}),
-    "embedding": (("qwen2", "gpt_neox", "phi3"), {"target_modules": "TABLES", "r": 4}),
+    "saved norms": (("llama", "gemma2"), {"target_modules": "all-linear", "modules_to_save": "SAVED"}),
+    "saved transposed": (("gpt2",), {"target_modules": ["c_attn", "c_fc"], "modules_to_save": "SAVED"}),
+    "embedding": (("qwen2", "gpt_neox", "phi3", "stablelm"), {"target_modules": "TABLES", "r": 4}),
     "embedding alone, tied": (("llama", "gemma3_text"), {"target_modules": ["embed_tokens"], "base": "tied"}),
     "head alone, tied": (("qwen2", "phi3"), {"target_modules": ["lm_head"], "base": "tied"}),
     "both, tied": (("qwen2",), {"target_modules": ["lm_head", "embed_tokens"], "base": "tied"}),
@@ -134,11 +135,12 @@ TRAINED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 def named(option: Any, family: str) -> Any:
     """Module names that differ between families."""
-    neox = family == "gpt_neox"
+    neox, gpt2 = family == "gpt_neox", family == "gpt2"
     return {
-        "TABLES": ["embed_in", "lm_head"] if neox else ["embed_tokens", "lm_head"],
+        "TABLES": ["embed_in", "lm_head"] if neox else ["wte", "lm_head"] if gpt2 else ["embed_tokens", "lm_head"],
         "EXPERTS": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         "BIASED": ["query_key_value", "dense", "dense_h_to_4h"] if neox else ["q_proj", "k_proj", "v_proj"],
+        "SAVED": ["ln_1", "attn.c_proj"] if gpt2 else ["input_layernorm"],
     }.get(str(option), option)
 
 
@@ -214,6 +216,10 @@ LONGROPE = {
         ("mixtral", {}),
         ("gpt_oss", {}),
         ("gpt_oss", {"num_local_experts": 8, "num_hidden_layers": 4, "tie_word_embeddings": True}),
+        ("stablelm", {}),
+        ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": False, "tie_word_embeddings": True}),
+        ("gpt2", {}),
+        ("gpt2", {"tie_word_embeddings": False, "n_inner": None, "n_layer": 3}),
         ("gpt_oss", {"rope_parameters": YARN, "max_position_embeddings": 4096}),
         ("qwen3_5_text", {}),
         ("qwen3_5_moe_text", {}),

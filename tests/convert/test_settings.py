@@ -31,7 +31,7 @@ def planned(folder: Path, family: str = "qwen2", *, nulls: tuple[str, ...] = (),
 
 
 def family_of(name: str) -> Family:
-    return next(f for f in FAMILIES if f"{builders.FAMILIES[name]}ForCausalLM" in f.hf_names)
+    return next(f for f in FAMILIES if name in f.model_types)
 
 
 # -------------------------------------------------------------------------------------------------------------- windows
@@ -140,7 +140,7 @@ def test_keys_that_nobody_knows_are_named_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", builders.FAMILIES)
 def test_keys_that_do_not_matter_are_silent(tmp_path: Path, family: str) -> None:
-    keys = dict.fromkeys(settings.NO_MATTER, "x") | {
+    keys = dict.fromkeys(settings.NO_MATTER - family_of(family).reads, "x") | {
         "unsloth_version": "1",
         "attention_bias": family in ("gpt_neox", "gpt_oss"),
     }
@@ -257,6 +257,33 @@ def test_gpt_neox_reads_its_own_names(tmp_path: Path) -> None:
     assert "rope_theta" in plan.warnings[0]
 
 
+def test_stablelms_older_class(tmp_path: Path) -> None:
+    """`StableLMEpochForCausalLM` has its settings under names of its own, and the same tensors."""
+    builders.checkpoint(tmp_path / "new" / "m", "stablelm", layer_norm_eps=1e-4, partial_rotary_factor=0.5)
+    builders.checkpoint(tmp_path / "old" / "m", "stablelm")
+    path = tmp_path / "old" / "m" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"architectures": ["StableLMEpochForCausalLM"], "model_type": "stablelm_epoch", "norm_eps": 1e-4}
+    config |= {"rope_pct": 0.5, "num_heads": builders.HEADS}
+    del config["layer_norm_eps"], config["partial_rotary_factor"]
+    path.write_text(json.dumps(config))
+    new, old = (assemble(tmp_path / kind / "m") for kind in ("new", "old"))
+    assert old.metadata == new.metadata
+    assert old.warnings == new.warnings == ()
+    assert old.metadata["stablelm.rope.dimension_count"][0] == builders.HEAD_DIM // 2
+
+
+def test_gpt2_has_as_many_positions_as_its_table(tmp_path: Path) -> None:
+    builders.checkpoint(tmp_path / "m", "gpt2", n_positions=96, n_inner=None)
+    plan = assemble(tmp_path / "m")
+    table = next(job for job in plan.jobs if job.name == "position_embd.weight")
+    assert (plan.metadata["gpt2.context_length"][0], table.gguf_shape) == (96, (builders.HIDDEN, 96))
+    assert plan.metadata["gpt2.feed_forward_length"][0] == 4 * builders.HIDDEN
+    builders.checkpoint(tmp_path / "m", "gpt2", activation_function="relu")
+    with pytest.raises(DataError, match="activation_function is 'relu'"):
+        assemble(tmp_path / "m")
+
+
 # --------------------------------------------------------------------------------------------------------------- table
 
 
@@ -274,5 +301,7 @@ def test_table_of_settings_is_what_the_lists_say(name: str) -> None:
     assert set(outcomes.values()) <= {"=", "ctx", "✗", "!", "–"}
     said = ["some_new_setting", *(f"rope_parameters (yarn): {key}" for key in family.rope_nearly)]
     assert [key for key, outcome in outcomes.items() if outcome == "!"] == said
-    computed = family.reads - {"rms_norm_eps", "layer_norm_eps", "_sliding_window_pattern", ""}
+    # settings have one of two names: StableLM's aliases are those of an older class, GPT-2's its own
+    other = family.aliases.keys() if name == "stablelm" else set(family.aliases.values())
+    computed = family.reads - {"rms_norm_eps", "layer_norm_eps", "_sliding_window_pattern", ""} - other
     assert computed <= outcomes.keys()

@@ -116,6 +116,7 @@ def test_adapter_into_a_gguf_is_the_adapter_into_its_checkpoint(tmp_path: Path, 
     modules = {
         "gpt_neox": ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h"),
         "phi3": ("self_attn.qkv_proj", "mlp.gate_up_proj"),
+        "gpt2": ("attn.c_attn", "mlp.c_fc"),
         "mixtral": ("self_attn.q_proj", *(f"experts.{e}.w1" for e in range(builders.EXPERTS))),
         "qwen3_moe": ("self_attn.q_proj", *(f"experts.{e}.up_proj" for e in range(builders.EXPERTS))),
         **dict.fromkeys(

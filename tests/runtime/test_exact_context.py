@@ -107,3 +107,16 @@ def test_longrope_goes_by_the_text(longrope: Path) -> None:
     evaluator.keep(0)
     evaluator.evaluate(tokens)
     assert abs(evaluator.logits() - crossed).max() < 1e-3
+
+
+def test_a_table_of_positions_ends(tmp_path: Path) -> None:
+    """GPT-2's kind: beyond it llama.cpp ends its process."""
+    builders.checkpoint(tmp_path / "m", "gpt2", n_positions=96)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path, threads=1)
+    with pytest.raises(UsageError, match="table of 96 positions"):
+        AnswerEngine.load(request(path, ctx=97), quiet)
+    engine = AnswerEngine.load(request(path), quiet)
+    with pytest.raises(ContextFull, match=r"the context has 96"):
+        asked(engine, "x" * 96, 8)
+    ended = asked(engine, "x", 500)
+    assert (ended["stop"], ended["n_prompt"] + ended["n_generated"]) in {("context", 96), ("eos", 0)}

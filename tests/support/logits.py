@@ -44,7 +44,7 @@ def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
 
 
 def uses_gelu(model: Any) -> bool:
-    return bool(model.config.model_type.startswith(("gemma", "gpt_neox")))
+    return bool(model.config.model_type.startswith(("gemma", "gpt_neox", "gpt2")))
 
 
 def GgmlGelu() -> Any:

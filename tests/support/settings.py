@@ -53,7 +53,11 @@ VALUES: dict[str, Any] = {
     "norm_topk_prob": False, "output_router_logits": True, "router_aux_loss_coef": 0.5, "router_jitter_noise": 0.3,
     "linear_conv_kernel_dim": 3, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 1,
     "linear_num_value_heads": 6, "full_attention_interval": 2, "attn_output_gate": False,
-    "swiglu_alpha": 1.5, "swiglu_limit": 0.5,
+    "use_qkv_bias": False, "qk_layernorm": True, "n_embd": 128, "n_head": 2, "n_layer": 3, "n_positions": 256,
+    "n_inner": 384, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "attn_pdrop": 0.3,
+    "summary_type": "last", "summary_use_proj": False, "summary_activation": "tanh", "summary_proj_to_labels": False,
+    "summary_first_dropout": 0.3, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+    "reorder_and_upcast_attn": True, "add_cross_attention": True, "swiglu_alpha": 1.5, "swiglu_limit": 0.5,
     "cache_implementation": "hybrid", "auto_map": {"AutoConfig": "c.C"}, "transformers_version": "3.0",
 }  # fmt: skip
 QWENS = ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe")
@@ -79,6 +83,7 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("qwen3_5_text", "num_hidden_layers"): {"num_hidden_layers": 8},
     ("qwen3_5_text", "layer_types"): {"layer_types": ["full_attention"] * 4},
     ("gpt_neox", "attention_bias"): {"attention_bias": False},
+    ("stablelm", "use_parallel_residual"): {"use_parallel_residual": True},
     ("gpt_oss", "attention_bias"): {"attention_bias": False},
     ("gpt_oss", "layer_types"): {"layer_types": ["full_attention", "sliding_attention"]},
 }
@@ -93,6 +98,8 @@ OLDER = {
     "phi3": (*COMMON, "head_dim"),
     "gemma2": (*COMMON, "sliding_window_pattern"),
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
+    "gpt2": (),
+    "stablelm": (*COMMON, "head_dim"),
     "gemma3_text": ("rope_theta", "rope_local_base_freq", "partial_rotary_factor", "sliding_window_pattern"),
 }
 UNKNOWN = "some_new_setting"
@@ -199,7 +206,7 @@ def _rope_trials(family: str, kind: str, base: dict[str, Any]) -> list[Trial]:
 
 def family_of(name: str) -> Family:
     """The entry of FAMILIES for a family of the builders."""
-    return next(f for f in FAMILIES if f"{builders.FAMILIES[name]}ForCausalLM" in f.hf_names)
+    return next(f for f in FAMILIES if name in f.model_types)
 
 
 def outcome(folder: Path, family: str, trial: Trial) -> str:
