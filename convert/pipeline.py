@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +21,7 @@ from gguf.constants import GGMLQuantizationType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, IoFault, UsageError
+from jmedlite.base.kept import Found, Keeper, TensorState, find
 from jmedlite.base.native import F32, U8, widen
 from jmedlite.base.progress import Progress, Stage, silent
 from jmedlite.base.publishing import Publication
@@ -64,6 +65,15 @@ class Written:
     @property
     def size_bytes(self) -> int:
         return sum(f.size_bytes for f in self.files)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """For a run that goes on where one was cut, and may be gone on from: `plan` is the SHA-256 of all that decides
+    about the bytes, `tell` hears what became of what was kept."""
+
+    plan: str
+    tell: Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -136,8 +146,8 @@ def squared_error(data: U8, type_: GGMLQuantizationType, exact: F32, scratch: F3
     return total
 
 
-def _blocks(plan: QuantizePlan, block_elements: int) -> Iterator[Block]:
-    for i, job in enumerate(plan.jobs):
+def _blocks(plan: QuantizePlan, block_elements: int, first_job: int) -> Iterator[Block]:
+    for i, job in enumerate(plan.jobs[first_job:], first_job):
         types = frozenset(p.tensors[i].type for p in plan.levels)
         per_matrix = job.matrix_rows
         step = job.n_rows if job.is_vector else _rows_per_block(job, block_elements)
@@ -187,15 +197,58 @@ def _block_size(plan: QuantizePlan, threads: int, memory: int | None) -> tuple[i
 class _Outputs:
     """The files of all levels, written in step."""
 
-    def __init__(self, plan: QuantizePlan, result: Publication) -> None:
+    def __init__(self, plan: QuantizePlan, result: Publication, kept: Kept | None) -> None:
         self._levels = plan.levels
-        self._writers = [[_Writer(f, result) for f in level.files] for level in plan.levels]
+        self._writers = [[_Writer(f, result, kept is not None) for f in level.files] for level in plan.levels]
         # for every level, the file of each tensor: jobs are in the order of the files
         self._where = [[w for w in writers for _ in w.planned.tensors] for writers in self._writers]
         self._tensors = [level.tensors for level in plan.levels]
         self._errors: list[dict[str, float]] = [{} for _ in plan.levels]
         self._energy: dict[str, float] = {}
         self._rounding: list[dict[str, str]] = [{} for _ in plan.levels]
+        self._jobs = plan.jobs
+        self._keeper: Keeper | None = None
+        writers = [w for level in self._writers for w in level]
+        found = self._take_over(writers, kept) if kept else None
+        if found:
+            self._restore(found.tensors)
+        else:
+            for writer in writers:
+                writer.begin()
+        if kept:
+            self._keeper = Keeper([w.output for w in writers], kept.plan, found)
+
+    def _take_over(self, writers: Sequence[_Writer], kept: Kept) -> Found | None:
+        """What an earlier run of the same plan has finished, if its files are as it left them."""
+        found = find(writers[0].planned.path)
+        if found is None:
+            return None
+        if found.head.plan != kept.plan or found.head.files != tuple(w.planned.path.name for w in writers):
+            kept.tell(
+                "what a run that was cut has kept is left: since then the base, an adapter, an option or a version has "
+                "changed; beginning anew"
+            )
+            return None
+        n_done = len(found.tensors)
+        whole = [w.take_over(*at) for w, at in zip(writers, found.last.files, strict=True)]
+        if not all(whole) or [w.output.size_bytes for w in writers] != [w.planned.bytes_of(n_done) for w in writers]:
+            kept.tell("what a run that was cut has kept is damaged; beginning anew")
+            return None
+        kept.tell(f"going on after {n_done:,} of {len(self._jobs):,} tensors, which a run that was cut has finished")
+        return found
+
+    @property
+    def n_done(self) -> int:
+        """Tensors that an earlier run has finished."""
+        return len(self._energy)
+
+    def _restore(self, tensors: Sequence[TensorState]) -> None:
+        for job, state in zip(self._jobs, tensors, strict=False):
+            self._energy[job.name] = state.energy
+            for errors, ways, error, way in zip(self._errors, self._rounding, state.errors, state.ways, strict=True):
+                errors[job.name] = error
+                if way:
+                    ways[job.name] = way
 
     def put(self, block: Block, encoded: Encoded) -> None:
         """Append a block to every level, and the padding after a tensor's last."""
@@ -209,6 +262,10 @@ class _Outputs:
             errors[name] = errors.get(name, 0.0) + encoded.error[tensor.type]
             if block.start + block.n_rows == block.job.n_rows:
                 writer.put(bytes(gguf.pad(tensor.nbytes) - tensor.nbytes))
+        if self._keeper and block.start + block.n_rows == block.job.n_rows:
+            errors_now = tuple(by[name] for by in self._errors)
+            ways_now = tuple(by.get(name, "") for by in self._rounding)
+            self._keeper.finished(TensorState(energy=self._energy[name], errors=errors_now, ways=ways_now))
 
     def finish(self, started: float) -> list[Written]:
         """Flush and check every file."""
@@ -240,9 +297,15 @@ def relative_rmse(squared_error: float, energy: float) -> float:
 class _Writer:
     """One file while it is written, header first."""
 
-    def __init__(self, planned: PlannedFile, result: Publication) -> None:
-        self.planned, self.output = planned, result.add(planned.path)
-        self.put(planned.header)
+    def __init__(self, planned: PlannedFile, result: Publication, goes_on: bool) -> None:
+        self.planned, self.output = planned, result.add(planned.path, goes_on=goes_on)
+
+    def begin(self) -> None:
+        self.output.take_over(0, "")
+        self.put(self.planned.header)
+
+    def take_over(self, n_bytes: int, sha256: str) -> bool:
+        return self.output.take_over(n_bytes, sha256)
 
     def put(self, data: U8 | bytes) -> None:
         self.output.write(data)
@@ -258,26 +321,43 @@ class _Writer:
 
 
 def write(
-    plan: QuantizePlan, result: Publication, *, threads: int, memory: int | None = None, progress: Progress = silent
+    plan: QuantizePlan,
+    result: Publication,
+    *,
+    threads: int,
+    memory: int | None = None,
+    progress: Progress = silent,
+    kept: Kept | None = None,
 ) -> list[Written]:
     """Run the pass into the files of `result`, which is not published yet. `progress` counts the source's bytes.
+
+    With `kept`, tensors that a run of the same plan had finished are not made again.
 
     Raises DataError for weights that are not finite, IoFault where the disk fails, Busy where another run writes,
     UsageError where `memory` (bytes) is too little.
     """
     started = time.monotonic()
-    outputs = _Outputs(plan, result)
-    for block, encoded in encode_blocks(plan, "quantizing", threads=threads, memory=memory, progress=progress):
+    outputs = _Outputs(plan, result, kept)
+    for block, encoded in encode_blocks(
+        plan, "quantizing", threads=threads, memory=memory, progress=progress, first=outputs.n_done
+    ):
         outputs.put(block, encoded)
     return outputs.finish(started)
 
 
 def encode_blocks(
-    plan: QuantizePlan, stage: Stage, *, threads: int, memory: int | None = None, progress: Progress = silent
+    plan: QuantizePlan,
+    stage: Stage,
+    *,
+    threads: int,
+    memory: int | None = None,
+    progress: Progress = silent,
+    first: int = 0,
 ) -> Iterator[tuple[Block, Encoded]]:
-    """Every block of the plan in order, in every type its levels store; valid until the next one is asked for."""
+    """Every block from the plan's `first` job on, in every type its levels store; valid until the next is asked for."""
     block_elements, slot_elements = _block_size(plan, threads, memory)
-    types, source_bytes, done = plan.types, plan.source_bytes, 0
+    types, source_bytes = plan.types, plan.source_bytes
+    done = sum(job.source.nbytes for job in plan.jobs[:first] if job.source)
     with contextlib.ExitStack() as stack:
         stack.callback(plan.files.close)
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
@@ -288,7 +368,7 @@ def encode_blocks(
         try:
             updates: list[LoadedUpdate] = []
             rounding = Rounding(plan.jobs[0], plan.encoder)
-            for block in chain(_blocks(plan, block_elements), [None]):
+            for block in chain(_blocks(plan, block_elements, first), [None]):
                 while pending and (not free or block is None):
                     taken, slot, future = pending.popleft()
                     yield taken, future.result()

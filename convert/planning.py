@@ -136,9 +136,16 @@ class PlannedFile:
     tensors: tuple[gguf.Tensor, ...]
     data_bytes: int
 
+    first: int = 0  # of the plan's jobs, the one that its tensors begin with
+
     @property
     def total_bytes(self) -> int:
         return len(self.header) + self.data_bytes
+
+    def bytes_of(self, n_jobs: int) -> int:
+        """How long it is when the plan's first `n_jobs` are done."""
+        done = self.tensors[: max(0, n_jobs - self.first)]
+        return len(self.header) + sum(gguf.pad(t.nbytes) for t in done)
 
 
 @dataclass(frozen=True)
@@ -243,6 +250,7 @@ def lay_out(
     own_metadata: Mapping[str, Mapping[str, str]] | None = None,
     split_bytes: int | None = None,
     overwrite: bool = False,
+    goes_on: bool = False,
     dry_run: bool = False,
 ) -> QuantizePlan:
     """The assembled plan with the files of its levels, whose tensors have `types`, by level and name.
@@ -250,23 +258,23 @@ def lay_out(
     `own_metadata` are keys that a level alone has. Raises UsageError or CannotCreate.
     """
     if not dry_run:  # the parts of a split file are checked when their number is known
-        check_targets(out, stem, levels, overwrite)
+        check_targets(out, stem, levels, overwrite, goes_on=goes_on)
     own = own_metadata or {}
     planned = [
         _plan_level(out, stem, level, plan, types[level.name], split_bytes, own.get(level.name, {})) for level in levels
     ]
     if not dry_run:
         for target in (f.path for p in planned for f in p.files if len(p.files) > 1):
-            check_target(target, overwrite)
+            check_target(target, overwrite, goes_on=goes_on)
         _check_room(out, planned)
     return replace(plan, levels=tuple(planned))
 
 
-def check_targets(out: Path, stem: str, levels: Sequence[Level], overwrite: bool) -> None:
+def check_targets(out: Path, stem: str, levels: Sequence[Level], overwrite: bool, *, goes_on: bool = False) -> None:
     """Raise CannotCreate where a level's file or manifest is there already, or can't be."""
     for level in levels:
         for suffix in (".gguf", ".json"):
-            check_target(out / f"{stem}-{level.name}{suffix}", overwrite)
+            check_target(out / f"{stem}-{level.name}{suffix}", overwrite, goes_on=goes_on)
 
 
 def file_overhead(plan: QuantizePlan, types: Mapping[str, GGMLQuantizationType]) -> int:
@@ -500,7 +508,7 @@ def _plan_level(
     parts = _split(tensors, split_bytes)
     entries: gguf.Entries = {**plan.metadata, "general.file_type": (level.ftype, gguf.UINT32, None)}
     entries |= {key: (value, gguf.STRING, None) for key, value in own_metadata.items()}
-    planned = []
+    planned: list[PlannedFile] = []
     for i, part in enumerate(parts):
         own: gguf.Entries = entries if i == 0 else {}
         name = f"{stem}-{level.name}.gguf"
@@ -514,7 +522,8 @@ def _plan_level(
             name = gguf.split_name(f"{stem}-{level.name}", i, len(parts))
         placed, data_bytes = gguf.layout(part)
         header = gguf.pack_header([gguf.pack_metadata(own)], len(own), placed)
-        planned.append(PlannedFile(out / name, header, tuple(placed), data_bytes))
+        first = sum(len(p.tensors) for p in planned)
+        planned.append(PlannedFile(out / name, header, tuple(placed), data_bytes, first))
     return PlannedLevel(level, planned[0].path, out / f"{stem}-{level.name}.json", tuple(planned))
 
 
@@ -539,7 +548,8 @@ def _split(tensors: Sequence[gguf.Tensor], limit: int | None) -> list[list[gguf.
 
 def _check_room(out: Path, levels: Sequence[PlannedLevel]) -> None:
     needed = sum(p.total_bytes for p in levels) + DISK_MARGIN
-    free = shutil.disk_usage(out).free
+    partial = [f.path.with_name(f".{f.path.name}.partial") for level in levels for f in level.files]
+    free = shutil.disk_usage(out).free + sum(p.stat().st_size for p in partial if p.exists())
     if needed > free:
         raise CannotCreate(
             f"{out}: {needed / 1e9:.1f} GB are needed for {len(levels)} level(s), {free / 1e9:.1f} GB are free; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +16,13 @@ from jmedlite.base.gguf import split_stem
 from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import Watch, check_range, watching
+from jmedlite.base.kept import find, record_of, remove
 from jmedlite.base.manifest import MADE_MOMENTS
 from jmedlite.base.moments import Moments
 from jmedlite.base.options import parse_memory
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress, silent
-from jmedlite.base.publishing import Publication
+from jmedlite.base.publishing import CUT, Publication
 from jmedlite.convert.adapter_export import ExportedAdapter, export
 from jmedlite.convert.adapters.lora import parse_spec
 from jmedlite.convert.adapters.peft import find_weights
@@ -27,8 +30,8 @@ from jmedlite.convert.encoding.encoders import GGML, MADE_WITH_ENCODER, Encoder,
 from jmedlite.convert.hashing import FollowingHash
 from jmedlite.convert.levels.overrides import read_rules
 from jmedlite.convert.levels.recipes import LEVELS, choose_types, parse_levels
-from jmedlite.convert.manifest import write_manifests
-from jmedlite.convert.pipeline import Written, write
+from jmedlite.convert.manifest import versions, write_manifests
+from jmedlite.convert.pipeline import Kept, Written, write
 from jmedlite.convert.planning import QuantizePlan, assemble, check_targets, lay_out
 from jmedlite.runtime.hardware import available_processors
 from jmedlite.runtime.type_probe import EMBEDDING, OUTPUT, PATTERN, TypeRule
@@ -54,6 +57,7 @@ class QuantizeJob:
     options: dict[str, Any]
     inputs: Watch  # the files that were read so far
     mixed: Mixed
+    resumes: bool = False  # go on where a run was cut, and keep what is finished where this one is
 
     def run(
         self,
@@ -68,14 +72,40 @@ class QuantizeJob:
         if threads is not None:
             check_range("--threads", threads, 1, 256)
         plan = self.plan
+        kept = Kept(self._digest(), notify) if self.resumes else None
+        try:
+            return self._run(threads or available_processors(), memory, progress, remember, notify, kept)
+        except CUT:
+            if kept and (found := find(plan.levels[0].path)):
+                n_done, n = len(found.tensors), len(plan.jobs)
+                notify(f"{n_done:,} of {n:,} tensors are kept; the same command goes on from there")
+            raise
+
+    def _digest(self) -> str:
+        """All that decides about the bytes: what was read, what goes into the headers, and who computes."""
+        headers = [hashlib.sha256(f.header).hexdigest() for level in self.plan.levels for f in level.files]
+        by = [self.plan.encoder.name, self.plan.encoder.versions, versions()]
+        return hashlib.sha256(json.dumps([self.inputs.digest(), headers, by]).encode()).hexdigest()
+
+    def _run(
+        self,
+        threads: int,
+        memory: int | None,
+        progress: Progress,
+        remember: bool,
+        notify: Callable[[str], object],
+        kept: Kept | None,
+    ) -> list[Written]:
+        plan = self.plan
         with self.inputs.held(), Publication() as result, FollowingHash(plan.weight_files) as hashes:
             manifests = [result.add(level.manifest) for level in plan.levels]
             written = write(
                 plan,
                 result,
-                threads=threads or available_processors(),
+                threads=threads,
                 memory=memory,
                 progress=hashes.follow(progress),
+                kept=kept,
             )
             source, base_files = self.source.describe(), hashes.result()
             write_manifests(
@@ -88,6 +118,8 @@ class QuantizeJob:
             ]
             forgotten: list[str] = []
             result.publish(order, then=lambda: forgotten.append(_remember(written) if remember else ""))
+            if kept:
+                remove(record_of(plan.levels[0].path))
         for why in filter(None, forgotten):
             notify(f"(not remembered, so `ask` needs its name by -m: {why})")
         return written
@@ -127,6 +159,7 @@ def plan_quantization(
     follow_links: bool = False,
     split_max_size: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -153,7 +186,7 @@ def plan_quantization(
         adapter_files = {path: sha256_file(path) for path in weights}
         stem = name or default_stem(source, [a for a, _ in adapters])
         if not dry_run:
-            check_targets(out, stem, levels, overwrite)
+            check_targets(out, stem, levels, overwrite, goes_on=resume)
         plan = assemble(
             source.path,
             name=source.name if source.repo else None,
@@ -182,6 +215,7 @@ def plan_quantization(
             own_metadata={m.level.name: {"jmedlite.made.mix": mixed.describe(m)} for m in mixed.mixes},
             split_bytes=split_max_size,
             overwrite=overwrite,
+            goes_on=resume,
             dry_run=dry_run,
         )
         plan = replace(
@@ -199,7 +233,7 @@ def plan_quantization(
             "adapters": [{**a.describe(), "weight": weight} for a, weight in adapters],
             **{k: values if k == "tensor_types" else values[0] for k, values in _asked_types(rules).items()},
         }
-    return QuantizeJob(plan, source, adapter_files, options, inputs, mixed)
+    return QuantizeJob(plan, source, adapter_files, options, inputs, mixed, resume)
 
 
 def check_rounding(rounding: str | None, moments: Path | None) -> None:
@@ -314,6 +348,7 @@ def quantize(
     follow_links: bool = False,
     split_max_size: str | int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> list[Path]:
     """Merge `lora` adapters into `model` and write one GGUF per level, in one pass; returns the files' paths.
@@ -325,7 +360,8 @@ def quantize(
     `tensor_types` are REGEX=TYPE ("attn_v=Q6_K"; the first that matches decides), `tensor_type_file` has more of them,
     `token_embedding_type` and `output_type` are of these two tensors (docs/converting.md); `memory` bounds the pass
     ("1GB"), `split_max_size` each file ("2GB": the first file's path is
-    returned); with `follow_links`, links in folders may lead to other users' files; `progress` hears how far it is
+    returned); with `resume`, a run that is cut keeps what it has finished, and the same call goes on from there; with
+    `follow_links`, links in folders may lead to other users' files; `progress` hears how far it is
     (docs/python.md). Raises the exceptions of `jmedlite.base.errors`.
 
         >>> jmedlite.quantize("models/qwen", bits=[8, 4], out="gguf")  # doctest: +SKIP
@@ -351,6 +387,7 @@ def quantize(
         follow_links=follow_links,
         split_max_size=as_bytes(split_max_size),
         overwrite=overwrite,
+        resume=resume,
         threads=threads,
         progress=progress,
     )

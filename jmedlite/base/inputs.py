@@ -51,6 +51,11 @@ class Watch:
         part._seen = {path: self._seen[path] for path in paths if path in self._seen}
         return part
 
+    def digest(self) -> str:
+        """One SHA-256 for what all of them were."""
+        seen = sorted((str(path.resolve()), was) for path, was in self._seen.items())
+        return hashlib.sha256(repr(seen).encode()).hexdigest()
+
     def check(self) -> None:
         """Raise IoFault where a file was changed, replaced or removed."""
         for path, was in self._seen.items():

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from .errors import Busy, CannotCreate, system_fault
 from .inputs import opened
@@ -85,12 +85,12 @@ class Lock:
 class OutputFile:
     """One output, sequentially written; nothing stands at `path` until `publish`.
 
-    The partial file `.NAME.partial` is removed on any failure; one left by a killed run is overwritten by the next.
-    `sha256` and `size_bytes` are of what was written so far.
+    The partial file `.NAME.partial` is removed on any failure, unless `keeps` is set by then; one left by a killed run
+    is overwritten by the next, or with `goes_on` taken over. `sha256` and `size_bytes` are of what was written so far.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, goes_on: bool = False) -> None:
+        self.path, self.keeps, self._goes_on = path, False, goes_on
         self.partial = path.with_name(f".{path.name}.partial")
         self.sha256, self.size_bytes = hashlib.sha256(), 0
         self._lock = Lock(path)
@@ -102,7 +102,8 @@ class OutputFile:
             with kept_back():  # a signal waits until it is known what there is to remove
                 self._lock.__enter__()
                 try:
-                    self._file = self.partial.open("wb", buffering=0)
+                    mode = "r+b" if self._goes_on and self.partial.exists() else "w+b"
+                    self._file = cast(BinaryIO, self.partial.open(mode, buffering=0))
                 except OSError as e:
                     self._lock.__exit__(None, None, None)
                     raise system_fault(e, self.path, "writing") from None
@@ -123,6 +124,23 @@ class OutputFile:
                 view = view[self._file.write(view) :]
         except OSError as e:
             raise system_fault(e, self.path, "writing") from None
+
+    def take_over(self, n_bytes: int, sha256: str) -> bool:
+        """Go on after the first `n_bytes` that an earlier run left, if that is their SHA-256; else begin anew."""
+        assert self._file is not None
+        try:
+            found, left = hashlib.sha256(), n_bytes
+            self._file.seek(0)
+            while chunk := self._file.read(min(left, 1 << 20)):
+                found.update(chunk)
+                left -= len(chunk)
+            taken = not left and found.hexdigest() == sha256
+            self.sha256, self.size_bytes = (found, n_bytes) if taken else (hashlib.sha256(), 0)
+            self._file.truncate(self.size_bytes)
+            self._file.seek(self.size_bytes)
+        except OSError as e:
+            raise system_fault(e, self.path, "going on with") from None
+        return taken
 
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns."""
@@ -159,7 +177,7 @@ class OutputFile:
         with kept_back():
             if self._file is not None:
                 self._file.close()
-            if not self._named:
+            if not self._named and not self.keeps:
                 with contextlib.suppress(OSError):
                     self.partial.unlink()
             self._lock.__exit__(None, None, None)

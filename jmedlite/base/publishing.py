@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .errors import CannotCreate, DataError, Interrupted, JmedliteError, system_fault
+from . import kept
+from .errors import CannotCreate, DataError, Interrupted, IoFault, JmedliteError, system_fault
 from .inputs import read_json
 from .outputs import Lock, OutputFile, flush_folder, make_folder, sha256_file
 from .records import from_json, to_json
@@ -25,6 +26,7 @@ from .signals import kept_back
 
 FORMAT = 1
 SUFFIX = ".pending"
+CUT = (KeyboardInterrupt, SystemExit, Interrupted, IoFault)  # what ends a run from outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Publication:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._outputs: dict[Path, OutputFile] = {}
+        self._going_on: list[OutputFile] = []
 
     def __enter__(self) -> Publication:
         return self
@@ -66,12 +69,19 @@ class Publication:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with kept_back():
+            if kind is not None and issubclass(kind, CUT):
+                for output in self._going_on:
+                    output.keeps = True
             self._stack.__exit__(kind, error, trace)
 
-    def add(self, path: Path) -> OutputFile:
-        """Begin a file: nobody else can write it from now on. Raises Busy where somebody does."""
+    def add(self, path: Path, *, goes_on: bool = False) -> OutputFile:
+        """Begin a file: nobody else can write it from now on. Raises Busy where somebody does.
+
+        One that `goes_on` may take over what an earlier run left of it, and is kept where this one is CUT.
+        """
         with kept_back():
-            output = self._stack.enter_context(OutputFile(path))
+            output = self._stack.enter_context(OutputFile(path, goes_on=goes_on))
+            self._going_on += [output] * goes_on
         self._outputs[path] = output
         return output
 
@@ -193,12 +203,15 @@ def _journals(folder: Path) -> dict[Path, Journal]:
     return found
 
 
-def take_back(path: Path) -> None:
-    """Undo what a run that died while it published `path` has done, and remove what it left; Busy where it lives."""
-    Context().run(_take_back, path)  # what it reads is no input, and no Watch's business
+def take_back(path: Path, *, goes_on: bool = False) -> None:
+    """Undo what a run that died while it published `path` has done, and remove what it left; Busy where it lives.
+
+    What is kept on purpose stays for one that `goes_on`.
+    """
+    Context().run(_take_back, path, goes_on)  # what it reads is no input, and no Watch's business
 
 
-def _take_back(path: Path) -> None:
+def _take_back(path: Path, goes_on: bool) -> None:
     for journal, found in _journals(path.parent).items():
         if path.name in (f.name for f in found.files):
             # whoever publishes holds the locks of all its files
@@ -210,13 +223,17 @@ def _take_back(path: Path) -> None:
                 for entry in found.files[:-1]:
                     with contextlib.suppress(JmedliteError), Lock(path.parent / entry.name):
                         pass  # leaving removes the lock's file
-    _take_remains(path)
+    record = kept.kept_names(path.parent).get(path.name)
+    if record is None or not goes_on:
+        _take_remains(path, record)
 
 
-def _take_remains(path: Path) -> None:
+def _take_remains(path: Path, record: Path | None) -> None:
     left = [path.with_name(f".{path.name}{end}") for end in (".lock", ".partial", ".old", f"{SUFFIX}.partial")]
-    if any(p.exists() for p in left):
+    if record or any(p.exists() for p in left):
         with Lock(path):
+            if record:
+                kept.remove(record)
             for p in left[1:]:
                 p.unlink(missing_ok=True)
 
@@ -224,13 +241,15 @@ def _take_remains(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what runs that died left of other results in a folder: their locks, which nobody holds, and partial files.
 
-    Other programs lock files too, so only what a lock and a partial file say together, or a model's name, is ours.
+    Other programs lock files too, so only what a lock and a partial file say together, or a model's name, is ours. What
+    is kept on purpose stays.
     """
+    on_purpose = kept.kept_names(folder)
     with contextlib.suppress(OSError):
         for lock in folder.glob(".*.lock"):
             path = folder / lock.name.removeprefix(".").removesuffix(".lock")
             ours = path.suffix == ".gguf" or path.with_name(f".{path.name}.partial").exists()
-            if ours and lock.stat().st_size == 0:
+            if ours and lock.stat().st_size == 0 and path.name not in on_purpose:
                 with contextlib.suppress(JmedliteError, OSError):
                     take_back(path)
 
@@ -247,14 +266,14 @@ def check_published(paths: Sequence[Path]) -> None:
             )
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool, *, goes_on: bool = False) -> None:
     """Refuse a target that is a folder, exists without `overwrite`, or stands in a folder that can't be written.
 
-    What runs that died left of it, and in its folder, is removed.
+    What runs that died left of it, and in its folder, is removed; what is kept on purpose, unless one `goes_on`.
     """
     if path.is_dir():
         raise CannotCreate(f"{path}: is a folder, expected a file name")
-    take_back(path)
+    take_back(path, goes_on=goes_on)
     sweep(path.parent)
     if path.exists() and not overwrite:
         raise CannotCreate(f"{path}: exists; give --overwrite to replace it, or another --out or --name")

@@ -89,6 +89,9 @@ def quantize(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show types and sizes, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what is finished if the run is cut; go on where one was.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Merge adapters and write one GGUF per level, all in one pass over the model."""
@@ -137,6 +140,7 @@ def quantize(
             follow_links=follow_links,
             split_max_size=as_bytes(split_max_size),
             overwrite=overwrite,
+            resume=resume,
             dry_run=dry_run,
             threads=threads,
             progress=progress,
