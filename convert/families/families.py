@@ -795,8 +795,8 @@ def find_family(config: Mapping[str, Any]) -> Family:
                     f"{' or '.join(family.model_types)}"
                 )
             return family
-    known = "; ".join(f"{f.title} ({', '.join(f.hf_names)})" for f in FAMILIES)
-    raise DataError(f"config.json: architecture {name} is not supported; known are {known}")
+    known = ", ".join(name.removesuffix("ForCausalLM") for f in FAMILIES for name in f.hf_names[:1])
+    raise DataError(f"config.json: architecture {name} is not supported; known are {known} (…ForCausalLM)")
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:

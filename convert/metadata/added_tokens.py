@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_SPACES = ({"String": " "}, {"Regex": " "})
+_BEGINNING = {"Regex": r"(?<!\n)^"}  # of the text: not of its other lines, as ^ alone would be
 # ASCII that NFC makes of other characters: the Greek question mark, the Greek varia and the Kelvin sign
 _MADE_BY_NFC = ";`K"
 
@@ -31,8 +33,8 @@ def describe_flags(
     """
     by_bytes = described is not None and bool((described.get("model") or {}).get("byte_fallback"))
     prefix, form = None, vocabulary.normalizer
-    if described is not None and by_bytes and vocabulary.model == "llama":
-        prefix, form, strangers = _spaces(described)
+    if described is not None and by_bytes and (vocabulary.model == "llama" or not has_pieces):
+        prefix, form, strangers = spaces_of(described)
         if strangers:
             told = f"tokenizer.json: has the step {', '.join(strangers)}, which neither llama.cpp nor jmedlite does"
             if not has_pieces:
@@ -60,6 +62,8 @@ def describe_flags(
         late = set()
     # "replace" and "never" differ only in what is looked for in normalized text
     usual = {"prepend"} if vocabulary.add_space_prefix is not False else {"replace"} if late else {"replace", "never"}
+    if vocabulary.model == "t5":
+        usual = set()  # llama.cpp writes the spaces, unless the runner is told how
     if prefix not in usual:
         vocabulary.space_prefix = prefix
     single = {i for i, found in flags.items() if "single_word" in found}
@@ -115,7 +119,7 @@ def _flags(entry: dict[str, Any]) -> frozenset[str]:
     return frozenset(f for f in FLAGS if entry.get(f, f == "normalized" and not entry.get("special")))
 
 
-def _spaces(described: dict[str, Any]) -> tuple[str, str | None, list[str]]:
+def spaces_of(described: dict[str, Any]) -> tuple[str, str | None, list[str]]:
     """How a byte-fallback tokenizer.json writes spaces, its Unicode form, and steps that are neither.
 
     "prepend": the normalizer puts a space before every stretch of text between added tokens and writes spaces as "▁";
@@ -130,12 +134,16 @@ def _spaces(described: dict[str, Any]) -> tuple[str, str | None, list[str]]:
             prefix = "prepend"
         elif kind in _FORMS and form is None:
             form = kind
-        elif kind == "Replace" and (step.get("pattern"), step.get("content")) == ({"String": " "}, "▁"):
+        elif kind == "Replace" and step.get("content") == "▁" and step.get("pattern") in _SPACES:
             escapes = True
+        elif kind == "Replace" and step.get("content") == "▁" and step.get("pattern") == _BEGINNING and not escapes:
+            prefix = "prepend"
         else:
             strangers.append(str(kind))
     # where words are kept apart, a token that reaches beyond one is never made, but llama.cpp makes it
-    joins_words = any("▁" in text[1:].lstrip("▁") or text.startswith("▁▁") for text in described["model"]["vocab"])
+    vocab = described["model"]["vocab"]
+    texts = vocab if isinstance(vocab, dict) else [text for text, _ in vocab]
+    joins_words = any("▁" in text[1:].lstrip("▁") or text.startswith("▁▁") for text in texts)
     for step in pre.get("pretokenizers", [pre] if pre else []):
         if step.get("type") == "Metaspace" and step.get("replacement", "▁") == "▁" and not escapes:
             scheme = step.get("prepend_scheme") or ("always" if step.get("add_prefix_space", True) else "never")

@@ -19,7 +19,7 @@ from gguf.constants import TokenType
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.runtime.words import O200K, TEKKEN
 
-from .added_tokens import describe_flags
+from .added_tokens import describe_flags, spaces_of
 from .sentencepiece import BPE, BYTE, UNIGRAM, SentencePieceModel
 from .tokenizer_files import (
     DESCRIBED,
@@ -49,6 +49,9 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     (("words+bytes",), False): "gpt-2",
     (("digits", "words+bytes"), False): "smollm",
 }
+
+
+_IS_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass
@@ -116,8 +119,10 @@ def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
                 "transformers' form"
             )
         raise InputMissing(f"{files.folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
-    elif (kind := (described.get("model") or {}).get("type")) != "BPE":
-        raise DataError(f"{DESCRIBED}: is of type {kind}, expected BPE; llama.cpp can't reproduce it here")
+    elif (kind := (described.get("model") or {}).get("type")) == "Unigram":
+        vocabulary = _from_unigram(described, added, n_vocab)
+    elif kind != "BPE":
+        raise DataError(f"{DESCRIBED}: is of type {kind}, expected BPE or Unigram; llama.cpp can't reproduce it")
     elif described["model"].get("byte_fallback"):
         vocabulary = _from_byte_fallback(described, added, n_vocab)
     else:
@@ -160,7 +165,7 @@ def _counts(files: TokenizerFiles) -> bool:
     if files.pieces_file is None or files.described is None:
         return files.pieces_file is not None
     model = files.described.get("model") or {}
-    reproducible = model.get("type") == "BPE"
+    reproducible = model.get("type") in ("BPE", "Unigram")
     try:
         theirs = piece_texts(files.pieces)
     except DataError:
@@ -372,7 +377,7 @@ def _from_byte_fallback(
     unknown = described["model"].get("unk_token")
 
     def kind(text: str) -> int:
-        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        if _IS_BYTE.fullmatch(text):
             return int(TokenType.BYTE)
         return int(TokenType.UNKNOWN if text == unknown else TokenType.NORMAL)
 
@@ -381,6 +386,32 @@ def _from_byte_fallback(
         scores[i] = -1000.0
     vocabulary = SourceVocabulary("llama", "default", tokens, types, scores)
     vocabulary.add_space_prefix = _prepends_space(described)
+    return vocabulary
+
+
+def _from_unigram(described: dict[str, Any], added: dict[int, tuple[str, bool]], n_vocab: int) -> SourceVocabulary:
+    """A unigram vocabulary with byte fallback that survives only as tokenizer.json (LLM-jp's)."""
+    model = described["model"]
+    entries = model.get("vocab")
+    if not isinstance(entries, list) or not all(
+        isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and type(e[1]) in (int, float) for e in entries
+    ):
+        raise DataError(f"{DESCRIBED}: its Unigram model has no vocab of tokens with scores")
+    if not model.get("byte_fallback"):
+        raise DataError(f"{DESCRIBED}: is of type Unigram without byte fallback, which jmedlite can't reproduce")
+    unknown = model.get("unk_id")
+
+    def kind(i: int, text: str) -> int:
+        if i == unknown:
+            return int(TokenType.UNKNOWN)
+        return int(TokenType.BYTE if _IS_BYTE.fullmatch(text) else TokenType.NORMAL)
+
+    tokens, types = _place(((i, text.encode(), kind(i, text)) for i, (text, _) in enumerate(entries)), added, n_vocab)
+    scores = [float(score) for _, score in entries] + [-1000.0] * (n_vocab - len(entries))
+    vocabulary = SourceVocabulary("t5", "default", tokens, types, scores)
+    vocabulary.byte_fallback, vocabulary.unknown = True, unknown
+    vocabulary.remove_extra_whitespaces = False
+    vocabulary.add_space_prefix = spaces_of(described)[0] not in ("replace", "never")
     return vocabulary
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import Header
 
 from .added_tokens import HIDDEN, AddedTokens, trusted_after
 from .chat_template import Part
+from .unigram import Unigram, byte_tokens
 from .words import RULES, ByteLevel, is_odd, merge, split
 
 _KEYS = "jmedlite.tokenizer."
@@ -31,7 +31,13 @@ class Vocabulary:
         self._maps = "tokenizer.ggml.precompiled_charsmap" in self.metadata
         self._ends = frozenset(self.metadata.get("jmedlite.tokenizer.end_token_ids", ()))
         self._bytes: dict[int, int] | None = None
-        if self.metadata.get("jmedlite.tokenizer.byte_fallback"):
+        # of a unigram vocabulary that writes its spaces itself, nothing is left to llama.cpp
+        self._cuts = (
+            self.metadata.get("tokenizer.ggml.model") == "t5"
+            and bool(self.metadata.get("jmedlite.tokenizer.byte_fallback"))
+            and f"{_KEYS}space_prefix" in self.metadata
+        )
+        if not self._cuts and self.metadata.get("jmedlite.tokenizer.byte_fallback"):
             self._bytes, self._alphabet = self._spelling()
         self._rule, self._whole_words = RULES.get(str(self.metadata.get("tokenizer.ggml.pre")), ("", False))
         # llama.cpp's SentencePiece vocabularies put a space before every stretch of text, or before none
@@ -42,6 +48,7 @@ class Vocabulary:
             self.metadata.get("tokenizer.ggml.model") == "t5"
             and self.metadata.get("tokenizer.ggml.add_space_prefix", True)
             and not self.metadata.get("tokenizer.ggml.remove_extra_whitespaces")
+            and not self._cuts
         )
         usual = "prepend" if self._adds_space else "replace" if self._merges else "none"
         self._prefix: str = self.metadata.get(f"{_KEYS}space_prefix", usual)
@@ -79,12 +86,9 @@ class Vocabulary:
         this alphabet is unknown to it. llama.cpp gives such text one unknown token, SentencePiece its bytes.
         """
         tokens, types = self.metadata["tokenizer.ggml.tokens"], self.metadata["tokenizer.ggml.token_type"]
-        byte, ordinary = int(TokenType.BYTE), (int(TokenType.NORMAL), int(TokenType.USER_DEFINED))
-        numbers = {int(t[3:5], 16): i for i, t in enumerate(tokens) if types[i] == byte and len(t) == 6}
-        if len(numbers) != 256:
-            raise DataError(f"the vocabulary spells unknown characters as bytes, but has {len(numbers)} of the 256")
+        ordinary = (int(TokenType.NORMAL), int(TokenType.USER_DEFINED))
         texts = (t.decode("utf-8", "replace") for i, t in enumerate(tokens) if types[i] in ordinary)
-        return numbers, frozenset(t for t in texts if len(t) == 1)
+        return byte_tokens(tokens, types), frozenset(t for t in texts if len(t) == 1)
 
     @property
     def chat_template(self) -> str | None:
@@ -175,7 +179,13 @@ class Vocabulary:
         # SentencePiece's merges go by the tokens' texts: nothing typed may become a control token in this way
         return self._merge(text) if self._merges and not self._control.isdisjoint(tokens) else tokens
 
+    @cached_property
+    def _unigram(self) -> Unigram:
+        return Unigram(*(self.metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "scores")))
+
     def _by_llama_cpp(self, text: str) -> list[int]:
+        if self._cuts:
+            return self._unigram.tokens(text.replace(" ", "▁"))
         if self._bytes is None:
             return self._by_words(text) if self._rule and is_odd(text) else self._tokenize(text)
         tokens: list[int] = []

@@ -202,6 +202,66 @@ def test_unigram_spells_unknown_characters_as_bytes(tmp_path: Path, rule: str) -
     assert len(different) < 20
 
 
+def unigram_json(processor: Any, **changes: Any) -> dict[str, Any]:
+    """A unigram vocabulary as LLM-jp writes its tokenizer.json: spaces in the normalizer, nothing before the model."""
+    described = byte_fallback_json(processor)
+    spaces = [("(?<!\\n)^", "▁"), (" ", "▁")]
+    return described | {
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"Regex": pattern}, "content": content} for pattern, content in spaces]},
+        "model": {
+            "type": "Unigram", "unk_id": 0, "byte_fallback": True,
+            "vocab": [[processor.id_to_piece(i), processor.get_score(i)] for i in range(processor.vocab_size())],
+        },
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize("without", ["", "高血a"])
+def test_a_unigram_tokenizer_json(tmp_path: Path, without: str) -> None:
+    """LLM-jp's kind, which has no other file; also where a character has no piece of its own, only longer ones."""
+    tokenizers = pytest.importorskip("tokenizers")
+    processor = spm_checkpoint(tmp_path / "m", train(**UNIGRAM))
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    described = unigram_json(processor)
+    for i, (piece, _) in enumerate(described["model"]["vocab"]):
+        if piece in without:
+            described["model"]["vocab"][i] = [f"[gone {i}]", -99.0]
+    if without:
+        described["model"]["vocab"][300:303] = [["高血圧", -9.0], ["▁高血", -8.0], ["aa", -7.0]]
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(json.dumps(described), encoding="utf-8")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    meta = read_header(path).metadata
+    assert (meta["tokenizer.ggml.model"], meta["jmedlite.tokenizer.space_prefix"]) == ("t5", "prepend")
+    reference = tokenizers.Tokenizer.from_file(str(file))
+    rng = random.Random(1)
+    rare = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) + rng.choice("高血圧a ") for _ in range(9)) for _ in range(50)]
+    texts = [*lines(400), *rare, "a\nb\n c", "\n\n x", "  lead", "trail  ", "▁x", "a<s>b c</s>", "鬱"]
+    found = tokenize_all(path, texts, True)
+    assert found == [reference.encode(t, add_special_tokens=False).ids for t in texts]
+    assert sum(processor.is_byte(i) for tokens in found for i in tokens) > 500
+    typed = tokenize_all(path, ["a<s>b", "<0x41>"], False)  # neither control tokens nor bytes by their names
+    assert not {i for tokens in typed for i in tokens} & {0, 1, 2, processor.piece_to_id("<0x41>")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]], "byte_fallback": False}}, "byte fallback"),
+        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": {"a": 0}, "byte_fallback": True}}, "tokens with scores"),
+        ({"normalizer": {"type": "NFKC"}}, "leaves spaces as they are"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "^"}, "content": "▁"}}, "Replace"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
+    ],
+)
+def test_other_unigram_vocabularies_are_refused(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
+    processor = spm_checkpoint(tmp_path / "m", train(**UNIGRAM))
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(unigram_json(processor, **changes)), encoding="utf-8")
+    with pytest.raises(DataError, match=word):
+        read_vocabulary(tmp_path / "m", 1000)
+
+
 def test_unigram_with_bytes_and_a_prefix_is_refused(tmp_path: Path) -> None:
     spm_checkpoint(tmp_path / "m", train(**UNIGRAM))
     with pytest.raises(DataError, match="adds or removes spaces"):

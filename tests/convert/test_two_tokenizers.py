@@ -107,10 +107,14 @@ def test_another_text_under_the_same_id(tmp_path: Path) -> None:
     assert "is '▁' in tokenizer.json and '_' in tokenizer.model" in plan.warnings[0]
 
 
-def test_a_unigram_that_differs_is_refused(tmp_path: Path) -> None:
+def test_a_unigram_that_differs_is_taken_where_it_can_be_reproduced(tmp_path: Path) -> None:
     assert not assemble(both(tmp_path / "same", [], "Unigram", "spiece.model")).warnings
-    with pytest.raises(DataError, match=r"'hell' in tokenizer.json and missing in spiece.model.*Unigram"):
-        assemble(both(tmp_path / "m", ["hell"], "Unigram", "spiece.model"))
+    (warning,) = assemble(both(tmp_path / "m", ["hell"], "Unigram", "spiece.model")).warnings
+    assert "'hell' in tokenizer.json and missing in spiece.model" in warning
+    path = tmp_path / "m" / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": {"type": "Precompiled"}}))
+    with pytest.raises(DataError, match="Precompiled"):
+        assemble(tmp_path / "m")
 
 
 def test_a_model_file_of_another_kind_beside_tokenizer_json(tmp_path: Path) -> None:
