@@ -29,7 +29,8 @@ NAMES = (
     "generation_config.json", "special_tokens_map.json", "index", "run.json", "models.json", "task rows", "answers",
     "models of a server", "items.jsonl", "questions.jsonl", "measures.jsonl", "noise.jsonl", "safetensors header",
     "model card", "saved chat", "overlap rows", "parquet rows", "adapter_config.json of MLX", "config.json of mixture",
-    *(f"{what} of {name}" for name in PACKED for what in ("config.json", "safetensors header")),
+    "tokenizer.json, unigram", "kept record",
+    *(f"{what} of {name}" for name in (*PACKED, "mxfp4") for what in ("config.json", "safetensors header")),
 )  # fmt: skip
 
 
@@ -59,7 +60,8 @@ def test_readers(known: dict[str, Reader], name: str) -> None:
         faults.add(reader.outcome(document))
 
     bent()
-    assert "DataError" in faults or name == "model card"  # which is for people: what is odd in it is a warning
+    # what is odd in a model card, which is for people, is a warning; a record of kept work that is odd counts for nothing
+    assert "DataError" in faults or name in ("model card", "kept record")
 
 
 FINDINGS: list[tuple[str, tuple[Any, ...], Any]] = [

@@ -22,31 +22,6 @@ from tests.support.ggufs import raw, read
 
 LAYER = "model.layers.0.mlp.experts."
 EXPERTS = ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight")
-E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]  # and their negatives; OCP's Microscaling Formats, table 5
-
-
-def mxfp4(folder: Path, bend: Callable[[packed.Typed], object] | None = None) -> builders.Arrays:
-    """A checkpoint as OpenAI's are; returns what its weights stand for, experts as (n_expert, in, out)."""
-    exact = builders.checkpoint(folder, "gpt_oss")
-    rng, stored = np.random.default_rng(3), packed.Typed()
-    for name, x in exact.items():
-        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
-            stored[name] = ("BF16", builders.to_bf16(x))
-            continue
-        n, in_, out = x.shape
-        codes = rng.integers(0, 16, (n, out, in_ // 32, 32))
-        scales = rng.integers(112, 124, (n, out, in_ // 32))
-        stored[name + "_blocks"] = ("U8", (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8))
-        stored[name + "_scales"] = ("U8", scales.astype(np.uint8))
-        values = np.array(E2M1 + [-v for v in E2M1])[codes] * 2.0 ** (scales[..., None] - 127)
-        exact[name] = values.reshape(n, out, in_).transpose(0, 2, 1).astype(np.float32)
-    if bend:
-        bend(stored)
-    packed.write_typed(folder / "model.safetensors", stored)
-    path = folder / "config.json"
-    method = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": method}))
-    return exact
 
 
 def matrices(exact: builders.Arrays, layer: int = 0) -> dict[str, np.ndarray]:
@@ -86,7 +61,7 @@ def decoded(path: Path, name: str) -> tuple[str, np.ndarray]:
 
 def test_mxfp4_passes_through(tmp_path: Path) -> None:
     """To the same numbers, at every level that would take as much room for others."""
-    exact = matrices(mxfp4(tmp_path / "m"))
+    exact = matrices(packed.mxfp4(tmp_path / "m"))
     levels = ["F32", "BF16", "Q8_0", "Q5_K_M", "Q4_K_M", "MXFP4_MOE"]
     paths = jmedlite.quantize(tmp_path / "m", types=levels, out=tmp_path, threads=2)
     for path in paths:
@@ -98,7 +73,7 @@ def test_mxfp4_passes_through(tmp_path: Path) -> None:
 
 
 def test_mxfp4_is_encoded_where_that_saves_room_or_is_asked(tmp_path: Path) -> None:
-    exact = mxfp4(tmp_path / "m")
+    exact = packed.mxfp4(tmp_path / "m")
     plain = {**exact}  # the same numbers, which are all BF16's
     builders.checkpoint(tmp_path / "p", "gpt_oss", tensors=plain)
     for given in ({"types": ["Q2_K", "Q3_K_S"]}, {"types": ["Q4_K_M"], "tensor_types": ["ffn_.*_exps=Q6_K"]}):
@@ -110,7 +85,7 @@ def test_mxfp4_is_encoded_where_that_saves_room_or_is_asked(tmp_path: Path) -> N
 
 
 def test_small_blocks_and_many_threads_change_nothing(tmp_path: Path) -> None:
-    mxfp4(tmp_path / "m")
+    packed.mxfp4(tmp_path / "m")
     builders.checkpoint(tmp_path / "b", "gpt_oss")
     for kind in "mb":
         given: dict[str, Any] = {"types": ["Q4_K_M", "F16"], "name": "x"}
@@ -122,7 +97,7 @@ def test_small_blocks_and_many_threads_change_nothing(tmp_path: Path) -> None:
 
 def test_a_gguf_keeps_its_mxfp4(tmp_path: Path) -> None:
     """Where it may be quantized once more at all."""
-    mxfp4(tmp_path / "m")
+    packed.mxfp4(tmp_path / "m")
     (first,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path)
     with pytest.raises(DataError, match=r"MXFP4.*--allow-requantize"):
         jmedlite.quantize(first, types=["Q4_K_M"], out=tmp_path / "o")
@@ -150,7 +125,7 @@ def expert_adapter(folder: Path, r: int = 2) -> builders.Arrays:
 
 def test_an_adapter_on_mxfp4_experts(tmp_path: Path) -> None:
     """Is added to what they stand for; what it leaves alone passes through."""
-    exact, r = mxfp4(tmp_path / "m"), 2
+    exact, r = packed.mxfp4(tmp_path / "m"), 2
     ab = expert_adapter(tmp_path / "a", r)
     given: dict[str, Any] = {"lora": [str(tmp_path / "a")], "types": ["F32", "Q4_K_M"]}
     merged, four = jmedlite.quantize(tmp_path / "m", out=tmp_path, **given)
@@ -172,7 +147,7 @@ def test_an_adapter_on_mxfp4_experts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decoded_before", [True, False])
 def test_a_mix_may_leave_mxfp4_alone(tmp_path: Path, decoded_before: bool) -> None:
     """Sensitivities are measured on experts that were decoded; where they were not, these stay as they are."""
-    mxfp4(tmp_path / "m")
+    packed.mxfp4(tmp_path / "m")
     rules = ["exps=BF16"] if decoded_before else []
     (bf16,) = jmedlite.quantize(tmp_path / "m", types=["Q8_0"], tensor_types=rules, out=tmp_path)
     (tmp_path / "text.txt").write_text("hello the thing " * 400)
@@ -226,7 +201,7 @@ FAULTS: dict[str, tuple[Callable[[packed.Typed], object], list[str]]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_named(tmp_path: Path, fault: str) -> None:
     bend, words = FAULTS[fault]
-    mxfp4(tmp_path / "m", bend)
+    packed.mxfp4(tmp_path / "m", bend)
     with pytest.raises(DataError) as caught:
         jmedlite.quantize(tmp_path / "m", types=["Q8_0"], out=tmp_path / "o")
     for word in words:

@@ -261,6 +261,7 @@ def test_faults_of_packed_weights(tmp_path: Path, fault: str) -> None:
         ("GPTQ, act-order", {"rotation": "hadamard"}, ["hadamard"]),
         ("GPTQ without g_idx", {"bits": None}, ["bits that nothing tells"]),
         ("GPTQ without g_idx", {"group_size": 32}, ["groups of 32"]),
+        ("GPTQ without g_idx", {"desc_act": True}, ["no g_idx", "desc_act"]),
         ("compressed-tensors", {"transform_config": {"config_groups": {}}}, ["transform_config"]),
         ("compressed-tensors", {"sparsity_config": {"format": "sparse-24-bitmask"}}, ["sparse-24-bitmask"]),
         ("FP8, 128×128", {"weight_block_size": [128]}, ["weight_block_size", "two numbers"]),

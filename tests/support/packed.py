@@ -318,3 +318,30 @@ def checkpoint(folder: Path, method: str, family: str = "llama", seed: int = 0) 
     key = "quantization" if how.embeddings else "quantization_config"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: how.config}))
     return exact
+
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]  # and their negatives; OCP's Microscaling Formats, table 5
+
+
+def mxfp4(folder: Path, bend: Callable[[Typed], object] | None = None) -> builders.Arrays:
+    """A checkpoint as OpenAI's are; returns what its weights stand for, experts as (n_expert, in, out)."""
+    exact = builders.checkpoint(folder, "gpt_oss")
+    rng, stored = np.random.default_rng(3), Typed()
+    for name, x in exact.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name] = ("BF16", builders.to_bf16(x))
+            continue
+        n, in_, out = x.shape
+        codes = rng.integers(0, 16, (n, out, in_ // 32, 32))
+        scales = rng.integers(112, 124, (n, out, in_ // 32))
+        stored[name + "_blocks"] = ("U8", (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8))
+        stored[name + "_scales"] = ("U8", scales.astype(np.uint8))
+        values = np.array(E2M1 + [-v for v in E2M1])[codes] * 2.0 ** (scales[..., None] - 127)
+        exact[name] = values.reshape(n, out, in_).transpose(0, 2, 1).astype(np.float32)
+    if bend:
+        bend(stored)
+    write_typed(folder / "model.safetensors", stored)
+    path = folder / "config.json"
+    method = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": method}))
+    return exact

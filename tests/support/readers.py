@@ -17,6 +17,7 @@ import yaml
 
 import jmedlite
 from jmedlite.api.made_models import MadeModel, made_models, remember_models
+from jmedlite.base import kept
 from jmedlite.base.errors import JmedliteError, UsageError
 from jmedlite.base.manifest import read_manifest
 from jmedlite.benchmarks.backends import http, responses
@@ -156,7 +157,12 @@ def readers(folder: Path) -> dict[str, Reader]:
     builders.checkpoint(folder / "mixture", "qwen3_moe")
     for name, method in PACKED.items():
         packed.checkpoint(folder / name, method)
+    packed.mxfp4(folder / "mxfp4")
     builders.mlx_adapter(folder / "mlx", base)
+    builders.checkpoint(folder / "unigram", "llama", vocab_size=300)
+    (folder / "unigram" / "tokenizer.json").write_text(json.dumps(UNIGRAM))
+    record = kept.record_of(folder / "kept-Q8_0.gguf")
+    record.write_bytes(_lines(KEPT))
 
     def model(name: str = "m") -> object:
         files = Files()
@@ -193,8 +199,12 @@ def readers(folder: Path) -> dict[str, Reader]:
         ),
         **{
             f"config.json of {name}": _of_file(folder / name / "config.json", partial(model, name))
-            for name in ("mixture", *PACKED)
+            for name in ("mixture", "mxfp4", *PACKED)
         },
+        "tokenizer.json, unigram": _of_file(folder / "unigram" / "tokenizer.json", lambda: model("unigram")),
+        "kept record": _of_file(
+            record, lambda: kept.find(folder / "kept-Q8_0.gguf"), encode=_lines, decode=_of_lines
+        ),
         **{
             name: _of_file(folder / "m" / name, model)
             for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
@@ -221,7 +231,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         found[f"{name}.jsonl"] = _of_file(folder / "run" / f"{name}.jsonl", report, encode=_lines, decode=_of_lines)
     path = folder / "m" / "model.safetensors"
     found["safetensors header"] = _of_header(path, lambda: read_safetensors_header(path))
-    for name in PACKED:
+    for name in (*PACKED, "mxfp4"):
         found[f"safetensors header of {name}"] = _of_header(folder / name / "model.safetensors", partial(model, name))
     if find_spec("pyarrow"):
         (folder / "task.parquet").write_bytes(_parquet(rows))
@@ -239,6 +249,21 @@ def readers(folder: Path) -> dict[str, Reader]:
 CARD = {
     "license": "apache-2.0", "base_model": ["o/b"], "language": ["ja", "en"], "tags": ["medical"], "model_name": "M",
     "datasets": [{"name": "d", "repo_url": "https://huggingface.co/o/d"}],
+}  # fmt: skip
+KEPT = [
+    {"format": 1, "plan": "0" * 64, "files": ["kept-Q8_0.gguf"]},
+    {"tensors": [{"energy": 1.5, "errors": [0.25], "ways": [""]}], "sizes": [1024], "sha256": ["0" * 64]},
+]
+UNIGRAM = {
+    "version": "1.0", "added_tokens": [{"id": 0, "content": "<unk>", "special": True, "normalized": False}],
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Replace", "pattern": {"Regex": "(?<!\\n)^"}, "content": "▁"},
+        {"type": "Replace", "pattern": {"Regex": " "}, "content": "▁"}]},
+    "pre_tokenizer": None, "post_processor": None,
+    "model": {
+        "type": "Unigram", "unk_id": 0, "byte_fallback": True,
+        "vocab": [["<unk>", 0.0], *([f"<0x{b:02X}>", -9.0] for b in range(256)), ["▁", -2.0], ["高血圧", -3.5]],
+    },
 }  # fmt: skip
 CHAT = {
     "format": 1, "model": "m", "system": None, "language": "ja", "state": "0" * 32,

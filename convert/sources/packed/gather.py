@@ -26,6 +26,7 @@ class _Config(Foreign):
     bits: int | None = None
     w_bit: int | None = None
     group_size: int | None = None
+    desc_act: bool | None = None
     checkpoint_format: str | None = None
     is_marlin_format: bool | None = None
     version: str | float | None = None
@@ -134,7 +135,8 @@ def _gather_words(folder: Path, config: _Config, tensors: dict[str, StoredTensor
         form = config.checkpoint_format or "gptq"
         if form not in ("gptq", "gptq_v2") or config.is_marlin_format:
             raise DataError(f"{CONFIG}: checkpoint_format is {form}; only gptq and gptq_v2 are decoded")
-        return words.gather_gptq(tensors, config.bits, config.group_size, second=form == "gptq_v2")
+        ordered = bool(config.desc_act)
+        return words.gather_gptq(tensors, config.bits, config.group_size, second=form == "gptq_v2", ordered=ordered)
     return {}  # named as what it is, and refused
 
 

@@ -138,9 +138,15 @@ class RowWords:
 
 
 def gather_gptq(
-    tensors: dict[str, StoredTensor], bits: int | None, group_size: int | None, *, second: bool
+    tensors: dict[str, StoredTensor],
+    bits: int | None,
+    group_size: int | None,
+    *,
+    second: bool,
+    ordered: bool,
 ) -> dict[str, PackedTensor]:
-    """Take GPTQ's weights out of `tensors`; `second`: zero points are stored as they are (checkpoint_format gptq_v2).
+    """Take GPTQ's weights out of `tensors`; `second`: zero points are stored as they are (checkpoint_format gptq_v2),
+    `ordered`: inputs were taken in an order of their own (desc_act), which only g_idx tells.
 
     `bits` and `group_size` are the configuration's, None where it has none. Raises DataError.
     """
@@ -167,6 +173,11 @@ def gather_gptq(
         if order:
             check_dtype(order, "I32", "I64")
             check_shape(order, (n_cols,))
+        elif ordered and n_groups > 1:
+            raise DataError(
+                f"{qweight.path.name}: {name} has no g_idx, but the configuration says desc_act: which group an input "
+                "is in is lost; give the original"
+            )
         elif group_size and n_groups != (1 if group_size < 0 else -(-n_cols // group_size)):
             raise DataError(
                 f"{qweight.path.name}: {name} has {n_groups} groups of its {n_cols:,} inputs, the configuration says "
