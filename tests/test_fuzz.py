@@ -60,7 +60,7 @@ def test_readers(known: dict[str, Reader], name: str) -> None:
         faults.add(reader.outcome(document))
 
     bent()
-    # what is odd in a model card, which is for people, is a warning; a record of kept work that is odd counts for nothing
+    # what is odd in a model card, which is for people, is a warning, in a record of kept work it counts for nothing
     assert "DataError" in faults or name in ("model card", "kept record")
 
 
