@@ -17,6 +17,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.wording import shown
 from jmedlite.runtime.words import O200K, TEKKEN
 
 from .added_tokens import describe_flags, spaces_of
@@ -397,9 +398,11 @@ def _from_unigram(described: dict[str, Any], added: dict[int, tuple[str, bool]],
         isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and type(e[1]) in (int, float) for e in entries
     ):
         raise DataError(f"{DESCRIBED}: its Unigram model has no vocab of tokens with scores")
+    unknown = model.get("unk_id")
+    if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(entries)):
+        raise DataError(f"{DESCRIBED}: its unk_id is {shown(unknown)}, expected the number of a token")
     if not model.get("byte_fallback"):
         raise DataError(f"{DESCRIBED}: is of type Unigram without byte fallback, which jmedlite can't reproduce")
-    unknown = model.get("unk_id")
 
     def kind(i: int, text: str) -> int:
         if i == unknown:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite import __version__
-from jmedlite.base.errors import UsageError
+from jmedlite.base.errors import IoFault, UsageError
 from jmedlite.base.gguf import split_stem
 from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import Watch, check_range, watching
-from jmedlite.base.kept import find, record_of, remove
+from jmedlite.base.kept import Found, find, record_of, remove
 from jmedlite.base.manifest import MADE_MOMENTS
 from jmedlite.base.moments import Moments
 from jmedlite.base.options import parse_memory
@@ -76,10 +76,19 @@ class QuantizeJob:
         try:
             return self._run(threads or available_processors(), memory, progress, remember, notify, kept)
         except CUT:
-            if kept and (found := find(plan.levels[0].path)):
+            if kept and (found := self._kept()):
                 n_done, n = len(found.tensors), len(plan.jobs)
                 notify(f"{n_done:,} of {n:,} tensors are kept; the same command goes on from there")
             raise
+
+    def _kept(self) -> Found | None:
+        """What this run has finished, from which another may go on; nothing where what it was made of has changed."""
+        first = self.plan.levels[0].path
+        try:
+            self.inputs.check()
+        except IoFault:
+            remove(record_of(first))
+        return find(first)
 
     def _digest(self) -> str:
         """All that decides about the bytes: what was read, what goes into the headers, and who computes."""

@@ -186,6 +186,25 @@ def test_without_the_option_nothing_is_kept(tmp_path: Path, base: Path, cut: Cut
     assert contents(folder) == contents(tmp_path / "whole")
 
 
+def test_a_base_that_changes_meanwhile_leaves_nothing(tmp_path: Path, base: Path, cut: Cut) -> None:
+    class Changing(KeyboardInterrupt):
+        pass
+
+    write = OutputFile.write
+
+    def failing(self: OutputFile, data: Any) -> None:
+        if self.path.name.endswith("-Q8_0.gguf") and self.size_bytes > 400_000:
+            another_base(tmp_path)
+            raise Changing
+        write(self, data)
+
+    cut(-1, KeyboardInterrupt())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Changing):
+        patch.setattr(OutputFile, "write", failing)
+        run(tmp_path, "cut")
+    assert not list((tmp_path / "cut").iterdir())
+
+
 def test_other_results_leave_it_alone(tmp_path: Path, base: Path, cut: Cut) -> None:
     folder = left(tmp_path, base, cut)
     before = {n for n in contents(folder) if n.startswith(".")}

@@ -249,6 +249,10 @@ def test_a_unigram_tokenizer_json(tmp_path: Path, without: str) -> None:
     [
         ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]], "byte_fallback": False}}, "byte fallback"),
         ({"model": {"type": "Unigram", "unk_id": 0, "vocab": {"a": 0}, "byte_fallback": True}}, "tokens with scores"),
+        (
+            {"model": {"type": "Unigram", "unk_id": "0", "vocab": [["a", 0.0]], "byte_fallback": True}},
+            "unk_id is",
+        ),
         ({"normalizer": {"type": "NFKC"}}, "leaves spaces as they are"),
         ({"normalizer": {"type": "Replace", "pattern": {"Regex": "^"}, "content": "▁"}}, "Replace"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
