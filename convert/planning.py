@@ -37,11 +37,8 @@ from jmedlite.convert.sources.tensors import Files, Weights
 from jmedlite.runtime.type_probe import TypeRule
 
 DISK_MARGIN = 64 << 20
-WHOLE = (
-    "ffn_gate_inp.weight",
-    "ssm_conv1d.weight",
-    "position_embd.weight",
-)  # matrices that llama.cpp keeps in float32 at every level
+# matrices that llama.cpp keeps in float32 at every level
+WHOLE = ("ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight", "position_embd.weight")
 
 
 class JobUpdate(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import MAX_BLOCKS, MAX_EXPERTS
+from jmedlite.base.wording import shown
 
 from . import settings as known
 from .rope import ORIGINAL, ROPE_NAMES, Rope, RopeNames, n_rotary, resolve, rope_parameters
@@ -62,10 +63,16 @@ class Experts:
     crosswise: bool = False
 
 
-FULL, LINEAR = "full_attention", "linear_attention"  # types of layers
+FULL, LINEAR, CONV = "full_attention", "linear_attention", "conv"  # types of layers
 LINEAR_SETTINGS = (
     "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
     "linear_num_value_heads",
+)  # fmt: skip
+
+
+CONV_SETTINGS = (
+    "layer_types", "full_attn_idxs", "conv_L_cache", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier",
+    "block_multiple_of",
 )  # fmt: skip
 
 
@@ -128,6 +135,7 @@ class Family:
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     experts: Experts | None = None
     leaves_out: str = ""  # the beginning of tensors for drafts of several tokens at once, which answers do not need
+    mixes_conv: bool = False  # layers of short convolutions among the others, in any pattern (LFM2)
     mixes_linear: bool = False  # layers of linear attention among the others (`full_interval`)
     renamed: tuple[str, str] | None = None  # a module that transformers 5 calls otherwise: (there, in checkpoints)
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
@@ -165,7 +173,8 @@ class Family:
         named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
         experts = (self.experts.count, self.experts.width) if self.experts else ()
-        linear = (*LINEAR_SETTINGS, "layer_types", "full_attention_interval") if self.mixes_linear else ()
+        mixed = [*LINEAR_SETTINGS, "layer_types", "full_attention_interval"] if self.mixes_linear else []
+        mixed += CONV_SETTINGS if self.mixes_conv else []
         switches = [r.when.removeprefix("!") for r in self.rules if r.when not in (None, "untied")]
         return frozenset(
             (
@@ -174,7 +183,7 @@ class Family:
                 *switches,
                 *rope,
                 *experts,
-                *linear,
+                *mixed,
                 *(key for keys in named for key in keys),
             )
         )
@@ -393,6 +402,30 @@ _QWEN35 = (
     _linear("out_proj.weight", "ssm_out.weight", "n_embd", "n_value", columns="values"),
     *_shared()[-3:],
 )  # fmt: skip
+# LFM2: layers of short convolutions, and some of attention
+_LFM2 = (
+    Rule("model.embed_tokens.weight", "token_embd.weight", ("n_vocab", "n_embd")),
+    Rule("lm_head.weight", "output.weight", ("n_vocab", "n_embd"), when="untied"),
+    Rule("model.embedding_norm.weight", "token_embd_norm.weight", ("n_embd",)),
+    Rule(_LAYER + "operator_norm.weight", _BLK + "attn_norm.weight", ("n_embd",)),
+    Rule(_LAYER + "ffn_norm.weight", _BLK + "ffn_norm.weight", ("n_embd",)),
+    *(replace(rule, layers=FULL) for rule in _attention()[2:5]),
+    Rule(_LAYER + "self_attn.out_proj.weight", _BLK + "attn_output.weight", ("n_embd", "n_q"), layers=FULL),
+    *(
+        Rule(f"{_LAYER}self_attn.{x}_layernorm.weight", f"{_BLK}attn_{x}_norm.weight", ("head_dim",), layers=FULL)
+        for x in "qk"
+    ),
+    Rule(
+        _LAYER + "conv.conv.weight", _BLK + "shortconv.conv.weight", ("n_embd", "n_taps"), layers=CONV,
+        stored=("n_embd", "1", "n_taps"),
+    ),
+    Rule(_LAYER + "conv.in_proj.weight", _BLK + "shortconv.in_proj.weight", ("3·n_embd", "n_embd"), layers=CONV),
+    Rule(_LAYER + "conv.out_proj.weight", _BLK + "shortconv.out_proj.weight", ("n_embd", "n_embd"), layers=CONV),
+    Rule(_LAYER + "feed_forward.w1.weight", _BLK + "ffn_gate.weight", ("n_ff", "n_embd")),
+    Rule(_LAYER + "feed_forward.w3.weight", _BLK + "ffn_up.weight", ("n_ff", "n_embd")),
+    Rule(_LAYER + "feed_forward.w2.weight", _BLK + "ffn_down.weight", ("n_embd", "n_ff")),
+)  # fmt: skip
+
 _QWEN35_DEFAULTS = {
     "hidden_act": "silu", "rms_norm_eps": 1e-6, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
     "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
@@ -627,6 +660,47 @@ FAMILIES = (
         head_is="required",
     ),
     Family(
+        "LFM2",
+        ("Lfm2ForCausalLM", "LFM2ForCausalLM"),
+        "lfm2",
+        _LFM2,
+        ("lfm2",),
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "rope_theta": 1e6,
+            "conv_L_cache": 3,
+            "block_multiple_of": 256,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": True,
+        },
+        computes=(("conv_bias", (False,)),),
+        reads_more=("head_dim",),
+        ignores=(
+            "hidden_act",
+            "num_heads",
+            "block_dim",
+            "conv_dim",
+            "conv_dim_out",
+            "conv_use_xavier_init",
+            "theta",
+            "block_mlp_init_scale",
+            "block_norm_eps",
+            "block_out_init_scale",
+            "block_use_swiglu",
+            "block_use_xavier_init",
+            "use_pos_enc",
+        ),
+        aliases={
+            "norm_eps": "rms_norm_eps",
+            "block_ff_dim": "intermediate_size",
+            "tie_embedding": "tie_word_embeddings",
+        },
+        writes_vocab_size=True,
+        splits_width=True,
+        mixes_conv=True,
+    ),
+    Family(
         "StableLM",
         ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
         "stablelm",
@@ -743,7 +817,7 @@ FAMILIES = (
         scales_by_width=62,
     ),
     Family(
-        "Phi-3",
+        "Phi-3/4",
         ("Phi3ForCausalLM",),
         "phi3",
         _PHI3,
@@ -831,8 +905,14 @@ def _given(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of the language model, under the usual names as well."""
     nested = config.get("text_config")
     for alias, usual in family.aliases.items():
-        if config.get(alias) is not None and config.get(usual) is None:
-            config = {**config, usual: config[alias]}
+        value, other = config.get(alias), config.get(usual)
+        if value is not None and other not in (None, value):
+            raise DataError(
+                f"config.json: {alias} is {shown(value)}, {usual} is {shown(other)}, which mean the same; correct the "
+                "one that is wrong"
+            )
+        if value is not None:
+            config = {**config, usual: value}
     if nested is None:
         return dict(config)
     given = {**config, **nested}
@@ -966,6 +1046,9 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     n_rot = n_rotary(config, head_dim, family.rotary_share)
     experts = _expert_dimensions(family.experts, config) if family.experts else {}
     linear = _linear_dimensions(config) if family.mixes_linear else {}
+    if family.mixes_conv:
+        linear |= {"3·n_embd": 3 * n_embd, "n_taps": integer(config, "conv_L_cache")}
+        config = {**config, "intermediate_size": _adjusted(config)}
     n_q, n_kv, n_ff = (
         n_head * head_dim,
         n_head_kv * head_dim,
@@ -1009,6 +1092,32 @@ def _linear_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
         "n_kernel": n_kernel, "v_head_dim": v_head_dim, "n_k_head": n_k_head, "n_v_head": n_v_head, "n_value": n_value,
         "n_key": n_k_head * k_head_dim, "n_conv": 2 * n_k_head * k_head_dim + n_value,
     }  # fmt: skip
+
+
+def _adjusted(config: Mapping[str, Any]) -> int:
+    """The width of LFM2's feed-forward layers: two thirds of what is said, times a factor, rounded up."""
+    width, step = integer(config, "intermediate_size"), integer(config, "block_multiple_of")
+    if not config["block_auto_adjust_ff_dim"]:
+        return width
+    width = int(config["block_ffn_dim_multiplier"] * int(2 * width / 3))
+    return step * -(-width // step)
+
+
+def types_of_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """What kind each layer is; "" where a family has one kind only."""
+    n_layer = integer(config, "num_hidden_layers")
+    if family.mixes_linear:
+        return _types_of_layers(n_layer, full_interval(config))
+    if not family.mixes_conv:
+        return [""] * n_layer
+    full = config.get("full_attn_idxs")
+    types = config.get("layer_types") or [FULL if full is None or i in full else CONV for i in range(n_layer)]
+    if len(types) != n_layer or set(types) != {FULL, CONV}:  # llama.cpp's memory for them wants layers of both types
+        raise DataError(
+            f"config.json: layer_types (or full_attn_idxs) gives {shown(list(types))}, expected {FULL} or {CONV} for "
+            f"each of {n_layer} layers, and both among them"
+        )
+    return list(types)
 
 
 def full_interval(config: Mapping[str, Any]) -> int:
@@ -1108,9 +1217,7 @@ def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
         if rule.when is not None and not _is_on(rule.when, config):
             continue
         (layered if "{i}" in rule.hf else found).append(rule)
-    n_layer = integer(config, "num_hidden_layers")
-    types = _types_of_layers(n_layer, full_interval(config)) if family.mixes_linear else [""] * n_layer
-    for i, type_ in enumerate(types):
+    for i, type_ in enumerate(types_of_layers(family, config)):
         found += [
             replace(r, hf=r.hf.replace("{i}", str(i)), gguf=r.gguf.replace("{i}", str(i)))
             for r in layered

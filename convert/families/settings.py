@@ -156,6 +156,14 @@ class Settings(Foreign):
     qkv_bias: bool | None = None
     use_qkv_bias: bool | None = None
     qk_layernorm: bool | None = None
+    conv_bias: bool | None = None
+    conv_L_cache: int | None = None
+    full_attn_idxs: tuple[int, ...] | None = None
+    block_auto_adjust_ff_dim: bool | None = None
+    block_ffn_dim_multiplier: float | None = None
+    block_multiple_of: int | None = None
+    block_ff_dim: int | None = None
+    tie_embedding: bool | None = None
     norm_eps: float | None = None
     rope_pct: float | None = None
     n_embd: int | None = None

@@ -18,7 +18,7 @@ import yaml
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
-from jmedlite.convert.families.families import Family, Key, context_length, full_interval
+from jmedlite.convert.families.families import FULL, Family, Key, context_length, full_interval, types_of_layers
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters, yarn_attention_factor
 
 from .readable import readable
@@ -114,7 +114,11 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
     writer.add_embedding_length(dims["n_embd"])
     writer.add_feed_forward_length(dims["n_ff"])
     writer.add_head_count(dims["n_head"])
-    if family.grouped:
+    if family.mixes_conv:
+        types = types_of_layers(family, config)
+        writer.add_head_count_kv([dims["n_head_kv"] if kind == FULL else 0 for kind in types])
+        writer.add_shortconv_l_cache(dims["n_taps"])
+    elif family.grouped:
         writer.add_head_count_kv(dims["n_head_kv"])
     _rope(writer, config)
     eps = config.get(family.norm_eps)

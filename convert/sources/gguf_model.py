@@ -14,6 +14,7 @@ from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.publishing import check_published
 from jmedlite.convert.families.families import (
+    CONV,
     FAMILIES,
     FULL,
     LINEAR,
@@ -162,9 +163,17 @@ class GgufModel:
         config["vocab_size"] = len(meta["tokenizer.ggml.tokens"])
         config["tie_word_embeddings"] = self._tied
         config |= switches_of(family, lambda name: name in self._tensors)
-        if family.mixes_linear:
+        if family.mixes_linear or family.mixes_conv:
+            kind, witness = (LINEAR, "ssm_a") if family.mixes_linear else (CONV, "shortconv.conv.weight")
             n_layer = meta.get(f"{self.architecture}.block_count", 0)
-            config["layer_types"] = [LINEAR if f"blk.{i}.ssm_a" in self._tensors else FULL for i in range(n_layer)]
+            config["layer_types"] = [kind if f"blk.{i}.{witness}" in self._tensors else FULL for i in range(n_layer)]
+        if family.mixes_conv:
+            heads = config["num_key_value_heads"]
+            config |= {
+                "num_key_value_heads": heads if isinstance(heads, int) else max(heads or [0]),
+                "block_multiple_of": 1,
+            }
+            config |= {"conv_L_cache": meta.get("lfm2.shortconv.l_cache"), "block_auto_adjust_ff_dim": False}
         return config
 
     def base(self) -> Base:

@@ -165,9 +165,15 @@ def _states(metadata: Mapping[str, Any], tensors: Sequence[Tensor], n_layer: int
     kernel, inner, groups, size = (
         max(_numbers(metadata, f"ssm.{key}", 0)) for key in ("conv_kernel", "inner_size", "group_count", "state_size")
     )
-    state = 4 * (max(0, kernel - 1) * (inner + 2 * groups * size) + size * inner)
+    short, n_embd = (max(_numbers(metadata, key, 0)) for key in ("shortconv.l_cache", "embedding_length"))
+    of_block = {
+        "ssm_conv1d": 4 * (max(0, kernel - 1) * (inner + 2 * groups * size) + size * inner),
+        "shortconv.conv": 4 * max(0, short - 1) * n_embd,
+    }
     names = {t.name for t in tensors}
-    return tuple(state if f"blk.{i}.ssm_conv1d.weight" in names else 0 for i in range(n_layer))
+    return tuple(
+        sum(state for name, state in of_block.items() if f"blk.{i}.{name}.weight" in names) for i in range(n_layer)
+    )
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, default: int) -> list[int]:

@@ -216,6 +216,8 @@ LONGROPE = {
         ("mixtral", {}),
         ("gpt_oss", {}),
         ("gpt_oss", {"num_local_experts": 8, "num_hidden_layers": 4, "tie_word_embeddings": True}),
+        ("lfm2", {}),
+        ("lfm2", {"tie_word_embeddings": False, "conv_L_cache": 4, "block_auto_adjust_ff_dim": False}),
         ("stablelm", {}),
         ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": False, "tie_word_embeddings": True}),
         ("gpt2", {}),

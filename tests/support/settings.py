@@ -53,7 +53,10 @@ VALUES: dict[str, Any] = {
     "norm_topk_prob": False, "output_router_logits": True, "router_aux_loss_coef": 0.5, "router_jitter_noise": 0.3,
     "linear_conv_kernel_dim": 3, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 1,
     "linear_num_value_heads": 6, "full_attention_interval": 2, "attn_output_gate": False,
-    "use_qkv_bias": False, "qk_layernorm": True, "n_embd": 128, "n_head": 2, "n_layer": 3, "n_positions": 256,
+    "conv_bias": True, "conv_L_cache": 4, "block_multiple_of": 128, "block_ffn_dim_multiplier": 1.5,
+    "norm_eps": 1e-3,
+    "block_auto_adjust_ff_dim": False, "block_ff_dim": 700, "tie_embedding": True, "use_qkv_bias": False,
+    "qk_layernorm": True, "n_embd": 128, "n_head": 2, "n_layer": 3, "n_positions": 256,
     "n_inner": 384, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "attn_pdrop": 0.3,
     "summary_type": "last", "summary_use_proj": False, "summary_activation": "tanh", "summary_proj_to_labels": False,
     "summary_first_dropout": 0.3, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
@@ -83,6 +86,12 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("qwen3_5_text", "num_hidden_layers"): {"num_hidden_layers": 8},
     ("qwen3_5_text", "layer_types"): {"layer_types": ["full_attention"] * 4},
     ("gpt_neox", "attention_bias"): {"attention_bias": False},
+    ("lfm2", "layer_types"): {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    ("lfm2", "full_attn_idxs"): {"full_attn_idxs": [1, 3], "layer_types": None},
+    ("lfm2", "num_hidden_layers"): {
+        "num_hidden_layers": 5,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+    },
     ("stablelm", "use_parallel_residual"): {"use_parallel_residual": True},
     ("gpt_oss", "attention_bias"): {"attention_bias": False},
     ("gpt_oss", "layer_types"): {"layer_types": ["full_attention", "sliding_attention"]},
@@ -100,6 +109,7 @@ OLDER = {
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
     "gpt2": (),
     "stablelm": (*COMMON, "head_dim"),
+    "lfm2": (*COMMON, "head_dim", "block_ff_dim", "tie_embedding"),
     "gemma3_text": ("rope_theta", "rope_local_base_freq", "partial_rotary_factor", "sliding_window_pattern"),
 }
 UNKNOWN = "some_new_setting"
