@@ -194,7 +194,7 @@ def _rope_trials(family: str, kind: str, base: dict[str, Any]) -> list[Trial]:
     where = f"rope_parameters ({kind})"
 
     def trial(row: str, names: tuple[str, ...], **changes: Any) -> Trial:
-        return Trial((row,), {"rope_scaling": {"rope_type": kind, **base, **changes}, **more}, (*names, kind))
+        return Trial((row,), {"rope_scaling": {"rope_type": kind, **base, **changes}, **more}, (*names, kind, *more))
 
     found = [trial(where, (kind,))]
     if kind not in family_of(family).rope_types:
