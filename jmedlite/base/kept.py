@@ -89,8 +89,10 @@ def _lines(record: Path) -> tuple[Head, list[Step]] | None:
         head = from_json(parse_json(first), Head, record.name)
     except (ValueError, JmedliteError):
         return None
-    plain = all(Path(name).name == name for name in head.files)
-    if head.format != FORMAT or not plain or record_of(record.with_name(head.files[0])) != record:
+    plain = all(name and Path(name).name == name for name in head.files)
+    if head.format != FORMAT or not head.files or not plain:
+        return None
+    if record_of(record.with_name(head.files[0])) != record:
         return None
     steps: list[Step] = []
     with contextlib.suppress(ValueError, JmedliteError):

@@ -159,6 +159,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "the record gone": lambda folder: next(folder.glob(".*.kept")).unlink(),
     "the record empty": lambda folder: next(folder.glob(".*.kept")).write_bytes(b""),
     "the record of another format": lambda folder: next(folder.glob(".*.kept")).write_bytes(b'{"format": 9}\n'),
+    "a record of no files": lambda folder: next(folder.glob(".*.kept")).write_bytes(
+        b'{"format": 1, "plan": "", "files": []}\n'
+    ),
+    "a record of a nameless file": lambda folder: next(folder.glob(".*.kept")).write_bytes(
+        b'{"format": 1, "plan": "", "files": [""]}\n'
+    ),
     "the record's numbers": lambda folder: damaged(next(folder.glob(".*.kept"))),
     "the record's last line cut": lambda folder: os.truncate(
         kept_ := next(folder.glob(".*.kept")), kept_.stat().st_size - 30
