@@ -28,8 +28,8 @@ class Rule:
     configuration, "untied" or a key that must be true (or with "!" before it, false), without which the tensor must
     not be there; None means it always is. `transposed`: the checkpoint has it as (columns, rows). Where `hf` has
     `{e}`, the tensor is made of a matrix of that shape for every expert, one after the other. `stored` is the
-    checkpoint's shape where that has dimensions of one more, `layers` the type of the layers that have it ("" for all),
-    `columns` how its columns move, as `order` does. `negated_exp`: GGUF has -e^x of every value.
+    checkpoint's shape where that has dimensions of one more, `layers` the types of the layers that have it (none for
+    all), `columns` how its columns move, as `order` does. `negated_exp`: GGUF has -e^x of every value.
     """
 
     hf: str
@@ -39,7 +39,7 @@ class Rule:
     when: str | None = None
     plus: float = 0.0
     stored: tuple[str, ...] = ()
-    layers: str = ""
+    layers: tuple[str, ...] = ()
     columns: str | None = None
     negated_exp: bool = False
     transposed: bool = False
@@ -54,16 +54,19 @@ class Experts:
     """Where config.json has the number of experts, and the widths of one and of the expert that all tokens share.
 
     `crosswise`: all of a layer are one parameter that inputs are multiplied by from the left (n_expert, in, out), and
-    gate and up take turns in it.
+    gate and up take turns in it. `switch`: the setting that must be true, in a family that has also models without.
     """
 
     count: str
     width: str
     shared_width: str | None = None
     crosswise: bool = False
+    switch: str | None = None
 
 
-FULL, LINEAR, CONV = "full_attention", "linear_attention", "conv"  # types of layers
+FULL, LINEAR, CONV, SLIDING = "full_attention", "linear_attention", "conv", "sliding_attention"  # types of layers
+# of Gemma 4's: those that have the keys and values of an earlier layer of their type
+FULL_SHARED, SLIDING_SHARED = "full_attention+shared", "sliding_attention+shared"
 LINEAR_SETTINGS = (
     "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
     "linear_num_value_heads",
@@ -73,6 +76,10 @@ LINEAR_SETTINGS = (
 CONV_SETTINGS = (
     "layer_types", "full_attn_idxs", "conv_L_cache", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier",
     "block_multiple_of",
+)  # fmt: skip
+TWO_SIZES_SETTINGS = (
+    "layer_types", "sliding_window", "global_head_dim", "num_global_key_value_heads", "attention_k_eq_v",
+    "num_kv_shared_layers", "hidden_size_per_layer_input", "vocab_size_per_layer_input", "per_layer_config",
 )  # fmt: skip
 
 
@@ -137,6 +144,7 @@ class Family:
     leaves_out: str = ""  # the beginning of tensors for drafts of several tokens at once, which answers do not need
     mixes_conv: bool = False  # layers of short convolutions among the others, in any pattern (LFM2)
     mixes_linear: bool = False  # layers of linear attention among the others (`full_interval`)
+    two_sizes: bool = False  # heads of other sizes in layers with a window and without, the last may share theirs
     renamed: tuple[str, str] | None = None  # a module that transformers 5 calls otherwise: (there, in checkpoints)
     scales_by_width: int = 0  # with this many layers, llama.cpp scales attention by hidden_size / heads
 
@@ -172,9 +180,10 @@ class Family:
         }[self.window]
         named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
-        experts = (self.experts.count, self.experts.width) if self.experts else ()
+        experts = (self.experts.count, self.experts.width, "num_experts_per_tok") if self.experts else ()
         mixed = [*LINEAR_SETTINGS, "layer_types", "full_attention_interval"] if self.mixes_linear else []
         mixed += CONV_SETTINGS if self.mixes_conv else []
+        mixed += TWO_SIZES_SETTINGS if self.two_sizes else []
         switches = [r.when.removeprefix("!") for r in self.rules if r.when not in (None, "untied")]
         return frozenset(
             (
@@ -228,7 +237,7 @@ def _norms(plus: float = 0.0, **layer_norms: str) -> tuple[Rule, ...]:
 
 def _experts(module: str, router: str = "gate", names: tuple[str, str, str] = _GATED) -> tuple[Rule, ...]:
     """A router and the gate, up and down matrices of every expert, which GGUF stacks; `module` is theirs in a layer."""
-    place = f"{_LAYER}{module}."
+    place = f"{_LAYER}{module}." if module else _LAYER
     gate, up, down = (f"{place}experts.{{e}}.{name}.weight" for name in names)
     return (
         Rule(f"{place}{router}.weight", _BLK + "ffn_gate_inp.weight", ("n_expert", "n_embd")),
@@ -376,7 +385,7 @@ _LINEAR_LAYER = _LAYER + "linear_attn."
 
 def _linear(hf: str, ours: str, *shape: str, order: str | None = None, **more: Any) -> Rule:
     """A tensor of the layers of linear attention."""
-    return Rule(_LINEAR_LAYER + hf, _BLK + ours, shape, order, layers=LINEAR, **more)
+    return Rule(_LINEAR_LAYER + hf, _BLK + ours, shape, order, layers=(LINEAR,), **more)
 
 
 # Qwen3.5: three layers of gated delta nets, then one of attention whose output has a gate beside every query
@@ -386,7 +395,7 @@ _QWEN35 = (
     *_norms(1.0, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm"),
     *(
         replace(rule, shape=("2·n_q", "n_embd")) if rule.gguf == _BLK + "attn_q.weight" else rule
-        for rule in (replace(r, layers=FULL) for r in (*_attention()[2:], *_qk_norms(1.0)))
+        for rule in (replace(r, layers=(FULL,)) for r in (*_attention()[2:], *_qk_norms(1.0)))
     ),
     _linear("in_proj_qkv.weight", "attn_qkv.weight", "n_conv", "n_embd", order="values-of-qkv"),
     _linear("in_proj_z.weight", "attn_gate.weight", "n_value", "n_embd", order="values"),
@@ -409,21 +418,82 @@ _LFM2 = (
     Rule("model.embedding_norm.weight", "token_embd_norm.weight", ("n_embd",)),
     Rule(_LAYER + "operator_norm.weight", _BLK + "attn_norm.weight", ("n_embd",)),
     Rule(_LAYER + "ffn_norm.weight", _BLK + "ffn_norm.weight", ("n_embd",)),
-    *(replace(rule, layers=FULL) for rule in _attention()[2:5]),
-    Rule(_LAYER + "self_attn.out_proj.weight", _BLK + "attn_output.weight", ("n_embd", "n_q"), layers=FULL),
+    *(replace(rule, layers=(FULL,)) for rule in _attention()[2:5]),
+    Rule(_LAYER + "self_attn.out_proj.weight", _BLK + "attn_output.weight", ("n_embd", "n_q"), layers=(FULL,)),
     *(
-        Rule(f"{_LAYER}self_attn.{x}_layernorm.weight", f"{_BLK}attn_{x}_norm.weight", ("head_dim",), layers=FULL)
+        Rule(f"{_LAYER}self_attn.{x}_layernorm.weight", f"{_BLK}attn_{x}_norm.weight", ("head_dim",), layers=(FULL,))
         for x in "qk"
     ),
     Rule(
-        _LAYER + "conv.conv.weight", _BLK + "shortconv.conv.weight", ("n_embd", "n_taps"), layers=CONV,
+        _LAYER + "conv.conv.weight", _BLK + "shortconv.conv.weight", ("n_embd", "n_taps"), layers=(CONV,),
         stored=("n_embd", "1", "n_taps"),
     ),
-    Rule(_LAYER + "conv.in_proj.weight", _BLK + "shortconv.in_proj.weight", ("3·n_embd", "n_embd"), layers=CONV),
-    Rule(_LAYER + "conv.out_proj.weight", _BLK + "shortconv.out_proj.weight", ("n_embd", "n_embd"), layers=CONV),
+    Rule(_LAYER + "conv.in_proj.weight", _BLK + "shortconv.in_proj.weight", ("3·n_embd", "n_embd"), layers=(CONV,)),
+    Rule(_LAYER + "conv.out_proj.weight", _BLK + "shortconv.out_proj.weight", ("n_embd", "n_embd"), layers=(CONV,)),
     Rule(_LAYER + "feed_forward.w1.weight", _BLK + "ffn_gate.weight", ("n_ff", "n_embd")),
     Rule(_LAYER + "feed_forward.w3.weight", _BLK + "ffn_up.weight", ("n_ff", "n_embd")),
     Rule(_LAYER + "feed_forward.w2.weight", _BLK + "ffn_down.weight", ("n_embd", "n_ff")),
+)  # fmt: skip
+
+
+def _gemma4_layers() -> Iterable[Rule]:
+    """Of each type of layer: with a window or without, with keys and values of its own or those of an earlier one."""
+    for types, suffix in (((SLIDING, SLIDING_SHARED), ""), ((FULL, FULL_SHARED), "_full")):
+        q, kv, head_dim = (f"{name}{suffix}" for name in ("n_q", "n_kv", "head_dim"))
+        at, own = _LAYER + "self_attn.", types[:1]
+        yield Rule(at + "q_proj.weight", _BLK + "attn_q.weight", (q, "n_embd"), layers=types)
+        yield Rule(at + "k_proj.weight", _BLK + "attn_k.weight", (kv, "n_embd"), layers=own)
+        yield Rule(
+            at + "v_proj.weight", _BLK + "attn_v.weight", (kv, "n_embd"), layers=own,
+            when="!attention_k_eq_v" if suffix else None,
+        )  # fmt: skip
+        yield Rule(at + "o_proj.weight", _BLK + "attn_output.weight", ("n_embd", q), layers=types)
+        yield Rule(at + "q_norm.weight", _BLK + "attn_q_norm.weight", (head_dim,), layers=types)
+        yield Rule(at + "k_norm.weight", _BLK + "attn_k_norm.weight", (head_dim,), layers=own)
+    shared = (SLIDING_SHARED, FULL_SHARED)
+    for layers, when, width in (
+        ((SLIDING, FULL), None, "n_ff"), (shared, "!use_double_wide_mlp", "n_ff"),
+        (shared, "use_double_wide_mlp", "2·n_ff"),
+    ):  # fmt: skip
+        for rule in _shared()[-3:]:
+            shape = tuple(width if d == "n_ff" else d for d in rule.shape)
+            yield replace(rule, shape=shape, layers=layers, when=when)
+
+
+_PER_LAYER, _MOE = "hidden_size_per_layer_input", "enable_moe_block"
+_GEMMA4 = (
+    *_attention()[:2],
+    *_norms(
+        attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm",
+        ffn_norm="pre_feedforward_layernorm", post_ffw_norm="post_feedforward_layernorm",
+    ),
+    *_gemma4_layers(),
+    Rule(_LAYER + "layer_scalar", _BLK + "layer_output_scale.weight", ("1",)),
+    # a second embedding, of which every layer gets a part
+    *(
+        replace(rule, when=_PER_LAYER)
+        for rule in (
+            Rule("model.embed_tokens_per_layer.weight", "per_layer_token_embd.weight", ("n_vocab", "n_parts")),
+            Rule("model.per_layer_model_projection.weight", "per_layer_model_proj.weight", ("n_parts", "n_embd")),
+            Rule("model.per_layer_projection_norm.weight", "per_layer_proj_norm.weight", ("n_part",)),
+            Rule(_LAYER + "per_layer_input_gate.weight", _BLK + "inp_gate.weight", ("n_part", "n_embd")),
+            Rule(_LAYER + "per_layer_projection.weight", _BLK + "proj.weight", ("n_embd", "n_part")),
+            Rule(_LAYER + "post_per_layer_input_norm.weight", _BLK + "post_norm.weight", ("n_embd",)),
+        )
+    ),
+    *(
+        replace(rule, when=_MOE)
+        for rule in (
+            Rule(_LAYER + "router.proj.weight", _BLK + "ffn_gate_inp.weight", ("n_expert", "n_embd")),
+            Rule(_LAYER + "router.scale", _BLK + "ffn_gate_inp.scale", ("n_embd",)),
+            Rule(_LAYER + "router.per_expert_scale", _BLK + "ffn_down_exps.scale", ("n_expert",)),
+            *_norms(
+                post_ffw_norm_1="post_feedforward_layernorm_1", post_ffw_norm_2="post_feedforward_layernorm_2",
+                pre_ffw_norm_2="pre_feedforward_layernorm_2",
+            )[1:],
+            *_experts("")[1:],
+        )
+    ),
 )  # fmt: skip
 
 _QWEN35_DEFAULTS = {
@@ -817,6 +887,48 @@ FAMILIES = (
         scales_by_width=62,
     ),
     Family(
+        "Gemma 4",
+        ("Gemma4ForCausalLM",),
+        "gemma4",
+        _GEMMA4,
+        ("gemma4_text",),
+        keys=(
+            Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping", missing=0),  # else llama.cpp: 30
+            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+            Key("attention.shared_kv_layers", gguf.UINT32, "num_kv_shared_layers"),
+            Key("embedding_length_per_layer_input", gguf.UINT32, _PER_LAYER),
+        ),
+        defaults={
+            "tie_word_embeddings": True,
+            "head_dim": 256,
+            "sliding_window": 512,
+            "rms_norm_eps": 1e-6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "vocab_size": 262144,
+            "max_position_embeddings": 131072,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 256,
+            "vocab_size_per_layer_input": 262144,
+        },
+        computes=(
+            *_GEMMA_COMPUTES,
+            ("attn_logit_softcapping", (None,)),
+            # "vision": only pictures' tokens see what comes after them
+            ("use_bidirectional_attention", (None, False, "vision")),
+        ),
+        ignores=("hidden_act",),
+        aliases={"top_k_experts": "num_experts_per_tok"},
+        rope_types=("proportional", "default"),
+        rope_names=RopeNames("", "", local=""),
+        rope_default={
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        two_sizes=True,
+        experts=Experts("num_experts", "moe_intermediate_size", switch=_MOE),
+    ),
+    Family(
         "Phi-3/4",
         ("Phi3ForCausalLM",),
         "phi3",
@@ -843,6 +955,7 @@ IGNORED_SUFFIXES = (
 # Models with eyes (MedGemma, Mistral Small 3.1): their language model is one of the families under another prefix
 # (names.py). By architecture: that of the language model, and what the whole model's type is called.
 _MULTIMODAL = {
+    "Gemma4ForConditionalGeneration": ("Gemma4ForCausalLM", "gemma4"),
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral3"),
     "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM", "qwen3_5"),
@@ -891,7 +1004,7 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**family.defaults, **{k: v for k, v in given.items() if v is not None or k in known.NULL_SAYS}}
     for key, allowed in family.computes:
         if key in settings and settings[key] not in allowed:
-            name = next((alias for alias, usual in family.aliases.items() if usual == key and alias in config), key)
+            name = next((alias for alias, usual in family.aliases.items() if usual == key and alias in given), key)
             raise DataError(
                 f"config.json: {name} is {settings[key]!r}; llama.cpp computes {family.title} only with "
                 f"{' or '.join(map(repr, allowed))}"
@@ -903,21 +1016,20 @@ def text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of the language model, under the usual names as well."""
-    nested = config.get("text_config")
+    given, nested = dict(config), config.get("text_config")
+    if nested is not None:
+        given |= nested
+        if isinstance(tied := config.get("tie_word_embeddings", True), bool):
+            given["tie_word_embeddings"] = tied  # the whole model has the head, so its setting counts, not the nested
     for alias, usual in family.aliases.items():
-        value, other = config.get(alias), config.get(usual)
+        value, other = given.get(alias), given.get(usual)
         if value is not None and other not in (None, value):
             raise DataError(
                 f"config.json: {alias} is {shown(value)}, {usual} is {shown(other)}, which mean the same; correct the "
                 "one that is wrong"
             )
         if value is not None:
-            config = {**config, usual: value}
-    if nested is None:
-        return dict(config)
-    given = {**config, **nested}
-    if isinstance(tied := config.get("tie_word_embeddings", True), bool):
-        given["tie_word_embeddings"] = tied  # the whole model has the head, so its setting counts, not the nested
+            given[usual] = value
     return given
 
 
@@ -1044,7 +1156,8 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     if head_dim % 2:
         raise DataError(f"config.json: heads of {head_dim} dimensions, expected an even number")
     n_rot = n_rotary(config, head_dim, family.rotary_share)
-    experts = _expert_dimensions(family.experts, config) if family.experts else {}
+    experts = _expert_dimensions(family.experts, config) if family.experts and has_experts(family, config) else {}
+    sizes = _two_sizes(config) if family.two_sizes else {}
     linear = _linear_dimensions(config) if family.mixes_linear else {}
     if family.mixes_conv:
         linear |= {"3·n_embd": 3 * n_embd, "n_taps": integer(config, "conv_L_cache")}
@@ -1072,7 +1185,79 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
         "n_layer": n_layer,
         **experts,
         **linear,
+        **sizes,
     }
+
+
+def has_experts(family: Family, config: Mapping[str, Any]) -> bool:
+    """Is it a mixture? In a family of both kinds, a setting says so."""
+    return family.experts is not None and (family.experts.switch is None or bool(config.get(family.experts.switch)))
+
+
+def _two_sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """What layers without a window have of their own, and the part of the second embedding that a layer gets."""
+    n_head, (head_dim, n_head_kv) = integer(config, "num_attention_heads"), _full_heads(config)
+    if n_head % n_head_kv:
+        raise DataError(f"config.json: {n_head} attention heads can't share {n_head_kv} key-value heads")
+    if head_dim % 2:
+        raise DataError(f"config.json: heads of {head_dim} dimensions, expected an even number")
+    found = {
+        "head_dim_full": head_dim, "n_head_kv_full": n_head_kv, "n_q_full": n_head * head_dim,
+        "n_kv_full": n_head_kv * head_dim,
+    }  # fmt: skip
+    if not config["hidden_size_per_layer_input"]:
+        return found
+    n_part, n_rows = integer(config, "hidden_size_per_layer_input"), integer(config, "vocab_size_per_layer_input")
+    if n_rows != (n_vocab := integer(config, "vocab_size")):
+        raise DataError(
+            f"config.json: vocab_size is {n_vocab:,}, vocab_size_per_layer_input {n_rows:,}; llama.cpp computes this "
+            "family only where they are equal"
+        )
+    return found | {"n_part": n_part, "n_parts": n_part * integer(config, "num_hidden_layers")}
+
+
+def _full_heads(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(dimensions of a head, key-value heads) of layers without a window: from `per_layer_config` if it is there."""
+    usual = {key: integer(config, key) for key in ("head_dim", "num_key_value_heads")}
+    own = config.get("per_layer_config")
+    if own is None:
+        n_kv = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
+        n_kv = usual["num_key_value_heads"] if n_kv is None else integer(config, "num_global_key_value_heads")
+        return integer(config, "global_head_dim", 512), n_kv
+    types = _types_of_two_sizes(config)
+    of_full = [own.get(str(i), {}) for i, kind in enumerate(types) if kind.startswith(FULL)]
+    n_others = len(set(own) - {str(i) for i, kind in enumerate(types) if kind.startswith(FULL)})
+    if (
+        n_others
+        or any(o != of_full[0] for o in of_full)
+        or not isinstance(of_full[0], dict)
+        or set(of_full[0]) - set(usual)
+    ):
+        raise DataError(
+            f"config.json: its per_layer_config is {shown(own)}; llama.cpp computes this family only with one head_dim "
+            f"and one num_key_value_heads for all layers of {FULL}, and none for others"
+        )
+    full = usual | of_full[0]
+    return integer(full, "head_dim"), integer(full, "num_key_value_heads")
+
+
+def _types_of_two_sizes(config: Mapping[str, Any]) -> list[str]:
+    """The types of Gemma 4's layers; raises DataError for what llama.cpp does not compute."""
+    n_layer, n_shared = integer(config, "num_hidden_layers"), config["num_kv_shared_layers"]
+    types = list(config.get("layer_types") or [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(n_layer)])
+    types[-1:] = [FULL]  # as transformers does, whatever was said
+    if len(types) != n_layer or set(types) != {FULL, SLIDING}:
+        raise DataError(
+            f"config.json: layer_types is {shown(types)}, expected {SLIDING} or {FULL} for each of {n_layer} layers; "
+            "llama.cpp computes this family only with both among them"
+        )
+    n_own = n_layer - n_shared
+    if n_shared and (n_shared < 0 or types[: max(0, n_own)][-2:] != [SLIDING, FULL]):
+        raise DataError(
+            f"config.json: {n_shared} of {n_layer} layers share keys and values (num_kv_shared_layers); llama.cpp "
+            f"takes those of the two layers before them, which must be of {SLIDING} and {FULL}"
+        )
+    return [kind + "+shared" * (i >= n_own) for i, kind in enumerate(types)]
 
 
 def _linear_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
@@ -1108,6 +1293,8 @@ def types_of_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
     n_layer = integer(config, "num_hidden_layers")
     if family.mixes_linear:
         return _types_of_layers(n_layer, full_interval(config))
+    if family.two_sizes:
+        return _types_of_two_sizes(config)
     if not family.mixes_conv:
         return [""] * n_layer
     full = config.get("full_attn_idxs")
@@ -1221,9 +1408,17 @@ def expected_rules(family: Family, config: Mapping[str, Any]) -> list[Rule]:
         found += [
             replace(r, hf=r.hf.replace("{i}", str(i)), gguf=r.gguf.replace("{i}", str(i)))
             for r in layered
-            if r.layers in ("", type_)
+            if not r.layers or type_ in r.layers
         ]
     return found
+
+
+def unread_names(family: Family, config: Mapping[str, Any]) -> frozenset[str]:
+    """What a checkpoint may have and its model does not read: keys and values of layers that take an earlier one's."""
+    types = types_of_layers(family, config) if family.two_sizes else []
+    shared = [i for i, kind in enumerate(types) if kind in (FULL_SHARED, SLIDING_SHARED)]
+    names = ("k_proj", "v_proj", "k_norm")
+    return frozenset(f"{_LAYER.replace('{i}', str(i))}self_attn.{name}.weight" for i in shared for name in names)
 
 
 def transposed_names(rules: Iterable[Rule]) -> frozenset[str]:

@@ -32,7 +32,8 @@ _AROUND = frozenset({"base_model", "model", "language_model", "text_model"})
 # What PEFT's settings may call the place of the text model's modules, by the class that was trained.
 _PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.", "model.text_model.", "")
 _HEADS = ("lm_head", "embed_out")
-NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "visual.")  # of MedGemma, Mistral 3, Qwen3.5: never converted
+# of MedGemma, Mistral 3, Qwen3.5, Gemma 4: never converted
+NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "visual.", "audio_tower.", "embed_vision.", "embed_audio.")
 
 
 def without_wrappers(name: str) -> str:

@@ -25,6 +25,7 @@ REQUIRED = {
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
+    "proportional": ("rope_theta",),
 }
 # Beyond them: what some type reads. A key of another type than the one that is set is not read, here or there.
 OPTIONAL = (
@@ -49,7 +50,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class RopeNames:
     """Where a family's config.json has its rotary settings outside of their object.
 
-    `local`: the place of the base of layers with a window; families that have it may keep an object for either kind.
+    `local`: the place of the base of layers with a window; families that have it may keep an object for either kind,
+    and must where the name is "".
     """
 
     theta: str = "rope_theta"
@@ -95,15 +97,17 @@ def resolve(
             "config.json: rope_parameters has settings for each type of layer"
             + (" beside others, which transformers would not read" if new else ", which this family does not have")
         )
-    if names.local and new:
+    if names.local == "" and scaling:
+        raise DataError("config.json: has rope_scaling, expected rope_parameters with settings for each type of layer")
+    if names.local is not None and new:
         raise DataError("config.json: rope_parameters has no full_attention, transformers would not read the rest")
-    if names.local:
+    if names.local is not None:
         new = _clean(nested.get(FULL))
         unknown += [f"rope_parameters.{kind}.{k}" for kind, d in nested.items() for k in _odd(d)]
     if scaling and new and any(new.get(k, v) != v for k, v in scaling.items()):
         notes.append("rope_scaling and rope_parameters differ; as in transformers, rope_scaling counts")
-    found = {**new, **scaling} if names.local else scaling or new
-    local = _local(settings, nested.get(SLIDING), names) if names.local else None
+    found = {**new, **scaling} if names.local is not None else scaling or new
+    local = _local(settings, nested.get(SLIDING), names) if names.local is not None else None
     for key, place in (("rope_theta", names.theta), ("partial_rotary_factor", names.share)):
         outside = given.get(place)
         if key in found and outside is not None and outside != found[key]:
@@ -149,7 +153,10 @@ def _local(settings: Mapping[str, Any], sliding: Any, names: RopeNames) -> Any:
         raise _malformed(
             found, f"rope_parameters.{SLIDING}: llama.cpp computes these layers with the default type only"
         )
-    return found.get("rope_theta", settings.get(str(names.local)))
+    base = found.get("rope_theta", settings.get(str(names.local)))
+    if base is None:
+        raise _malformed(found, f"rope_parameters.{SLIDING}: rope_theta is missing")
+    return base
 
 
 def _add_original(found: dict[str, Any], settings: Mapping[str, Any], notes: list[str]) -> None:
@@ -211,12 +218,29 @@ def _malformed(rope: Any, why: object) -> DataError:
 
 
 def n_rotary(config: Mapping[str, Any], head_dim: int, default: float) -> int:
-    """How many dimensions of a head are rotated; `default` is the share where config.json has none."""
+    """How many dimensions of a head are rotated; `default` is the share where config.json has none.
+
+    With the type proportional all are, those beyond the share by nothing (`proportional_factors`).
+    """
     rope = rope_parameters(config)
     share = rope.get("partial_rotary_factor", default)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise _malformed(rope, f"partial_rotary_factor {share!r}, expected a share of 1")
-    return int(share * head_dim)
+    return head_dim if rope.get("rope_type") == "proportional" else int(share * head_dim)
+
+
+def proportional_factors(config: Mapping[str, Any], head_dim: int) -> F32:
+    """Per-frequency divisors, shape (head_dim / 2,): `factor` for the share that is rotated, for others so large a one
+    that their angle is 0.
+
+    Source: `rope_type: proportional` of transformers' modeling_rope_utils. llama.cpp's graph of Gemma 4 reads them for
+    any type.
+    """
+    rope = rope_parameters(config)
+    proportional = rope["rope_type"] == "proportional"
+    n = int(rope.get("partial_rotary_factor", 1.0) * head_dim // 2) if proportional else head_dim // 2
+    factor = float(rope.get("factor", 1.0)) if proportional else 1.0
+    return np.asarray([factor] * n + [1e30] * (head_dim // 2 - n), np.float32)
 
 
 def llama3_factors(config: Mapping[str, Any], head_dim: int) -> F32:

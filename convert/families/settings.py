@@ -50,6 +50,7 @@ OUTSIDE = frozenset((
     "spatial_merge_size", "multimodal_projector_bias", "vision_feature_layer",
     "text_config", "vision_config", "mm_tokens_per_image", "image_token_index", "image_token_id", "boi_token_index",
     "boi_token_id", "eoi_token_index", "eoi_token_id", "projector_hidden_act", "vision_feature_select_strategy",
+    "audio_config", "video_token_id", "boa_token_id", "eoa_token_index", "eoa_token_id", "audio_token_id",
 ))  # fmt: skip
 
 # What transformers computes and no graph of llama.cpp does: only these values.
@@ -189,6 +190,17 @@ class Settings(Foreign):
     norm_topk_prob: bool | None = None
     decoder_sparse_step: int | None = None
     mlp_only_layers: tuple[int, ...] | None = None
+    top_k_experts: int | None = None
+    enable_moe_block: bool | None = None
+    use_double_wide_mlp: bool | None = None
+    attention_k_eq_v: bool | None = None
+    global_head_dim: int | None = None
+    num_global_key_value_heads: int | None = None
+    num_kv_shared_layers: int | None = None
+    hidden_size_per_layer_input: int | None = None
+    vocab_size_per_layer_input: int | None = None
+    per_layer_config: dict[str, Any] | None = None
+    use_bidirectional_attention: bool | str | None = None
     swiglu_alpha: float | None = None
     swiglu_limit: float | None = None
     hidden_act: str | None = None
@@ -268,7 +280,7 @@ def unknown(given: Mapping[str, Any], reads: Collection[str]) -> list[str]:
     for key, value in given.items():
         if value is None and key not in reads:
             continue
-        if key in HARMLESS and value not in HARMLESS[key]:
+        if key in HARMLESS and key not in reads and value not in HARMLESS[key]:
             raise DataError(
                 f"config.json: {key} is {str(value)[:80]}; llama.cpp computes nothing of the kind, only "
                 f"{' or '.join(map(str, HARMLESS[key]))}"

@@ -18,7 +18,17 @@ import yaml
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
-from jmedlite.convert.families.families import FULL, Family, Key, context_length, full_interval, types_of_layers
+from jmedlite.convert.families.families import (
+    FULL,
+    FULL_SHARED,
+    SLIDING,
+    SLIDING_SHARED,
+    Family,
+    Key,
+    context_length,
+    full_interval,
+    types_of_layers,
+)
 from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters, yarn_attention_factor
 
 from .readable import readable
@@ -112,9 +122,12 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
     writer.add_block_count(dims["n_layer"])
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(dims["n_embd"])
-    writer.add_feed_forward_length(dims["n_ff"])
+    if not family.two_sizes:
+        writer.add_feed_forward_length(dims["n_ff"])
     writer.add_head_count(dims["n_head"])
-    if family.mixes_conv:
+    if family.two_sizes:
+        _two_sizes(writer, family, config, dims)
+    elif family.mixes_conv:
         types = types_of_layers(family, config)
         writer.add_head_count_kv([dims["n_head_kv"] if kind == FULL else 0 for kind in types])
         writer.add_shortconv_l_cache(dims["n_taps"])
@@ -125,7 +138,7 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise DataError(f"config.json: {family.norm_eps} is {eps!r}, expected a small positive number")
     (writer.add_layer_norm_rms_eps if family.norm_eps == "rms_norm_eps" else writer.add_layer_norm_eps)(eps)
-    if config.get("head_dim") is not None or family.writes_head_dim:
+    if (config.get("head_dim") is not None or family.writes_head_dim) and not family.two_sizes:
         writer.add_key_length(dims["head_dim"])
         writer.add_value_length(dims["head_dim"])
     if family.writes_vocab_size:
@@ -136,6 +149,28 @@ def _architecture(writer: Any, family: Family, config: Mapping[str, Any], dims: 
         _family_key(writer, family, key, config)
     if family.mixes_linear:
         _linear(writer, config, dims)
+
+
+def _two_sizes(writer: Any, family: Family, config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    """Layers with a window and without, as Gemma 4's graph reads them: lists only where layers differ."""
+    types = types_of_layers(family, config)
+    has_window = [kind in (SLIDING, SLIDING_SHARED) for kind in types]
+    wide = [bool(config.get("use_double_wide_mlp")) and kind in (FULL_SHARED, SLIDING_SHARED) for kind in types]
+    heads = [dims["n_head_kv" if window else "n_head_kv_full"] for window in has_window]
+    widths = [dims["2·n_ff" if twice else "n_ff"] for twice in wide]
+    writer.add_head_count_kv(heads if len(set(heads)) > 1 else heads[0])
+    writer.add_feed_forward_length(widths if len(set(widths)) > 1 else widths[0])
+    writer.add_sliding_window_pattern(has_window)
+    for add, size in (
+        (writer.add_key_length, "head_dim_full"), (writer.add_value_length, "head_dim_full"),
+        (writer.add_key_length_swa, "head_dim"), (writer.add_value_length_swa, "head_dim"),
+        (writer.add_rope_dimension_count, "head_dim_full"), (writer.add_rope_dimension_count_swa, "head_dim"),
+    ):  # fmt: skip
+        add(dims[size])
+    if "n_expert" in dims:
+        writer.add_expert_count(dims["n_expert"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(dims["n_ff_exp"])
 
 
 _SECTIONS = (11, 11, 10)  # where config.json has none, as transformers' Qwen3_5RotaryEmbedding

@@ -18,14 +18,16 @@ from jmedlite.convert.families.families import (
     exact_range,
     expected_rules,
     find_family,
+    has_experts,
     is_tied,
     quantization_method,
     row_order,
     text_config,
     transposed_names,
+    unread_names,
 )
 from jmedlite.convert.families.names import NOT_TEXT, canonical_names
-from jmedlite.convert.families.rope import llama3_factors, longrope_factors, rope_parameters
+from jmedlite.convert.families.rope import llama3_factors, longrope_factors, proportional_factors, rope_parameters
 from jmedlite.convert.families.settings import generation_warnings, read_generation
 from jmedlite.convert.metadata.keys import build_metadata
 from jmedlite.convert.metadata.specials import AdapterFiles, decide
@@ -58,7 +60,7 @@ class CheckpointModel:
         self._dims = dimensions(family, self._config)
         check_attention(family, self._config, self._dims)
         self._tensors = canonical_names(gathered.tensors, family, self.label)
-        if family.experts:
+        if has_experts(family, self._config):
             self._tensors = separate_experts(self._tensors, family, self._dims["n_expert"])
         self.warnings = [
             *checkpoint.warnings,
@@ -144,7 +146,9 @@ class CheckpointModel:
 
     def _constants(self) -> list[Spec]:
         kind = rope_parameters(self._config).get("rope_type", "default")
-        if kind == "llama3":
+        if self._family.two_sizes:
+            found = {"rope_freqs.weight": proportional_factors(self._config, self._dims["head_dim_full"])}
+        elif kind == "llama3":
             found = {"rope_freqs.weight": llama3_factors(self._config, self._dims["head_dim"])}
         elif kind == "longrope":
             found = longrope_factors(self._config, self._dims["n_rot"])
@@ -192,7 +196,13 @@ class CheckpointModel:
         drafting = {n for n in self._tensors if prefix and n.startswith(prefix)}
         if drafting:
             self.warnings.append(f"{self.label}: its {len(drafting)} tensors for drafts ({prefix}…) are left out")
-        ignored = seeing | drafting | {n for n in self._tensors if n.endswith(IGNORED_SUFFIXES)}
+        sharing = self._tensors.keys() & unread_names(self._family, self._config)
+        if sharing:
+            self.warnings.append(
+                f"{self.label}: {len(sharing)} tensors of layers that take an earlier layer's keys and values are left "
+                "out, as in transformers"
+            )
+        ignored = seeing | drafting | sharing | {n for n in self._tensors if n.endswith(IGNORED_SUFFIXES)}
         if self._tied:
             ignored.add(self._head)  # some savers write the tied head again; the model uses the embedding
         found = set(self._tensors) - ignored
@@ -245,6 +255,11 @@ class CheckpointModel:
             n_vocab,
         )
         dims = {**self._dims, "n_vocab": n_vocab}
+        if "n_part" in dims and n_vocab != self._dims["n_vocab"]:
+            raise DataError(
+                f"{self.label}: an adapter's embedding has {n_vocab:,} rows, but its second embedding, for each layer, "
+                f"{self._dims['n_vocab']:,}; llama.cpp needs as many of both"
+            )
         entries, of_card = build_metadata(
             self._folder, name, self._family, self._config, dims, vocabulary, specials, n_weights
         )

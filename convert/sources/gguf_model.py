@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from jmedlite.convert.families.families import (
     FAMILIES,
     FULL,
     LINEAR,
+    SLIDING,
     Family,
     Rule,
     column_order,
@@ -89,7 +91,13 @@ class GgufModel:
         self.quantized = ", ".join([*([str(of_base)] if of_base else []), *quantized]) or None
         has_experts = bool(self._header.metadata.get(f"{self.architecture}.expert_count"))
         family = next(
-            (f for f in FAMILIES if f.gguf_arch == self.architecture and (f.experts is not None) == has_experts), None
+            (
+                f
+                for f in FAMILIES
+                if f.gguf_arch == self.architecture
+                and ((f.experts is not None) == has_experts or (f.experts is not None and f.experts.switch))
+            ),
+            None,
         )
         self.title = f"{family.title if family else self.architecture} (GGUF)"
         self.warnings = (
@@ -147,7 +155,7 @@ class GgufModel:
             "intermediate_size": "feed_forward_length",
             "head_dim": "attention.key_length",
         }
-        if experts:
+        if experts and f"{self.architecture}.expert_count" in meta:
             names |= {experts.count: "expert_count", "num_experts_per_tok": "expert_used_count"}
             if experts.width != "intermediate_size":
                 names[experts.width] = "expert_feed_forward_length"
@@ -163,6 +171,8 @@ class GgufModel:
         config["vocab_size"] = len(meta["tokenizer.ggml.tokens"])
         config["tie_word_embeddings"] = self._tied
         config |= switches_of(family, lambda name: name in self._tensors)
+        if family.two_sizes:
+            config |= self._of_two_sizes()
         if family.mixes_linear or family.mixes_conv:
             kind, witness = (LINEAR, "ssm_a") if family.mixes_linear else (CONV, "shortconv.conv.weight")
             n_layer = meta.get(f"{self.architecture}.block_count", 0)
@@ -175,6 +185,34 @@ class GgufModel:
             }
             config |= {"conv_L_cache": meta.get("lfm2.shortconv.l_cache"), "block_auto_adjust_ff_dim": False}
         return config
+
+    def _of_two_sizes(self) -> dict[str, Any]:
+        """The settings of a model whose layers with a window have other heads than those without."""
+        meta = {
+            key.removeprefix(f"{self.architecture}."): value for key, value in self._header.metadata.items()
+        }  # fmt: skip
+        windows = [bool(window) for window in meta.get("attention.sliding_window_pattern", ())]
+        heads, widths = meta.get("attention.head_count_kv"), meta.get("feed_forward_length")
+        of_each = list(heads) if isinstance(heads, list | array) else [heads] * len(windows)
+        own = [i for i, window in enumerate(windows) if not window]
+        n_shared = meta.get("attention.shared_kv_layers", 0)
+        return {
+            "layer_types": [SLIDING if window else FULL for window in windows],
+            "head_dim": meta.get("attention.key_length_swa"),
+            "num_key_value_heads": next((h for h, window in zip(of_each, windows, strict=False) if window), None),
+            "per_layer_config": {
+                str(i): {"head_dim": meta.get("attention.key_length"), "num_key_value_heads": of_each[i]} for i in own
+            },
+            "intermediate_size": widths if isinstance(widths, int) else min(widths or [0]),
+            "use_double_wide_mlp": not isinstance(widths, int),
+            "attention_k_eq_v": any(
+                f"blk.{i}.attn_v.weight" not in self._tensors for i in own if i < len(windows) - n_shared
+            ),
+            "num_kv_shared_layers": n_shared,
+            "hidden_size_per_layer_input": meta.get("embedding_length_per_layer_input", 0),
+            "vocab_size_per_layer_input": len(meta["tokenizer.ggml.tokens"]),
+            "enable_moe_block": "expert_count" in meta,
+        }
 
     def base(self) -> Base:
         """What PEFT adapters are matched against; raises DataError where the architecture is none of FAMILIES."""

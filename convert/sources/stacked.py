@@ -18,7 +18,7 @@ from .tensors import WEIGHT_DTYPES, Files, Rows, StoredTensor, Weights
 # transformers' parameters of its experts' modules, in their order, and llama.cpp's names for what they are made of
 PARAMETERS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 _FUSED = re.compile(
-    rf"(?P<place>.+\.(?P<layer>\d+)\..+\.experts)\.(?P<parameter>{'|'.join(PARAMETERS)})(?P<bias>_bias)?(\.weight)?"
+    rf"(?P<place>.+\.(?P<layer>\d+)\.(.+\.)?experts)\.(?P<parameter>{'|'.join(PARAMETERS)})(?P<bias>_bias)?(\.weight)?"
 )
 
 

@@ -126,7 +126,7 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
     n_layer, n_embd, n_head = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
     experts = number("expert_feed_forward_length") * number("expert_used_count", 1)
     heads_kv = _numbers(metadata, "attention.head_count_kv", n_head)
-    k, v = (max(sizes) for sizes in zip(*head_sizes(metadata), strict=True))
+    heads_kv = (heads_kv + [heads_kv[-1]] * n_layer)[:n_layer]
     blocks, repacked = [0] * n_layer, [0] * n_layer
     output = output_repacked = rest = 0
     tied = not any(t.name == "output.weight" for t in tensors)
@@ -149,7 +149,9 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
         n_embd=n_embd,
         n_ff=max(number("feed_forward_length"), experts),
         n_head=n_head,
-        kv_values=tuple((k * h, v * h) for h in (heads_kv + [heads_kv[-1]] * n_layer)[:n_layer]),
+        kv_values=tuple(
+            (k * h, v * h) for h, (k, v) in zip(heads_kv, _heads_of_blocks(metadata, n_layer), strict=True)
+        ),
         blocks=tuple(blocks),
         repacked=tuple(repacked),
         output=output + head_copy,
@@ -202,6 +204,21 @@ def head_sizes(metadata: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int,
     head = _numbers(metadata, "embedding_length", 0)[0] // n_head
     k, v = number("key_length", head), number("value_length", head)
     return (k, v), (number("key_length_swa", k), number("value_length_swa", v))
+
+
+def _heads_of_blocks(metadata: Mapping[str, Any], n_layer: int) -> list[tuple[int, int]]:
+    """`head_sizes` of every block; nothing for the last ones, where these take the keys and values of earlier ones.
+
+    Where the header does not say which blocks have a window, each counts with the larger of both sizes.
+    """
+    whole, windowed = head_sizes(metadata)
+    pattern = metadata.get(f"{metadata['general.architecture']}.attention.sliding_window_pattern")
+    if isinstance(pattern, list | array) and len(pattern) == n_layer:
+        found = [windowed if has_window else whole for has_window in pattern]
+    else:
+        found = [(max(whole[0], windowed[0]), max(whole[1], windowed[1]))] * n_layer
+    n_own = n_layer - max(_numbers(metadata, "attention.shared_kv_layers", 0))
+    return [sizes if i < n_own else (0, 0) for i, sizes in enumerate(found)]
 
 
 def check_kv_type(name: str, metadata: Mapping[str, Any], kv_type: str) -> None:
