@@ -73,6 +73,8 @@ def export(
             order, columns = job.updates[0].order, job.updates[0].columns
             of_adapters = tuple((update.adapter, update.key) for update in job.updates)
             weight = RuntimeWeight(job.name, job.gguf_shape[::-1], of_adapters, order, columns)
+            if job.name in gguf.BEYOND_ADAPTERS:
+                raise _impossible(weight, f"changes {job.updates[0].key}")
             if job.n_matrices > 1:
                 raise _impossible(weight, "changes single experts")
             if len({update.order for update in job.updates}) > 1:

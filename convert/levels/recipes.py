@@ -30,6 +30,8 @@ NEED_IMATRIX = (
     "Q2_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+SECOND_EMBEDDING = "per_layer_token_embd.weight"  # Gemma 4's
+BF16, F32 = GGMLQuantizationType.BF16, GGMLQuantizationType.F32
 NEEDY_TYPES = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 
 
@@ -92,7 +94,8 @@ def choose_types(
     warnings: list[str] = []
     for level in levels:
         own = decided.get(level.ftype, {})
-        types = probed[level.ftype] = _with_kept(probed[level.ftype], tensors, own)
+        found = _all_wide(probed[level.ftype], own) if level.name == "F32" else probed[level.ftype]
+        types = probed[level.ftype] = _with_kept(found, tensors, own)
         warnings += warn_of_other_types(rules, own, types, tensors)
         _check_importance(level, types, tensors, imatrix, {name: rules[i].text for name, i in own.items()})
     counts = Counter(decided[levels[0].ftype].values()) if rules else Counter()
@@ -101,6 +104,14 @@ def choose_types(
         tuple(counts[i] for i in range(len(rules))),
         tuple(dict.fromkeys(warnings)),
     )
+
+
+def _all_wide(types: Types, decided: Mapping[str, int]) -> Types:
+    """`types` of the level F32: what llama-quantize leaves alone has the type of its converter, which is F32 there.
+
+    What a rule has `decided` counts all the same.
+    """
+    return {name: F32 if type_ == BF16 and name not in decided else type_ for name, type_ in types.items()}
 
 
 def _with_kept(types: Types, tensors: Sequence[gguf.Tensor], decided: Mapping[str, int]) -> Types:
@@ -124,7 +135,7 @@ def requires_importance(tensor: str, type_: GGMLQuantizationType, level: str = "
     Source of the rule: `tensor_requires_imatrix` of llama.cpp's llama-quant.cpp, which leaves out embedding and head;
     of these ggml's quantizer requires it for some types.
     """
-    if tensor in (EMBEDDING, HEAD):
+    if tensor in (EMBEDDING, SECOND_EMBEDDING, HEAD):
         return needs_importance(type_.name)
     return type_.name in NEEDY_TYPES or (type_.name == "Q2_K" and level == "Q2_K_S")
 

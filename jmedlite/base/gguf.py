@@ -106,6 +106,8 @@ def nbytes(type_: GGMLQuantizationType, n_elements: int) -> int:
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+# Weights that llama.cpp's graphs look up, or multiply by, without the share of an adapter at run time.
+BEYOND_ADAPTERS = ("position_embd.weight", "per_layer_token_embd.weight", "per_layer_model_proj.weight")
 # How many tokens llama.cpp computes as the original does, where that is not the whole context, and what acts beyond.
 EXACT_CONTEXT, EXACT_CONTEXT_SETTING = "jmedlite.context.exact", "jmedlite.context.setting"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jmedlite.base.errors import CannotCreate, DataError, UsageError
 from jmedlite.base.gguf import (
+    BEYOND_ADAPTERS,
     EXACT_CONTEXT,
     EXACT_CONTEXT_SETTING,
     Header,
@@ -193,7 +194,12 @@ class LoadedModel:
                     f"{path}: is a folder, at run time llama.cpp takes GGUF adapters; write one with "
                     f"`jmedlite quantize MODEL --lora {path} --adapter-only`, or merge it into the model"
                 )
-            read_header(Path(path))
+            changed = {t.name.removesuffix(".lora_a") for t in read_header(Path(path)).tensors}
+            if beyond := sorted(changed.intersection(BEYOND_ADAPTERS)):
+                raise DataError(
+                    f"{Path(path).name}: changes {beyond[0]}, to which llama.cpp adds no adapter at run time; merge it "
+                    "with `jmedlite quantize --lora`"
+                )
             adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(path))
             if not adapter:
                 raise DataError(f"{Path(path).name}: is not a LoRA adapter for this model ({self.reason()})")

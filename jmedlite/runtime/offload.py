@@ -244,7 +244,8 @@ def check_kv_type(name: str, metadata: Mapping[str, Any], kv_type: str) -> None:
 def _repacked_bytes(tensor: Tensor, repack: Mapping[Type, int]) -> int:
     rows = tensor.shape[1] if len(tensor.shape) > 1 else 0
     fits = rows and not rows % repack.get(tensor.type, rows + 1)
-    return tensor.nbytes if fits and tensor.name != "token_embd.weight" else 0
+    is_table = tensor.name in ("token_embd.weight", "per_layer_token_embd.weight")
+    return tensor.nbytes if fits and not is_table else 0
 
 
 def row_bytes(kv_type: str, n_values: int) -> int:
