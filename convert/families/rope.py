@@ -98,7 +98,11 @@ def resolve(
             + (" beside others, which transformers would not read" if new else ", which this family does not have")
         )
     if names.local == "" and scaling:
-        raise DataError("config.json: has rope_scaling, expected rope_parameters with settings for each type of layer")
+        kind = scaling.get("rope_type", scaling.get("type"))
+        raise DataError(
+            f"config.json: has rope_scaling ({shown(kind)}), expected rope_parameters with settings for each type of "
+            "layer"
+        )
     if names.local is not None and new:
         raise DataError("config.json: rope_parameters has no full_attention, transformers would not read the rest")
     if names.local is not None:

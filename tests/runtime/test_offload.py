@@ -262,7 +262,7 @@ def log_of(path: Path, kinds: str) -> tuple[Header, dict[str, float]]:
     llama.llama_free(context)
     llama.llama_model_free(loaded)
     found = re.findall(rf"({kinds}) buffer size = +([\d.]+) MiB", "\n".join(lines))
-    return read_header(path), {kind: float(size) for kind, size in found}
+    return read_header(path), {kind: sum(float(size) for k, size in found if k == kind) for kind, _ in found}
 
 
 def test_states_take_the_place_of_keys_and_values(tmp_path: Path) -> None:
@@ -291,6 +291,17 @@ def test_the_sizes_of_states_are_those_that_llama_cpp_logs(tmp_path: Path, famil
     kv = sum(kept[i] for i in full)
     assert kv / (1 << 20) == pytest.approx(sizes["KV"], abs=0.01)
     assert (sum(kept) - kv) / (1 << 20) == pytest.approx(sizes["RS"], abs=0.01)
+
+
+def test_blocks_that_take_anothers_keys_keep_none(tmp_path: Path) -> None:
+    """Gemma 4's: heads of two sizes, and the last two of four blocks without any of their own."""
+    builders.checkpoint(tmp_path / "m", "gemma4_text", sliding_window=4096)
+    (path,) = jmedlite.quantize(tmp_path / "m", types=["Q8_0"], out=tmp_path, threads=1)
+    header, sizes = log_of(path, "KV|compute")
+    s = shape_of(header.metadata, header.tensors, {})
+    assert s.kv_values == ((128, 128), (256, 256), (0, 0), (0, 0))
+    assert sum(kv_bytes(s, 512, "f16")) / (1 << 20) == pytest.approx(sizes["KV"], abs=0.01)
+    assert 1 <= compute_bytes(s, 512) / (1 << 20) / sizes["compute"] < 1.5
 
 
 def test_the_sizes_are_those_that_llama_cpp_logs(logged: tuple[Header, dict[str, float]]) -> None:

@@ -60,11 +60,16 @@ VALUES: dict[str, Any] = {
     "n_inner": 384, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "attn_pdrop": 0.3,
     "summary_type": "last", "summary_use_proj": False, "summary_activation": "tanh", "summary_proj_to_labels": False,
     "summary_first_dropout": 0.3, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+    "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 300, "enable_moe_block": True, "top_k_experts": 1,
+    "use_double_wide_mlp": False,
     "reorder_and_upcast_attn": True, "add_cross_attention": True, "swiglu_alpha": 1.5, "swiglu_limit": 0.5,
     "cache_implementation": "hybrid", "auto_map": {"AutoConfig": "c.C"}, "transformers_version": "3.0",
 }  # fmt: skip
 QWENS = ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe")
 SWITCHED = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 0}
+ALTERNATING = ["sliding_attention", "full_attention"]
+MIXTURE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 512}
 WITH: dict[tuple[str, str], dict[str, Any]] = {
     **{(f, k): SWITCHED for f in QWENS for k in ("use_sliding_window", "sliding_window")},
     **{(f, "max_window_layers"): SWITCHED for f in QWENS},
@@ -79,6 +84,22 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("gemma2", "layer_types"): {"layer_types": ["full_attention", "sliding_attention"]},
     ("gemma3_text", "layer_types"): {"layer_types": ["full_attention"] * 7},
     ("gemma3_text", "num_hidden_layers"): {"num_hidden_layers": 8},
+    **{
+        ("gemma4_text", key): {**MIXTURE, key: value}
+        for key, value in {
+            "enable_moe_block": True,
+            "num_experts": 3,
+            "top_k_experts": 1,
+            "moe_intermediate_size": 256,
+        }.items()
+    },
+    ("gemma4_text", "num_global_key_value_heads"): {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+    ("gemma4_text", "vocab_size"): {"vocab_size": 280, "vocab_size_per_layer_input": 280},
+    ("gemma4_text", "num_hidden_layers"): {"num_hidden_layers": 6, "layer_types": ALTERNATING * 3},
+    ("gemma4_text", "layer_types"): {
+        "layer_types": ["sliding_attention", *ALTERNATING, *ALTERNATING],
+        "num_hidden_layers": 5,
+    },
     ("gemma2", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("gemma3_text", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("qwen2_moe", "norm_topk_prob"): {"norm_topk_prob": True},
@@ -251,6 +272,7 @@ def outcome(folder: Path, family: str, trial: Trial) -> str:
         theirs(n or N_TOKENS)  # nothing longer yet: dynamic NTK remembers
     except Exception:  # whatever it says: there is nothing to compare with
         return THEIRS
+    bound = 3 * TOLERANCE if family == "gemma4_text" else TOLERANCE  # two looks into the table of GELU a layer
     far = distance(n or N_TOKENS)
     if n:
         assert far < TOLERANCE, (family, trial, far)
@@ -260,8 +282,8 @@ def outcome(folder: Path, family: str, trial: Trial) -> str:
     if trial.rows == (UNKNOWN,):
         assert warned, family
         return WARNED
-    assert far < TOLERANCE or warned, (family, trial, far)
-    return EQUAL if far < TOLERANCE else WARNED
+    assert far < bound or warned, (family, trial, far)
+    return EQUAL if far < bound else WARNED
 
 
 def outcomes(folder: Path, family: str) -> dict[str, str]:
