@@ -77,6 +77,8 @@ class Shape:
     output_own: int  # the part of `output` that is not the embedding once more
     rest: int  # stays in RAM: the embedding
     states: tuple[int, ...] = ()  # of a block that keeps one, for each sequence; such a block has no keys and values
+    n_parts: int = 0  # values that a token's second embedding has for all blocks together
+    n_masks: int = 1  # one more where some blocks have a window
 
     @property
     def n_layer(self) -> int:
@@ -159,6 +161,8 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
         output_own=output,
         rest=rest,
         states=_states(metadata, tensors, n_layer),
+        n_parts=n_layer * number("embedding_length_per_layer_input"),
+        n_masks=2 if number("attention.sliding_window") else 1,
     )
 
 
@@ -268,11 +272,14 @@ def compute_bytes(
     n = min(n_batch, n_ctx)
     cells = -(-n_ctx // CELL) * CELL
     feed_forward = 4 * n * (3 * shape.n_ff + 4 * shape.n_embd)
+    if shape.n_parts:
+        feed_forward += 4 * n * (shape.n_parts + 3 * shape.n_embd)
+    masks = 2 * cells * n * shape.n_masks
     logits = 4 * n_outputs * shape.n_vocab
     if flash_attn:
-        return max(feed_forward, logits) + 2 * cells * n
+        return max(feed_forward, logits) + masks
     scores = 4 * n * (shape.n_head + 1) * cells + 4 * n * 6 * shape.n_embd
-    return max(feed_forward + 2 * cells * n, logits, scores)
+    return max(feed_forward + masks, logits, scores)
 
 
 @dataclass(frozen=True)
