@@ -17,9 +17,11 @@ from typing import Any, NoReturn
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.halves import HALF, has_halves
 from jmedlite.base.inputs import MAX_VALUES, open_file, opened
+from jmedlite.runtime.bounded import limited_memory
 
 MAX_BYTES = 256 << 20  # of a file, and of what a compressed one unpacks to; the largest test split has 6 MB
 MAX_ROW_BYTES = 1 << 20
+MEMORY = 2 << 30  # bytes of address space, which pyarrow reserves far more of than it takes
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".zip")
 _BOM = b"\xef\xbb\xbf"
 
@@ -174,22 +176,34 @@ def _parquet(path: Path, label: str) -> Iterator[Row]:
     with opened(path):
         need_pyarrow()
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with open_file(path) as raw, pyarrow.parquet.ParquetFile(raw) as file:
-            groups = range(file.metadata.num_row_groups)
-            n_bytes = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-            if n_bytes > MAX_BYTES:
-                raise DataError(f"{label}: unpacks to {n_bytes:,} bytes, more than the {MAX_BYTES:,} of a task")
-            number = 0
-            for batch in file.iter_batches(batch_size=256):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{label}, row {number}", number, fields)
+        with limited_memory(MEMORY):
+            rows = _read_parquet(path, label)
+    except MemoryError:
+        raise DataError(f"{label}: takes more than {MEMORY:,} bytes of memory to unpack, too much for a task") from None
     except (pyarrow.ArrowException, OSError, ValueError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(f"{label}: is not a parquet file that can be read ({reason})") from None
+    yield from (Row(f"{label}, row {n}", n, fields) for n, fields in enumerate(rows, 1))
+
+
+def _read_parquet(path: Path, label: str) -> list[dict[str, Any]]:
+    """All rows. A dictionary has one value for many rows, and sizes are the file's own word: both are counted."""
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = []
+    with open_file(path) as raw, pyarrow.parquet.ParquetFile(raw) as file:
+        n_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        if n_bytes > MAX_BYTES:
+            raise DataError(f"{label}: unpacks to {n_bytes:,} bytes, more than the {MAX_BYTES:,} of a task")
+        n_bytes = 0
+        for batch in file.iter_batches(batch_size=8, use_threads=False):
+            n_bytes += batch.nbytes
+            if n_bytes > MAX_BYTES:
+                raise DataError(f"{label}: unpacks to more than the {MAX_BYTES:,} bytes of a task")
+            rows += batch.to_pylist()
+    return rows
 
 
 # all that zipfile and what it decompresses with let through

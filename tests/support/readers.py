@@ -32,6 +32,7 @@ from jmedlite.convert.adapters.peft import PeftAdapter
 from jmedlite.convert.sources.checkpoint import read_safetensors_header
 from jmedlite.convert.sources.checkpoint_model import CheckpointModel
 from jmedlite.convert.sources.tensors import Files
+from jmedlite.runtime.bounded import limited_memory
 from jmedlite.runtime.conversation import Conversation
 from tests.support import builders, packed, runs, tasks
 
@@ -239,7 +240,7 @@ def readers(folder: Path) -> dict[str, Reader]:
             folder / "task.parquet",
             lambda: load_task(f"own={folder / 'task.parquet'}"),
             encode=_parquet,
-            decode=lambda raw: _pyarrow().read_table(io.BytesIO(raw)).to_pylist(),
+            decode=_rows_of_parquet,
         )
     return found
 
@@ -283,6 +284,12 @@ def _pyarrow() -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet
+
+
+def _rows_of_parquet(raw: bytes) -> Any:
+    """Bent bytes may unpack to anything: pyarrow itself has no bound."""
+    with limited_memory(1 << 31):
+        return _pyarrow().read_table(io.BytesIO(raw), use_threads=False).to_pylist()
 
 
 def _parquet(rows: Any) -> bytes:

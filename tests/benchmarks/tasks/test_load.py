@@ -131,6 +131,23 @@ def test_other_file_types(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+def test_parquet_whose_dictionary_repeats_one_long_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that stand for as much as one likes; what the file says of its size counts the value once."""
+    path = parquet(tmp_path / "t.parquet", [{**GOOD, "id": f"q{i}", "question": "a" * 40_000} for i in range(100)])
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("jmedlite.benchmarks.tasks.rows.MAX_BYTES", 1_000_000)
+    with pytest.raises(DataError, match="unpacks to more than the 1,000,000 bytes"):
+        load_task(f"own={path}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system bounds no address space")
+def test_parquet_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "t.parquet", [{**GOOD, "id": f"q{i}", "question": "a" * 20_000_000} for i in range(8)])
+    monkeypatch.setattr("jmedlite.benchmarks.tasks.rows.MEMORY", 100_000_000)
+    with pytest.raises(DataError, match="takes more than 100,000,000 bytes of memory"):
+        load_task(f"own={path}")
+
+
 def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "t.parquet", [GOOD])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
