@@ -185,7 +185,7 @@ def _parquet(path: Path, label: str) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError, ValueError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(f"{label}: is not a parquet file that can be read ({reason})") from None
-    yield from (Row(f"{label}, row {n}", n, fields) for n, fields in enumerate(rows, 1))
+    yield from (Row(f"{label}, row {number}", number, fields) for number, fields in enumerate(rows, 1))
 
 
 def _read_parquet(path: Path, label: str) -> list[dict[str, Any]]:

@@ -1417,8 +1417,8 @@ def unread_names(family: Family, config: Mapping[str, Any]) -> frozenset[str]:
     """What a checkpoint may have and its model does not read: keys and values of layers that take an earlier one's."""
     types = types_of_layers(family, config) if family.two_sizes else []
     shared = [i for i, kind in enumerate(types) if kind in (FULL_SHARED, SLIDING_SHARED)]
-    names = ("k_proj", "v_proj", "k_norm")
-    return frozenset(f"{_LAYER.replace('{i}', str(i))}self_attn.{name}.weight" for i in shared for name in names)
+    own = [rule.hf for rule in family.rules if rule.layers in ((SLIDING,), (FULL,))]
+    return frozenset(hf.replace("{i}", str(i)) for hf in own for i in shared)
 
 
 def transposed_names(rules: Iterable[Rule]) -> frozenset[str]:
