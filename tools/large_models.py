@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jmedlite.convert.families.families import FAMILIES, dimensions, expected_rules, text_config
+from jmedlite.convert.families.config import text_config
+from jmedlite.convert.families.families import FAMILIES
+from jmedlite.convert.families.shapes import dimensions, expected_rules
 
 Shapes = dict[str, tuple[int, ...]]
 

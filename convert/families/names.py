@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jmedlite.base.errors import DataError
 
-from .families import Family
+from .family import Family
 
 T = TypeVar("T")
 

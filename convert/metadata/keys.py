@@ -18,18 +18,16 @@ import yaml
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import ARRAY, BOOL, Entries, Header
-from jmedlite.convert.families.families import (
+from jmedlite.convert.families.config import context_length
+from jmedlite.convert.families.family import FULL_SHARED, SLIDING_SHARED, Family, Key
+from jmedlite.convert.families.rope import (
     FULL,
-    FULL_SHARED,
     SLIDING,
-    SLIDING_SHARED,
-    Family,
-    Key,
-    context_length,
-    full_interval,
-    types_of_layers,
+    longrope_attention_factor,
+    rope_parameters,
+    yarn_attention_factor,
 )
-from jmedlite.convert.families.rope import longrope_attention_factor, rope_parameters, yarn_attention_factor
+from jmedlite.convert.families.shapes import full_interval, types_of_layers
 
 from .readable import readable
 from .specials import Specials

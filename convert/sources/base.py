@@ -8,7 +8,7 @@ from typing import Protocol
 
 from jmedlite.base.gguf import Entries
 from jmedlite.base.native import F32
-from jmedlite.convert.families.families import Family
+from jmedlite.convert.families.family import Family
 from jmedlite.convert.families.row_order import Order, TiledHeads
 from jmedlite.convert.metadata.specials import AdapterFiles
 

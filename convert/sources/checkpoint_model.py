@@ -8,27 +8,28 @@ from pathlib import Path
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING, STRING, UINT32, Entries
 from jmedlite.base.wording import some
-from jmedlite.convert.families.families import (
-    IGNORED_SUFFIXES,
-    Rule,
-    check_attention,
-    column_order,
+from jmedlite.convert.families.config import (
     config_warnings,
-    dimensions,
     exact_range,
-    expected_rules,
-    find_family,
     has_experts,
     is_tied,
     quantization_method,
-    row_order,
     text_config,
-    transposed_names,
-    unread_names,
 )
+from jmedlite.convert.families.families import IGNORED_SUFFIXES, find_family
+from jmedlite.convert.families.family import Rule
 from jmedlite.convert.families.names import NOT_TEXT, canonical_names
 from jmedlite.convert.families.rope import llama3_factors, longrope_factors, proportional_factors, rope_parameters
 from jmedlite.convert.families.settings import generation_warnings, read_generation
+from jmedlite.convert.families.shapes import (
+    check_attention,
+    column_order,
+    dimensions,
+    expected_rules,
+    row_order,
+    transposed_names,
+    unread_names,
+)
 from jmedlite.convert.metadata.keys import build_metadata
 from jmedlite.convert.metadata.specials import AdapterFiles, decide
 from jmedlite.convert.metadata.tokenizer_files import read_tokenizer_files

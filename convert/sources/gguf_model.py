@@ -14,14 +14,10 @@ from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.publishing import check_published
-from jmedlite.convert.families.families import (
-    CONV,
-    FAMILIES,
-    FULL,
-    LINEAR,
-    SLIDING,
-    Family,
-    Rule,
+from jmedlite.convert.families.families import FAMILIES
+from jmedlite.convert.families.family import CONV, LINEAR, Family, Rule
+from jmedlite.convert.families.rope import FULL, SLIDING
+from jmedlite.convert.families.shapes import (
     column_order,
     dimensions,
     expected_rules,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8
-from jmedlite.convert.families.families import Family
+from jmedlite.convert.families.family import Family
 
 from .packed.mxfp4 import Mxfp4Tensor
 from .strided import StridedTensor

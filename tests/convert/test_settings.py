@@ -13,7 +13,8 @@ import pytest
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import EXACT_CONTEXT, EXACT_CONTEXT_SETTING
 from jmedlite.convert.families import settings
-from jmedlite.convert.families.families import FAMILIES, Family
+from jmedlite.convert.families.families import FAMILIES
+from jmedlite.convert.families.family import Family
 from jmedlite.convert.planning import QuantizePlan, assemble
 from tests.support import builders
 from tests.support.settings_table import read_table

@@ -21,7 +21,8 @@ from gguf.constants import GGMLQuantizationType
 from jmedlite.api.quantize import plan_quantization
 from jmedlite.base.errors import DataError
 from jmedlite.base.gguf import EXACT_CONTEXT, Entries, Tensor, read_header
-from jmedlite.convert.families.families import FAMILIES, Family
+from jmedlite.convert.families.families import FAMILIES
+from jmedlite.convert.families.family import Family
 from jmedlite.convert.families.rope import REQUIRED
 from jmedlite.convert.families.settings import NO_MATTER
 from tests.support import builders
