@@ -466,10 +466,10 @@ FAMILIES = (
         },
         computes=(
             *_GEMMA_COMPUTES,
-            ("attn_logit_softcapping", (None,)),
             # "vision": only pictures' tokens see what comes after them
             ("use_bidirectional_attention", (None, False, "vision")),
         ),
+        reads_more=(),
         ignores=("hidden_act",),
         aliases={"top_k_experts": "num_experts_per_tok"},
         rope_types=("proportional", "default"),

@@ -130,6 +130,7 @@ OLDER = {
     "gemma2": (*COMMON, "sliding_window_pattern"),
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
     "gpt2": (),
+    "gemma4_text": ("global_head_dim", "num_global_key_value_heads"),  # written as `per_layer_config` by transformers 5
     "stablelm": (*COMMON, "head_dim"),
     "lfm2": (*COMMON, "head_dim", "block_ff_dim", "tie_embedding"),
     "gemma3_text": ("rope_theta", "rope_local_base_freq", "partial_rotary_factor", "sliding_window_pattern"),
@@ -173,6 +174,7 @@ READ = {
     ),
     "llama3": (*REQUIRED["llama3"], "original_max_position_embeddings"),
     "longrope": ("factor", "attention_factor", "short_factor", "long_factor"),
+    "proportional": ("factor",),
 }  # fmt: skip
 ROPE_WITH = {"mscale": {"mscale_all_dim": 0.4}, "mscale_all_dim": {"mscale": 1.3}}
 
@@ -216,7 +218,14 @@ def _rope_trials(family: str, kind: str, base: dict[str, Any]) -> list[Trial]:
     where = f"rope_parameters ({kind})"
 
     def trial(row: str, names: tuple[str, ...], **changes: Any) -> Trial:
-        return Trial((row,), {"rope_scaling": {"rope_type": kind, **base, **changes}, **more}, (*names, kind, *more))
+        rope = {"rope_type": kind, **base, **changes}
+        if family_of(family).rope_names.local == "":  # there is no other place than an object for each type of layer
+            both: dict[str, Any] = {
+                "full_attention": {"rope_theta": 1e6, **rope},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+            return Trial((row,), {"rope_parameters": both, **more}, (*names, kind, *more))
+        return Trial((row,), {"rope_scaling": rope, **more}, (*names, kind, *more))
 
     found = [trial(where, (kind,))]
     if kind not in family_of(family).rope_types:
