@@ -79,6 +79,49 @@ _QWEN35_FAMILY = Family(
     mixes_linear=True,
 )
 
+_GEMMA4_FAMILY = Family(
+    "Gemma 4",
+    ("Gemma4ForCausalLM",),
+    "gemma4",
+    GEMMA4,
+    ("gemma4_text",),
+    keys=(
+        Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping", missing=0),  # else llama.cpp: 30
+        Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
+        Key("attention.shared_kv_layers", gguf.UINT32, "num_kv_shared_layers"),
+        Key("embedding_length_per_layer_input", gguf.UINT32, PER_LAYER),
+    ),
+    defaults={
+        "tie_word_embeddings": True,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "rms_norm_eps": 1e-6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 262144,
+        "max_position_embeddings": 131072,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 256,
+        "vocab_size_per_layer_input": 262144,
+    },
+    computes=(
+        *_GEMMA_COMPUTES,
+        # "vision": only pictures' tokens see what comes after them
+        ("use_bidirectional_attention", (None, False, "vision")),
+    ),
+    reads_more=(),
+    ignores=("hidden_act",),
+    aliases={"top_k_experts": "num_experts_per_tok"},
+    rope_types=("proportional", "default"),
+    rope_names=RopeNames("", "", local=""),
+    rope_default={
+        FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+    },
+    two_sizes=True,
+    experts=Experts("num_experts", "moe_intermediate_size", switch=MOE),
+)
+
 FAMILIES = (
     Family(
         "Qwen2/2.5",
@@ -439,47 +482,17 @@ FAMILIES = (
         sliding_period=6,
         scales_by_width=62,
     ),
-    Family(
-        "Gemma 4",
-        ("Gemma4ForCausalLM",),
-        "gemma4",
-        GEMMA4,
-        ("gemma4_text",),
-        keys=(
-            Key("final_logit_softcapping", gguf.FLOAT32, "final_logit_softcapping", missing=0),  # else llama.cpp: 30
-            Key("attention.sliding_window", gguf.UINT32, "sliding_window"),
-            Key("attention.shared_kv_layers", gguf.UINT32, "num_kv_shared_layers"),
-            Key("embedding_length_per_layer_input", gguf.UINT32, PER_LAYER),
-        ),
-        defaults={
-            "tie_word_embeddings": True,
-            "head_dim": 256,
-            "sliding_window": 512,
-            "rms_norm_eps": 1e-6,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "vocab_size": 262144,
-            "max_position_embeddings": 131072,
-            "num_kv_shared_layers": 0,
-            "hidden_size_per_layer_input": 256,
-            "vocab_size_per_layer_input": 262144,
-        },
-        computes=(
-            *_GEMMA_COMPUTES,
-            # "vision": only pictures' tokens see what comes after them
-            ("use_bidirectional_attention", (None, False, "vision")),
-        ),
-        reads_more=(),
-        ignores=("hidden_act",),
-        aliases={"top_k_experts": "num_experts_per_tok"},
-        rope_types=("proportional", "default"),
-        rope_names=RopeNames("", "", local=""),
-        rope_default={
-            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
-            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
-        },
-        two_sizes=True,
-        experts=Experts("num_experts", "moe_intermediate_size", switch=MOE),
+    _GEMMA4_FAMILY,
+    replace(
+        _GEMMA4_FAMILY,
+        title="Gemma 4 unified (12B)",
+        hf_names=("Gemma4UnifiedForCausalLM",),
+        rules=tuple(rule for rule in GEMMA4 if rule.when not in (PER_LAYER, MOE)),
+        model_types=("gemma4_unified_text",),
+        defaults={**_GEMMA4_FAMILY.defaults, "sliding_window": 1024, "max_position_embeddings": 262144, PER_LAYER: 0},
+        computes=(*_GEMMA4_FAMILY.computes, (PER_LAYER, (0,))),
+        aliases={},
+        experts=None,
     ),
     Family(
         "Phi-3/4",
@@ -509,6 +522,7 @@ IGNORED_SUFFIXES = (
 # (names.py). By architecture: that of the language model, and what the whole model's type is called.
 _MULTIMODAL = {
     "Gemma4ForConditionalGeneration": ("Gemma4ForCausalLM", "gemma4"),
+    "Gemma4UnifiedForConditionalGeneration": ("Gemma4UnifiedForCausalLM", "gemma4_unified"),
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral3"),
     "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM", "qwen3_5"),

@@ -201,7 +201,7 @@ def test_logits_with_an_adapter_equal_peft(tmp_path: Path, variant: str, family:
         with model.disable_adapter():
             plain = model(torch.tensor([tokens])).logits[0].numpy()
     assert np.abs(expected - plain).max() > 0.05
-    bound = 2e-3 if family == "gemma4_text" else 1e-3
+    bound = 2e-3 if family.startswith("gemma4") else 1e-3
     np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=bound)
 
 
@@ -249,6 +249,8 @@ LONGROPE = {
             {"tie_word_embeddings": False, "rope_parameters": None, "use_bidirectional_attention": "vision"},
         ),
         ("gemma4_text", GEMMA4_OTHER),
+        ("gemma4_unified_text", {}),
+        ("gemma4_unified_text", {"attention_k_eq_v": False, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}),
         ("qwen3_moe", {}),
         ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 8, "tie_word_embeddings": True}),
         ("qwen2_moe", {}),
@@ -288,7 +290,7 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[st
         assert expected.std() > 0.1
         # llama.cpp looks GELU up in a table of half floats: 2⁻¹¹ of the value, once a layer. With the same table the
         # usual bound holds; Gemma 4 looks up twice a layer.
-        bound = 1e-3 * (5 if uses_gelu(model) and not gelu else 1) * (2 if family == "gemma4_text" else 1)
+        bound = 1e-3 * (5 if uses_gelu(model) and not gelu else 1) * (2 if family.startswith("gemma4") else 1)
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
@@ -331,6 +333,12 @@ def seeing(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
             },
         )  # fmt: skip
         return transformers.Gemma4ForConditionalGeneration(config)
+    if family == "gemma4_unified_text":
+        eyes = {"patch_size": 2, "pooling_kernel_size": 1, "mm_embed_dim": 32, "mm_posemb_size": 16}
+        config = transformers.Gemma4UnifiedConfig(
+            text_config=text, vision_config={**eyes, "output_proj_dims": 32}, audio_config={"audio_embed_dim": 16}
+        )
+        return transformers.Gemma4UnifiedForConditionalGeneration(config)
     if family == "qwen3_5_text":
         config = transformers.Qwen3_5Config(text_config=text, vision_config=VISION, tie_word_embeddings=False)
         return transformers.Qwen3_5ForConditionalGeneration(config)
@@ -339,7 +347,7 @@ def seeing(family: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
     return transformers.Mistral3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "mistral", "qwen3_5_text", "gemma4_text"])
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral", "qwen3_5_text", "gemma4_text", "gemma4_unified_text"])
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str) -> None:
     """MedGemma's kind: a Gemma 3, or a Mistral, under a prefix, with a vision tower that is left out."""
@@ -368,7 +376,7 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "v" / file).write_bytes((tmp_path / "m" / file).read_bytes())
     (path,) = jmedlite.quantize(tmp_path / "v", types=["F32"], out=tmp_path)
-    n_factors = family == "gemma4_text"  # of its rotary embedding
+    n_factors = family.startswith("gemma4")  # of its rotary embedding
     assert len(read(path)) == sum(n.startswith(prefix) or "lm_head" in n for n in renamed) + n_factors
     tokens = np.random.default_rng(0).integers(0, 256, 40).tolist()
     for layer in model.modules():
@@ -376,7 +384,7 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str
             layer.act_fn = GgmlGelu()
     with torch.no_grad():
         plain = model(torch.tensor([tokens])).logits[0].numpy()
-    bound = 3e-3 if family == "gemma4_text" else 1e-3
+    bound = 3e-3 if family.startswith("gemma4") else 1e-3
     np.testing.assert_allclose(llama_logits(path, tokens), plain, rtol=0, atol=bound)
     # an adapter of the whole class, eyes and all, in the names of this transformers; and of its text part in others
     options = {"target_modules": "all-linear", "r": 2, "lora_alpha": 1, "init_lora_weights": False}

@@ -96,11 +96,18 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("gemma4_text", "num_global_key_value_heads"): {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
     ("gemma4_text", "vocab_size"): {"vocab_size": 280, "vocab_size_per_layer_input": 280},
-    ("gemma4_text", "num_hidden_layers"): {"num_hidden_layers": 6, "layer_types": ALTERNATING * 3},
-    ("gemma4_text", "layer_types"): {
-        "layer_types": ["sliding_attention", *ALTERNATING, *ALTERNATING],
-        "num_hidden_layers": 5,
+    **{
+        (family, key): {"num_hidden_layers": len(types), "layer_types": types}
+        for family in ("gemma4_text", "gemma4_unified_text")
+        for key, types in {
+            "num_hidden_layers": ALTERNATING * 3,
+            "layer_types": ["sliding_attention", *ALTERNATING, *ALTERNATING],
+        }.items()
     },
+    ("gemma4_unified_text", "attention_k_eq_v"): {"attention_k_eq_v": False},
+    ("gemma4_unified_text", "num_kv_shared_layers"): {"num_kv_shared_layers": 2},
+    ("gemma4_unified_text", "use_double_wide_mlp"): {"num_kv_shared_layers": 2, "use_double_wide_mlp": True},
+    ("gemma4_unified_text", "num_global_key_value_heads"): {"num_global_key_value_heads": 2},
     ("gemma2", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("gemma3_text", "tie_word_embeddings"): {"tie_word_embeddings": False},
     ("qwen2_moe", "norm_topk_prob"): {"norm_topk_prob": True},
@@ -130,6 +137,12 @@ OLDER = {
     "gemma2": (*COMMON, "sliding_window_pattern"),
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
     "gpt2": (),
+    "gemma4_unified_text": (
+        "global_head_dim",
+        "num_global_key_value_heads",
+        "hidden_size_per_layer_input",
+        "vocab_size_per_layer_input",
+    ),
     "gemma4_text": ("global_head_dim", "num_global_key_value_heads"),  # written as `per_layer_config` by transformers 5
     "stablelm": (*COMMON, "head_dim"),
     "lfm2": (*COMMON, "head_dim", "block_ff_dim", "tie_embedding"),
@@ -282,7 +295,7 @@ def outcome(folder: Path, family: str, trial: Trial) -> str:
         theirs(n or N_TOKENS)  # nothing longer yet: dynamic NTK remembers
     except Exception:  # whatever it says: there is nothing to compare with
         return THEIRS
-    bound = 3 * TOLERANCE if family == "gemma4_text" else TOLERANCE  # two looks into the table of GELU a layer
+    bound = 3 * TOLERANCE if family.startswith("gemma4") else TOLERANCE  # two looks into the table of GELU a layer
     far = distance(n or N_TOKENS)
     if n:
         assert far < TOLERANCE, (family, trial, far)
