@@ -182,7 +182,8 @@ def _parquet(path: Path, label: str) -> Iterator[Row]:
             rows = _read_parquet(path, label)
     except MemoryError:
         raise DataError(f"{label}: takes more than {MEMORY:,} bytes of memory to unpack, too much for a task") from None
-    except (pyarrow.ArrowException, OSError, ValueError) as e:
+    # the last two: durations and times that Python has no value for, names of no time zone
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(f"{label}: is not a parquet file that can be read ({reason})") from None
     yield from (Row(f"{label}, row {number}", number, fields) for number, fields in enumerate(rows, 1))

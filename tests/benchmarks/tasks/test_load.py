@@ -140,6 +140,22 @@ def test_parquet_whose_dictionary_repeats_one_long_value(tmp_path: Path, monkeyp
         load_task(f"own={path}")
 
 
+@pytest.mark.parametrize("type_", ["duration", "timestamp", "zone"])
+def test_parquet_values_that_python_has_none_for(tmp_path: Path, type_: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    types = {
+        "duration": pyarrow.duration("s"), "timestamp": pyarrow.timestamp("us"),
+        "zone": pyarrow.timestamp("us", tz="Nowhere/Land"),
+    }  # fmt: skip
+    value = pyarrow.array([1 if type_ == "zone" else 1 << 62], pyarrow.int64()).cast(types[type_])
+    table = pyarrow.Table.from_pylist([GOOD]).append_column("when", value)
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: is not a parquet file that can be read"):
+        load_task(f"own={tmp_path / 't.parquet'}")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system bounds no address space")
 def test_parquet_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "t.parquet", [{**GOOD, "id": f"q{i}", "question": "a" * 20_000_000} for i in range(8)])
