@@ -184,23 +184,23 @@ class GgufModel:
 
     def _of_two_sizes(self) -> dict[str, Any]:
         """The settings of a model whose layers with a window have other heads than those without."""
-        meta = {
-            key.removeprefix(f"{self.architecture}."): value for key, value in self._header.metadata.items()
-        }  # fmt: skip
-        windows = [bool(window) for window in meta.get("attention.sliding_window_pattern", ())]
+        meta = {key.removeprefix(f"{self.architecture}."): value for key, value in self._header.metadata.items()}
+        pattern, n_shared = meta.get("attention.sliding_window_pattern"), meta.get("attention.shared_kv_layers", 0)
         heads, widths = meta.get("attention.head_count_kv"), meta.get("feed_forward_length")
+        windows = [bool(window) for window in pattern] if isinstance(pattern, list | array) else []
         of_each = list(heads) if isinstance(heads, list | array) else [heads] * len(windows)
+        if not isinstance(n_shared, int) or len(of_each) != len(windows):
+            raise DataError(f"{self._path.name}: its lists of layers have other lengths, or are none")
         own = [i for i, window in enumerate(windows) if not window]
-        n_shared = meta.get("attention.shared_kv_layers", 0)
         return {
             "layer_types": [SLIDING if window else FULL for window in windows],
             "head_dim": meta.get("attention.key_length_swa"),
-            "num_key_value_heads": next((h for h, window in zip(of_each, windows, strict=False) if window), None),
+            "num_key_value_heads": next((h for h, window in zip(of_each, windows, strict=True) if window), None),
             "per_layer_config": {
                 str(i): {"head_dim": meta.get("attention.key_length"), "num_key_value_heads": of_each[i]} for i in own
             },
-            "intermediate_size": widths if isinstance(widths, int) else min(widths or [0]),
-            "use_double_wide_mlp": not isinstance(widths, int),
+            "intermediate_size": min(widths) if isinstance(widths, list | array) and widths else widths,
+            "use_double_wide_mlp": isinstance(widths, list | array),
             "attention_k_eq_v": any(
                 f"blk.{i}.attn_v.weight" not in self._tensors for i in own if i < len(windows) - n_shared
             ),
