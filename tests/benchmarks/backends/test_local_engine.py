@@ -46,7 +46,7 @@ def answers(model: LocalModel, wanted: Wanted) -> list[RawAnswer]:
     return found
 
 
-@pytest.fixture(scope="module", params=["qwen2", "llama", "qwen3_5_text", "lfm2"])
+@pytest.fixture(scope="module", params=["qwen2", "llama", "qwen3_5_text", "lfm2", "gemma4_text"])
 def model_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """F32 models without and with a BOS token."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -220,4 +220,6 @@ def test_packs_as_large_as_a_gpu_gets_score_the_same(model_file: Path) -> None:
         )  # as many states as before
         large = answers(model, wanted)
     for one, other in zip(alone, large, strict=True):
-        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-4)
+        # Gemma's GELU is looked up in a table of half floats, where another order of sums may fall on the next entry
+        atol = 1e-3 if "gemma" in str(model_file) else 1e-4
+        np.testing.assert_allclose(one["scores"], other["scores"], atol=atol)
