@@ -2,8 +2,10 @@
 
     python tools/fuzz_templates.py [--n TEMPLATES] [--seed SEED] [--seconds LIMIT]
 
-Each has a process of its own, which must end by itself: with a prompt, with a named fault, or out of time. Any other
-end, or one that comes ten seconds after the limit, is printed as a finding, and the exit code is 1. POSIX only.
+Each has a process of its own, which must end by itself: with a prompt, with a named fault, or out of time. The latter is
+told as `ask` does, by the first words of the clock's thread: while it lists what ran, the process may end by a signal.
+Any other end, or one that comes ten seconds after the limit, is printed as a finding, and the exit code is 1. POSIX
+only.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 
@@ -21,9 +24,10 @@ import jinja2.sandbox  # noqa: F401 - before the clock starts
 from jmedlite.base.errors import DataError
 from jmedlite.runtime.bounded import bounded
 from jmedlite.runtime.chat_template import Message, build_prompt
+from jmedlite.runtime.process import OUT_OF_TIME
 
 LATE = 10.0  # seconds over the limit, on a machine that is busy
-RIGHT, FAULT, TIME = 0, 65, 1
+RIGHT, FAULT = 0, 65
 BEGIN = (
     "{% set x = namespace(s='f' * 90000, a=[], b=[]) %}{% for i in range(6) %}{% set x.s = x.s ~ x.s %}{% endfor %}"
     "{% for i in range(30) %}{% set x.a = [x.a, x.a] %}{% set x.b = [x.b, x.b] %}{% endfor %}"
@@ -57,9 +61,9 @@ def expression(rng: random.Random, depth: int = 0) -> str:
     return f"({one} {rng.choice(BINARY)} {expression(rng, depth + 1)})"
 
 
-def _render(template: str, seconds: float) -> None:
-    """In a process of its own, which ends here."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+def _render(template: str, seconds: float, told: int) -> None:
+    """In a process of its own, which ends here; what it says goes to the file descriptor `told`."""
+    os.dup2(told, 2)
     messages = [Message("user", "q")]
     try:
         bounded(lambda event, **_: None, "it", seconds, lambda: build_prompt(messages, system="", template=template))
@@ -71,17 +75,21 @@ def _render(template: str, seconds: float) -> None:
 def outcome(template: str, seconds: float) -> str:
     """How the process of a template ends."""
     started = time.monotonic()
-    if not (child := os.fork()):
-        try:
-            _render(template, seconds)
-        finally:
-            os._exit(99)
-    while time.monotonic() - started < seconds + LATE:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            code = os.waitstatus_to_exitcode(status)
-            return {RIGHT: "right", FAULT: "fault", TIME: "time"}.get(code, f"FINDING: ended with {code}")
-        time.sleep(0.005)
+    with tempfile.TemporaryFile() as told:
+        if not (child := os.fork()):
+            try:
+                _render(template, seconds, told.fileno())
+            finally:
+                os._exit(99)
+        while time.monotonic() - started < seconds + LATE:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                told.seek(0)
+                if OUT_OF_TIME.encode() in told.read(1 << 16):
+                    return "time"
+                code = os.waitstatus_to_exitcode(status)
+                return {RIGHT: "right", FAULT: "fault"}.get(code, f"FINDING: ended with {code}")
+            time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "FINDING: does not end"
