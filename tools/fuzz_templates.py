@@ -2,10 +2,10 @@
 
     python tools/fuzz_templates.py [--n TEMPLATES] [--seed SEED] [--seconds LIMIT]
 
-Each has a process of its own, which must end by itself: with a prompt, with a named fault, or out of time. The latter is
-told as `ask` does, by the first words of the clock's thread: while it lists what ran, the process may end by a signal.
-Any other end, or one that comes ten seconds after the limit, is printed as a finding, and the exit code is 1. POSIX
-only.
+Each has a process of its own, which must end by itself: with a prompt, with a named fault, or out of time. The latter
+is told as `ask` does, by the first words of the clock's thread: while it lists what ran, the process may end by a
+signal. Any other end, or one that comes ten seconds after the limit, is printed as a finding, and the exit code is 1.
+POSIX only.
 """
 
 from __future__ import annotations
