@@ -60,7 +60,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sentencepiece": ("convert/metadata/sentencepiece.py",),
     **dict.fromkeys(("rows", "csv", "parquet", "zip"), _TASKS),
     "checkpoint": (
-        *(f"convert/families/{name}.py" for name in ("families", "settings", "rope")),
+        *(f"convert/families/{name}.py" for name in ("families", "config", "shapes", "settings", "rope")),
         "convert/sources/checkpoint.py", "convert/sources/checkpoint_model.py", "convert/metadata/readable.py",
     ),
     "tokenizer": tuple(
