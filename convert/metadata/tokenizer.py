@@ -8,6 +8,7 @@ the runner's help where its docs say so, is refused.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def read_vocabulary(folder: Path | TokenizerFiles, n_vocab: int) -> SourceVocabu
         KeyError,
         IndexError,
         ValueError,
+        OverflowError,
     ) as e:  # JSON of another form than the library's
         raise DataError(f"{files.folder.name}: its tokenizer files are malformed ({e})") from None
 
@@ -398,6 +400,8 @@ def _from_unigram(described: dict[str, Any], added: dict[int, tuple[str, bool]],
         isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and type(e[1]) in (int, float) for e in entries
     ):
         raise DataError(f"{DESCRIBED}: its Unigram model has no vocab of tokens with scores")
+    if not all(math.isfinite(score) for _, score in entries):
+        raise DataError(f"{DESCRIBED}: a token's score is not finite")
     unknown = model.get("unk_id")
     if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(entries)):
         raise DataError(f"{DESCRIBED}: its unk_id is {shown(unknown)}, expected the number of a token")

@@ -130,7 +130,12 @@ def test_adapter_into_a_gguf_is_the_adapter_into_its_checkpoint(tmp_path: Path, 
     (plain,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
     through = jmedlite.quantize(plain, out=tmp_path / "2", **options)
     for one, other in zip(direct, through, strict=True):
-        assert raw(one) == raw(other)
+        found, expected = raw(one), raw(other)
+        if "per_layer_model_proj.weight" in found and one is direct[1]:
+            # Gemma 4's: llama.cpp leaves it as it finds it, BF16 of a checkpoint, F32 of that GGUF
+            types = found.pop("per_layer_model_proj.weight")[0], expected.pop("per_layer_model_proj.weight")[0]
+            assert types == ("BF16", "F32")
+        assert found == expected
         assert raw(one) != raw(plain)
 
 

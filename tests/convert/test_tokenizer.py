@@ -250,6 +250,8 @@ def test_a_unigram_tokenizer_json(tmp_path: Path, without: str) -> None:
     [
         ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]], "byte_fallback": False}}, "byte fallback"),
         ({"model": {"type": "Unigram", "unk_id": 0, "vocab": {"a": 0}, "byte_fallback": True}}, "tokens with scores"),
+        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 10**400]], "byte_fallback": True}}, "malformed"),
+        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 1e999]], "byte_fallback": True}}, "not finite"),
         (
             {"model": {"type": "Unigram", "unk_id": "0", "vocab": [["a", 0.0]], "byte_fallback": True}},
             "unk_id is",
