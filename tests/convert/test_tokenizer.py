@@ -142,6 +142,29 @@ def byte_fallback_json(processor: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_gemma_4s_tokenizer_json(tmp_path: Path) -> None:
+    """It has no tokenizer.model; spaces are replaced, and nothing is put before a text. Merges reach beyond lines."""
+    import tokenizers
+
+    symbols = ["▁▁", "▁▁▁▁", "\n", "\n\n", "\n\n\n"]
+    processor = spm_checkpoint(
+        tmp_path / "m", train(add_dummy_prefix=False, user_defined_symbols=symbols, vocab_size=440), "gemma4_text"
+    )
+    described = byte_fallback_json(processor)
+    described["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    described["pre_tokenizer"] = {
+        "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+    }  # fmt: skip
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    reference = tokenizers.Tokenizer.from_str(json.dumps(described))
+    texts = [t for t in lines(400) if "s>" not in t]
+    texts += ["a" + "\n" * 7 + "b", "\n" * 40, "x \n y\n\n  z", "  hello  the   thing"]
+    expected = [reference.encode(t, add_special_tokens=False).ids for t in texts]
+    assert tokenize_all(path, texts, False) == expected
+
+
 def test_byte_fallback_tokenizer_json(tmp_path: Path, spm_model: bytes) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     processor = spm_checkpoint(tmp_path / "m", spm_model)
