@@ -249,6 +249,8 @@ def main(arguments: Iterable[str]) -> int:
         PO.write_bytes(as_po(catalog))
         PO.with_suffix(".mo").write_bytes(as_mo(catalog))
     found = list(faults(catalog))
+    if PO.with_suffix(".mo").read_bytes() != as_mo(catalog):
+        found.append(f"{PO.stem}.mo is not what {PO.name} says: run this tool without --check")
     print("\n".join(found) or f"{len(catalog)} sentences, each in Japanese")
     return bool(found)
 
