@@ -29,7 +29,7 @@ NAMES = (
     "generation_config.json", "special_tokens_map.json", "index", "run.json", "models.json", "task rows", "answers",
     "models of a server", "items.jsonl", "questions.jsonl", "measures.jsonl", "noise.jsonl", "safetensors header",
     "model card", "saved chat", "overlap rows", "parquet rows", "adapter_config.json of MLX", "config.json of mixture",
-    "tokenizer.json, unigram", "kept record",
+    "tokenizer.json, unigram", "tekken.json", "kept record",
     *(f"{what} of {name}" for name in (*PACKED, "mxfp4") for what in ("config.json", "safetensors header")),
 )  # fmt: skip
 

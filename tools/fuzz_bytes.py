@@ -43,7 +43,7 @@ SECONDS_EACH, MEGABYTES = 10, 2048  # what one input may take
 OF_BYTES = ("safetensors", "gguf", "imatrix", "bin", "sentencepiece", "rows", "csv", "parquet", "zip")
 GROUPS = {
     "checkpoint": ("config.json", "generation_config.json", "index", "model card"),
-    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tekken.json"),
     "adapter": ("adapter_config.json",),
     "manifest": ("manifest", "models.json", "saved chat"),
     "run-folder": ("run.json", "items.jsonl", "questions.jsonl", "measures.jsonl", "noise.jsonl"),
@@ -64,7 +64,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "convert/sources/checkpoint.py", "convert/sources/checkpoint_model.py", "convert/metadata/readable.py",
     ),
     "tokenizer": tuple(
-        f"convert/metadata/{name}.py" for name in ("tokenizer", "tokenizer_files", "specials", "added_tokens")
+        f"convert/metadata/{name}.py" for name in ("tokenizer", "tokenizer_files", "specials", "added_tokens", "tekken")
     ),
     "adapter": ("convert/adapters/peft.py", "convert/adapters/settings.py", "convert/adapters/patterns.py"),
     "manifest": ("jmedlite/base/manifest.py", "jmedlite/base/records.py", "jmedlite/api/made_models.py"),

@@ -174,6 +174,7 @@ def read_specials(files: TokenizerFiles, vocabulary: SourceVocabulary, warnings:
         )
     if vocabulary.unknown is not None:
         found.ids["unk"] = vocabulary.unknown
+    found.ids = {kind: i for kind, text in files.roles.items() if (i := find(tokens, text)) is not None} | found.ids
     for kind in ("bos", "eos"):
         text = files.token(kind)
         i = find(tokens, text)

@@ -1,8 +1,8 @@
 """Tokenizer: a checkpoint's vocabulary as GGUF has it: tokens, types, scores, merges, pre-tokenizer.
 
-Three kinds: byte-level BPE (`tokenizer.json`), SentencePiece-style BPE (`tokenizer.model`, or a `tokenizer.json` with
-byte fallback) and SentencePiece unigram (`tokenizer.model` or `spiece.model`). What llama.cpp could not reproduce, with
-the runner's help where its docs say so, is refused.
+Three kinds: byte-level BPE (`tokenizer.json`, `tekken.json`), SentencePiece-style BPE (`tokenizer.model`, or a
+`tokenizer.json` with byte fallback) and SentencePiece unigram (`tokenizer.model` or `spiece.model`). What llama.cpp
+could not reproduce, with the runner's help where its docs say so, is refused.
 """
 
 from __future__ import annotations
@@ -116,12 +116,9 @@ def _read_vocabulary(files: TokenizerFiles, n_vocab: int) -> SourceVocabulary:
     if is_pieces:
         vocabulary = _from_sentencepiece(files, added, n_vocab)
     elif described is None:
-        if (files.folder / "tekken.json").is_file():
-            raise InputMissing(
-                f"{files.folder}: has only tekken.json, Mistral's own format; add the tokenizer.json of the model in "
-                "transformers' form"
-            )
-        raise InputMissing(f"{files.folder}: has neither tokenizer.json nor tokenizer.model; download the whole model")
+        raise InputMissing(
+            f"{files.folder}: has no tokenizer.json, tokenizer.model or tekken.json; download the whole model"
+        )
     elif (kind := (described.get("model") or {}).get("type")) == "Unigram":
         vocabulary = _from_unigram(described, added, n_vocab)
     elif kind != "BPE":

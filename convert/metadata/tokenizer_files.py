@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
 
 from .sentencepiece import SentencePieceModel, read_sentencepiece
+from .tekken import ROLES, TEKKEN_FILE, Tekken, read_tekken
 
 DESCRIBED, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 ADDED, NAMED = "added_tokens.json", "special_tokens_map.json"
@@ -132,12 +133,27 @@ class TokenizerFiles:
     @property
     def is_vocabulary(self) -> bool:
         """Is there a whole vocabulary in the folder?"""
-        return (self.folder / DESCRIBED).is_file() or self.pieces_file is not None
+        return (self.folder / DESCRIBED).is_file() or self.pieces_file is not None or self._is_tekken
+
+    @property
+    def _is_tekken(self) -> bool:
+        """Is Mistral's own file all that tells of the vocabulary?"""
+        others = (self.folder / DESCRIBED).is_file() or self.pieces_file is not None
+        return not others and (self.folder / TEKKEN_FILE).is_file()
+
+    @cached_property
+    def _tekken(self) -> Tekken | None:
+        return read_tekken(self.folder / TEKKEN_FILE) if self._is_tekken else None
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """The special tokens by what they do ("eos"), where the format itself says so."""
+        return {} if self._tekken is None else ROLES
 
     @cached_property
     def described(self) -> dict[str, Any] | None:
-        """tokenizer.json, which may have tens of megabytes."""
-        return _read(self.folder / DESCRIBED)
+        """tokenizer.json, which may have tens of megabytes, or what it would be for a tekken.json."""
+        return _read(self.folder / DESCRIBED) if self._tekken is None else self._tekken.described
 
     def share(self, other: TokenizerFiles) -> None:
         """Take the other's tokenizer.json as read where the two are the same file to the byte."""
@@ -152,6 +168,8 @@ class TokenizerFiles:
         """Let go of what the memory is needed for elsewhere: tokens and merges; what is added stays known."""
         if self.described is not None:
             self.__dict__["described"] = {key: value for key, value in self.described.items() if key != "model"}
+            if self._tekken is not None:
+                self.__dict__["_tekken"] = replace(self._tekken, described=self.described)
         self.__dict__.pop("own_texts", None)
 
     @cached_property
@@ -242,6 +260,8 @@ class TokenizerFiles:
         """
         key = f"{kind}_token"
         here, there = _text(self.settings.get(key), SETTINGS, key), _text(self.named.get(key), NAMED, key)
+        if here is None and there is None:
+            return self.roles.get(kind)
         if here is None or there is None or here == there:
             return there if here is None else here
         taken = here if "added_tokens_decoder" in self.settings else there
@@ -276,6 +296,13 @@ class TokenizerFiles:
         for file, holder in ((SETTINGS, self.settings), (_OLD_TEMPLATE, _read(self.folder / _OLD_TEMPLATE) or {})):
             if (template := _template(holder.get("chat_template"), file)) is not None:
                 found[file] = template
+        if not found and self._tekken is not None:
+            if self._tekken.template is None:
+                self._warn(
+                    f"has no chat template, and how chats are written with a {TEKKEN_FILE} of version "
+                    f"{shown(self._tekken.version)} is not known here; questions will have a plain form"
+                )
+            return self._tekken.template
         files = list(found)
         if len({str(default_template(t)) for t in found.values()}) > 1:
             self._warn(f"its chat template is another in {' and in '.join(files)}; {files[0]}'s is taken")

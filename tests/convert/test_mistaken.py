@@ -110,12 +110,6 @@ def test_folder_that_is_no_adapter(tmp_path: Path, what: str) -> None:
     refused(lambda: find_weights(touch(tmp_path / "f", *files, content=content)), *words)
 
 
-def test_only_mistrals_own_tokenizer(tmp_path: Path) -> None:
-    builders.checkpoint(tmp_path / "m", "mistral")
-    (tmp_path / "m" / "tokenizer.json").rename(tmp_path / "m" / "tekken.json")
-    refused(lambda: assemble(tmp_path / "m"), "only tekken.json", "tokenizer.json")
-
-
 # -------------------------------------------------------------------------------------------------- quantized weights
 
 QUANTIZED: dict[str, tuple[tuple[str, ...], str, str]] = {

@@ -162,6 +162,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     builders.mlx_adapter(folder / "mlx", base)
     builders.checkpoint(folder / "unigram", "llama", vocab_size=300)
     (folder / "unigram" / "tokenizer.json").write_text(json.dumps(UNIGRAM))
+    builders.tekken_checkpoint(folder / "tekken", builders.tekken([b"ab", b"abc"], ["<unk>", "<s>", "</s>"]))
     record = kept.record_of(folder / "kept-Q8_0.gguf")
     record.write_bytes(_lines(KEPT))
 
@@ -203,6 +204,7 @@ def readers(folder: Path) -> dict[str, Reader]:
             for name in ("mixture", "mxfp4", *PACKED)
         },
         "tokenizer.json, unigram": _of_file(folder / "unigram" / "tokenizer.json", lambda: model("unigram")),
+        "tekken.json": _of_file(folder / "tekken" / "tekken.json", lambda: model("tekken")),
         "kept record": _of_file(
             record, lambda: kept.find(folder / "kept-Q8_0.gguf"), encode=_lines, decode=_of_lines
         ),
