@@ -267,6 +267,7 @@ class MeasureRecord:
     peak_file_bytes: int | None
     kv_bytes: int | None
     vram_bytes: dict[str, int] | None
+    n_cpu_moe: int | None = None  # blocks on a GPU whose experts are in RAM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma-3-12B": ("Gemma3ForCausalLM", sizes(3840, 15360, 16, 8, 48, 262208, head_dim=256, **_GEMMA)),
     "Phi-3-medium": ("Phi3ForCausalLM", sizes(5120, 17920, 40, 10, 40, 32064)),
 }  # fmt: skip
-SEVENTY = ("LlamaForCausalLM", sizes(8192, 28672, 64, 8, 80, 32000))
+# Those that no laptop holds in 16 bits, by the weights they have
+_QWEN3_MOE = {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+              "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
+LARGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3-30B-A3B": (
+        "Qwen3MoeForCausalLM", sizes(2048, 6144, 32, 4, 48, 151936, moe_intermediate_size=768, **_QWEN3_MOE),
+    ),
+    "Llama-2-70B": ("LlamaForCausalLM", sizes(8192, 28672, 64, 8, 80, 32000)),
+    "Qwen2.5-72B": ("Qwen2ForCausalLM", sizes(8192, 29568, 64, 8, 80, 152064)),
+    "Mixtral-8x22B": (
+        "MixtralForCausalLM", sizes(6144, 16384, 48, 8, 56, 32768, num_local_experts=8, num_experts_per_tok=2),
+    ),
+    "Qwen3-235B-A22B": (
+        "Qwen3MoeForCausalLM", sizes(4096, 12288, 64, 4, 94, 151936, moe_intermediate_size=1536, **_QWEN3_MOE),
+    ),
+}  # fmt: skip
 MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "self_attn.qkv_proj", "attention.query_key_value")
 
 
@@ -62,7 +77,14 @@ def tensor_shapes(name: str, config: dict[str, Any]) -> Shapes:
     family = next(f for f in FAMILIES if name in f.hf_names)
     settings = text_config(family, config)
     dims = dimensions(family, settings)
-    return {r.hf: tuple(dims[d] for d in r.shape) for r in expected_rules(family, settings, {family.embedding})}
+    found: Shapes = {}
+    for rule in expected_rules(family, settings):
+        if rule.gguf == "output.weight" and settings.get("tie_word_embeddings"):
+            continue
+        shape = tuple(dims[d] for d in rule.shape)
+        each = range(dims["n_expert"]) if "{e}" in rule.hf else range(1)
+        found |= {rule.hf.replace("{e}", str(e)): shape for e in each}
+    return found
 
 
 def tokenizer(n_vocab: int) -> dict[str, Any]:

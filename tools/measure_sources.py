@@ -1,11 +1,11 @@
-"""Peak memory of the pass for every family and source at its real size, and the plan of a 70B.
+"""Peak memory of the pass for every family and source at its real size, and the plan of those that no laptop holds.
 
     python tools/measure_sources.py FOLDER [--family NAME]… [--source safetensors|bin|gguf]… [--level Q4_K_M]
-    python tools/measure_sources.py FOLDER --seventy
+    python tools/measure_sources.py FOLDER --large [NAME]…
 
 The checkpoints are made in FOLDER (see large_models.py). Each run has a rank-16 adapter; memory is the process tree's
-resident pages, anonymous and file-backed. `--seventy` plans a Llama2-70B with a rank-64 adapter, and streams one real
-layer of it.
+resident pages, anonymous and file-backed. `--large` plans models from 30 to 235 billion weights with a rank-64 adapter,
+streams one real layer of each with the tables, and says what time the whole would take by its weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from compare_toolchain import Cost, measure
-from large_models import MODELS, MODULES, SEVENTY, small, write_adapter, write_model
+from large_models import LARGE, MODELS, MODULES, Shapes, small, write_adapter, write_model
 
 
 def run(*arguments: str) -> Cost:
@@ -53,28 +53,36 @@ def told(cost: Cost) -> str:
     return f"{cost.wall_s:.1f} s, CPU {cost.cpu_s:.1f} s, peak {cost.peak_bytes / 1e6:.0f} MB"
 
 
-def seventy(folder: Path) -> None:
-    """A plan of the whole 70B, and one of its layers for real."""
-    architecture, config = SEVENTY
+def n_weights(shapes: Shapes) -> int:
+    """The weights of a checkpoint."""
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def large(folder: Path, name: str) -> None:
+    """A plan of the whole model, and one of its layers for real."""
+    architecture, config = LARGE[name]
     modules = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" for x in ("gate", "up", "down"))
-    work = folder / "70B"
+    work = folder / name
     shutil.rmtree(work, ignore_errors=True)
     shapes = write_model(work / "base", architecture, config, "safetensors")
-    n = sum(int(np.prod(s)) for s in shapes.values())
+    n = n_weights(shapes)
     write_adapter(work / "adapter", shapes, 64, modules)
     bits = [x for b in (2, 4, 8) for x in ("--bits", str(b))]
-    options = ("quantize", str(work / "base"), "--lora", str(work / "adapter"), *bits, "--dry-run")
-    cost = run(*options)
-    print(f"70B ({n / 1e9:.2f} B weights), rank 64, --dry-run of three levels: {told(cost)}")
+    plan = ("quantize", str(work / "base"), "--lora", str(work / "adapter"), *bits, "--dry-run")
+    print(f"{name} ({n / 1e9:.2f} B weights in {len(shapes):,} tensors), rank 64, --dry-run of three levels: "
+          f"{told(run(*plan))}", flush=True)  # fmt: skip
     shutil.rmtree(work)
     rng = np.random.default_rng(1)
     one = {**config, "num_hidden_layers": 1}
     shapes = write_model(work / "base", architecture, one, "safetensors", lambda shape: small(rng, shape))
     write_adapter(work / "adapter", shapes, 64, modules)
+    whole = n / n_weights(shapes)
     for levels in (["4"], ["2", "4", "8"]):
         bits = [x for b in levels for x in ("--bits", b)]
         options = ("quantize", str(work / "base"), "--lora", str(work / "adapter"), *bits, "--out", str(work / "out"))
-        print(f"one layer of it, random weights, --bits {' '.join(levels)}: {told(run(*options, '--overwrite'))}")
+        cost = run(*options, "--overwrite")
+        print(f"one layer of it, random weights, --bits {' '.join(levels)}: {told(cost)}; "
+              f"the whole by its weights: {cost.wall_s * whole / 60:.0f} min", flush=True)  # fmt: skip
     shutil.rmtree(work)
 
 
@@ -84,11 +92,12 @@ def main() -> None:
     parser.add_argument("--family", action="append", choices=list(MODELS))
     parser.add_argument("--source", action="append", choices=["safetensors", "bin", "gguf"])
     parser.add_argument("--level", default="Q4_K_M")
-    parser.add_argument("--seventy", action="store_true")
+    parser.add_argument("--large", nargs="*", choices=list(LARGE), metavar="NAME")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.seventy:
-        seventy(options.folder)
+    if options.large is not None:
+        for name in options.large or LARGE:
+            large(options.folder, name)
     else:
         sources = options.source or ["safetensors", "bin"]
         measure_all(options.folder, options.family or list(MODELS), sources, options.level)

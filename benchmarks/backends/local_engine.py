@@ -12,7 +12,7 @@ from jmedlite.base.native import F32
 from jmedlite.runtime.added_tokens import common_prefix
 from jmedlite.runtime.context import BatchRow, Context, finite_max
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.offload import CELL
+from jmedlite.runtime.shape import CELL
 from jmedlite.runtime.shared_rows import SharedRows
 from jmedlite.runtime.thoughts import ANSWERING, GENERAL, AnswerReader, Form, Said
 

@@ -16,8 +16,8 @@ from typing import Any
 from jmedlite.base.errors import UsageError
 from jmedlite.runtime.chat_template import Message, Part, end_of, thought_forms, warnings_of
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.offload import MAX_SIZE
 from jmedlite.runtime.protocol import Emit, serve
+from jmedlite.runtime.shape import MAX_SIZE
 from jmedlite.runtime.thoughts import forms_in, is_closed, opened_by
 from jmedlite.runtime.worker import bounded_prompt, of_template
 

@@ -22,9 +22,9 @@ from jmedlite.benchmarks.records import MeasureRecord
 from jmedlite.runtime.fitting import shape_on_this_machine
 from jmedlite.runtime.hardware import devices
 from jmedlite.runtime.loading import LoadedModel
-from jmedlite.runtime.offload import kv_bytes
 from jmedlite.runtime.process import Child
 from jmedlite.runtime.protocol import Emit, serve
+from jmedlite.runtime.shape import kv_bytes
 
 N_QUESTIONS = 12  # asked one by one
 N_GENERATED = 64
@@ -121,6 +121,7 @@ def measure_here(request: dict[str, Any]) -> MeasureRecord:
         n_ctx=engine.n_ctx,
         n_threads=request["threads"],
         n_gpu_layers=loaded.plan.n_gpu_layers,
+        n_cpu_moe=loaded.plan.n_without_experts or None,
         load_seconds=round(loaded.load_seconds, 4),
         prompt_tokens=n_prompt,
         prompt_tps=round(n_prompt / prompt, 2),

@@ -15,7 +15,8 @@ from jmedlite.base.progress import Progress
 from jmedlite.base.sensitivity import Sensitivities, read_sensitivities
 from jmedlite.convert.mixing import Budget, Mix, Mixer, check_names
 from jmedlite.convert.planning import QuantizePlan
-from jmedlite.runtime.offload import MARGIN, Machine, Wish, make_offload_plan, shape_of
+from jmedlite.runtime.offload import MARGIN, Machine, Wish, make_offload_plan
+from jmedlite.runtime.shape import shape_of
 from jmedlite.runtime.type_probe import TypeRule
 
 FIT_CTX = 4096

@@ -12,7 +12,7 @@ from jmedlite.base.gguf import read_header
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.benchmarks.backends.base import Loading, LocalModel
 from jmedlite.benchmarks.run.run import Participant
-from jmedlite.runtime.offload import check_kv_type
+from jmedlite.runtime.shape import check_kv_type
 
 from .model_facts import describe_model, find_models
 

@@ -51,7 +51,8 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     """The plan for a model, and every level × context: what `doctor MODEL` shows."""
     from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine, this_machine
     from jmedlite.runtime.loading import read_whole_header
-    from jmedlite.runtime.offload import Wish, check_kv_type, make_offload_plan, row_of_plans
+    from jmedlite.runtime.offload import Wish, make_offload_plan, row_of_plans
+    from jmedlite.runtime.shape import check_kv_type
 
     _, header = read_whole_header(path)
     check_kv_type(path.name, header.metadata, kv_type)
@@ -91,5 +92,7 @@ def _cell(plan: dict[str, Any]) -> str:
     if not plan["fits"]:
         return "—"
     total = console.size(sum(place["total"] for place in plan["places"]))
-    layers = f" ({plan['n_gpu_layers']}/{plan['n_layers'] + 1} GPU)" if len(plan["places"]) > 1 else ""
-    return total + layers
+    if len(plan["places"]) == 1:
+        return total
+    without = f", {plan['n_without_experts']} without experts" if plan["n_without_experts"] else ""
+    return f"{total} ({plan['n_gpu_layers']}/{plan['n_layers'] + 1} GPU{without})"

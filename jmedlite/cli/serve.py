@@ -23,7 +23,9 @@ def serve(
     *,
     model: ModelFile = None,
     options: ServeOptions,
-    loading: Annotated[LoadOptions, "ctx", "gpu_layers", "kv_type", "flash_attn", "threads", "lora", "force"],
+    loading: Annotated[
+        LoadOptions, "ctx", "gpu_layers", "n_cpu_moe", "kv_type", "flash_attn", "threads", "lora", "force"
+    ],
 ) -> None:
     """Serve a page to ask on and an OpenAI-compatible API, to this machine alone unless you say otherwise."""
     from jmedlite.runtime.chat_template import NOTICE

@@ -22,8 +22,8 @@ from jmedlite.base.errors import NativeError
 from .added_tokens import common_prefix
 from .context import BatchRow, Context
 from .loading import LoadedModel
-from .offload import CELL, N_OUTPUTS, N_UBATCH
 from .protocol import Stopped
+from .shape import CELL, N_OUTPUTS, N_UBATCH
 from .state_cache import key_of
 
 MIN_PREFIX = 16  # tokens: fewer are evaluated as soon as looked up

@@ -11,7 +11,8 @@ from jmedlite.base.errors import JmedliteError
 from jmedlite.base.gguf import ARRAY, Header, Tensor
 
 from .hardware import cpu_features, devices, free_ram
-from .offload import Gpu, Machine, Shape, repacking, shape_of
+from .offload import Gpu, Machine
+from .shape import Shape, repacking, shape_of
 
 LEVELS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")  # the widest first
 

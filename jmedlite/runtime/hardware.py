@@ -68,6 +68,8 @@ def devices() -> list[dict[str, Any]]:
         getattr(lib, name).argtypes = [ctypes.c_void_p]
     lib.ggml_backend_dev_type.restype = ctypes.c_int
     lib.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    lib.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    lib.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
     size_p = ctypes.POINTER(ctypes.c_size_t)
     lib.ggml_backend_dev_memory.restype = None
     lib.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size_p, size_p]
@@ -87,6 +89,7 @@ def devices() -> list[dict[str, Any]]:
                 "description": lib.ggml_backend_dev_description(device).decode("utf-8", "replace"),
                 "kind": kinds.get(kind, "other"),
                 "pointer": device,
+                "buffer_type": lib.ggml_backend_dev_buffer_type(device),
                 "shared_memory": kind == 2 or (kind == 1 and sys.platform == "darwin"),
                 "free_bytes": free.value,
                 "total_bytes": total.value,
@@ -122,7 +125,9 @@ def describe_machine() -> dict[str, Any]:
         "logical_cores": os.cpu_count() or 1,
         "ram_bytes": memory.total,
         "ram_available_bytes": memory.available,
-        "gpus": [{k: v for k, v in d.items() if k != "pointer"} for d in found if d["kind"] == "GPU"],
+        "gpus": [
+            {k: v for k, v in d.items() if k not in ("pointer", "buffer_type")} for d in found if d["kind"] == "GPU"
+        ],
         "gpu_offload_built_in": bool(libllama().llama_supports_gpu_offload()),
         "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         "jmedlite": importlib.metadata.version("jmedlite"),

@@ -27,8 +27,9 @@ from .added_tokens import common_prefix
 from .context import BatchRow, Context, finite_max
 from .evaluation import ContextSettings, log_probability
 from .loading import LoadedModel
-from .offload import CELL, N_OUTPUTS, N_UBATCH, n_sequences
+from .offload import n_sequences
 from .protocol import Stopped
+from .shape import CELL, N_OUTPUTS, N_UBATCH
 
 STEP_SECONDS = 0.5  # the longest that those who write wait for somebody's prompt, in one batch
 MIN_SHARE = 32  # rows of prompts in a batch beside those who write, however slow the machine

@@ -13,15 +13,22 @@ from jmedlite.base.options import check, option
 class LoadOptions:
     """Options of a loaded model.
 
-    `ctx` is the context in tokens ("auto": the longest that fits), `gpu_layers` "auto", "all" or a number, `threads`
-    None for the physical cores, `lora` pairs of a GGUF adapter and its weight. `cache` keeps evaluated system prompts
-    on disk, never a question. `force` loads what does not fit.
+    `ctx` is the context in tokens ("auto": the longest that fits), `gpu_layers` and `n_cpu_moe` are "auto", "all" or a
+    number, `threads` None for the physical cores, `lora` pairs of a GGUF adapter and its weight. `cache` keeps
+    evaluated system prompts on disk, never a question. `force` loads what does not fit.
     """
 
     ctx: str | int = option(
         "auto", choices=("auto",), low=16, high=1 << 24, help="Context in tokens; auto: the longest that fits."
     )
     gpu_layers: str | int = option("auto", choices=("auto", "all"), low=0, high=10_000, help="auto, all or a number.")
+    n_cpu_moe: str | int = option(
+        "auto",
+        choices=("auto", "all"),
+        low=0,
+        high=10_000,
+        help="Blocks whose experts stay in RAM, of a mixture on a GPU: auto, all or a number.",
+    )
     kv_type: str = option("f16", choices=("f16", "q8_0", "q4_0", "f32"), help="f16, q8_0, q4_0 or f32.")
     flash_attn: str = option("auto", choices=("auto", "on", "off"), help="auto, on or off.")
     threads: int | None = option(None, flags=("--threads", "-j"), low=1, high=1024, help="Default: physical cores.")

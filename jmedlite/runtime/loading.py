@@ -28,18 +28,9 @@ from jmedlite.base.publishing import check_published
 from .fitting import level_shapes, shape_on_this_machine, this_machine
 from .hardware import devices
 from .integrity import Integrity
-from .offload import (
-    CELL,
-    MAPPED,
-    N_OUTPUTS,
-    N_UBATCH,
-    OffloadPlan,
-    Wish,
-    check_kv_type,
-    make_offload_plan,
-    refusal,
-)
+from .offload import MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
 from .protocol import Emit
+from .shape import CELL, N_OUTPUTS, N_UBATCH, check_kv_type
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
 
@@ -59,15 +50,21 @@ def read_whole_header(path: Path) -> tuple[list[Path], Header]:
     return files, replace(first, tensors=tuple(tensors), by_name=by_name)
 
 
+class BufferOverride(ctypes.Structure):
+    """llama.h's llama_model_tensor_buft_override: tensors whose name the regular expression finds, and their place."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
 class LoadedModel:
-    """One loaded model; the request names `path`, and may have `gpu_layers`, `ctx`, `kv_type`, `flash_attn`, `lora`
-    (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest batch), `n_states`
-    (sequences at once), `force`, `checked` (its hash is known to be right) and `writable` (weights in memory of its
-    own, as the file has them). `emit` gets a `plan` event before the model is loaded.
+    """One loaded model; the request names `path`, and may have `gpu_layers`, `n_cpu_moe`, `ctx`, `kv_type`,
+    `flash_attn`, `lora` (pairs of path and weight), `cache` (a folder), `n_batch` and `n_outputs` (of the largest
+    batch), `n_states` (sequences at once), `force`, `checked` (its hash is known to be right) and `writable` (weights
+    in memory of its own, as the file has them). `emit` gets a `plan` event before the model is loaded.
     """
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
-        defaults = {"gpu_layers": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": []}
+        defaults = {"gpu_layers": "auto", "n_cpu_moe": "auto", "kv_type": "f16", "flash_attn": "auto", "lora": []}
         self.request = {**defaults, "n_batch": N_UBATCH, "n_outputs": N_OUTPUTS, **request}
         files, self.header = read_whole_header(Path(request["path"]))
         self.path = files[0]
@@ -131,13 +128,19 @@ class LoadedModel:
 
     def _plan(self, emit: Emit) -> OffloadPlan:
         """How to load the model; raises CannotCreate where it does not fit and nobody said --force."""
-        wanted = self.request["gpu_layers"]
         check_kv_type(self.path.name, self.header.metadata, self.request["kv_type"])
         shape = shape_on_this_machine(self.header)
-        n_gpu_layers = None if wanted == "auto" else shape.n_layer + 1 if wanted == "all" else int(wanted)
+        n_gpu_layers, n_cpu_moe = (
+            None if wanted == "auto" else most if wanted == "all" else int(wanted)
+            for wanted, most in (
+                (self.request["gpu_layers"], shape.n_layer + 1),
+                (self.request["n_cpu_moe"], shape.n_layer),
+            )
+        )
         machine = this_machine(with_gpus=n_gpu_layers != 0)
         wish = Wish(
             n_gpu_layers=n_gpu_layers,
+            n_cpu_moe=n_cpu_moe,
             n_ctx=self.request.get("ctx"),
             kv_type=self.request["kv_type"],
             flash_attn=self.request["flash_attn"] != "off",
@@ -170,15 +173,22 @@ class LoadedModel:
         params.load_mode = LOAD_MAPPED if plan.loading == MAPPED and not writable else LOAD_READ
         params.use_extra_bufts = not writable  # where weights are put into another order
         params.n_gpu_layers = plan.n_gpu_layers
-        # Named one by one, so that llama.cpp's order and number of devices is the plan's; none where no layer is on
-        # one, or it would take the GPU for large batches all the same, with memory that no plan has.
-        used = plan.gpus and plan.n_gpu_layers
-        pointers = [d["pointer"] for d in devices() if d["kind"] == "GPU"] if used else []
-        self._devices = (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+        # Named one by one, so that llama.cpp's order and number of devices is the plan's; none without a layer, or it
+        # would be taken for large batches all the same, with memory that no plan has.
+        every = devices() if plan.gpus and plan.n_gpu_layers else []
+        gpus = zip((d for d in every if d["kind"] == "GPU"), plan.split, strict=True) if every else ()
+        used = [(device["pointer"], n) for device, n in gpus if n]
+        self._devices = (ctypes.c_void_p * (len(used) + 1))(*(pointer for pointer, _ in used), None)
         params.devices = ctypes.addressof(self._devices)
         if used:
-            self._split = (ctypes.c_float * llama.llama_max_devices())(*map(float, plan.split))
+            self._split = (ctypes.c_float * llama.llama_max_devices())(*(float(n) for _, n in used))
             params.tensor_split = self._split
+        if plan.n_without_experts:
+            processor = next(d["buffer_type"] for d in every if d["kind"] == "CPU")
+            patterns = (rf"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode() for i in range(plan.n_cpu_moe))
+            overrides = [*(BufferOverride(pattern, processor) for pattern in patterns), BufferOverride()]
+            self._overrides = (BufferOverride * len(overrides))(*overrides)
+            params.tensor_buft_overrides = ctypes.addressof(self._overrides)
         return params
 
     @property

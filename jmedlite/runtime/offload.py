@@ -1,43 +1,35 @@
 """Offload plan: what fits this machine, the largest offload and the largest context for a model, from numbers alone.
 
-Every function here is pure: sizes in, a plan out. The sizes come from the model's own header, the free memory from ggml
-and the system (`hardware`), and the formulas from how llama.cpp lays out its buffers:
+Every function here is pure: sizes in, a plan out. The sizes come from the model's own header (`shape`), the free memory
+from ggml and the system (`hardware`), and where things go from how llama.cpp places them:
 
 - blocks are offloaded from the last one backwards, the output head first of all; the embedding stays in RAM;
-- the key-value cache has `n_ctx` cells in every block, each on the device of its block;
-- a compute buffer is as large as the widest moment of the graph for one batch (N_UBATCH tokens, unless wished for);
-- some types are rewritten at load in the order that the processor's instructions want, into memory of their own, while
-  the mapped file stays resident beside them; where that is too much the file is read instead of mapped.
+- of a mixture, the experts of the first blocks stay in RAM while the rest of these blocks goes to the GPU, since a
+  token reads few of them; only where that is not enough do whole blocks stay in RAM;
+- for large batches llama.cpp copies what lies in RAM to the first GPU, one weight after the other, and computes there;
+- weights that the processor wants in another order take memory of their own, while the mapped file stays resident
+  beside them; where that is too much the file is read instead of mapped.
 
 `tools/measure_memory.py` compares the predictions with what a running model takes.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.constants import GGMLQuantizationType as Type
+from .shape import CELL, DEFAULT_CONTEXT, N_OUTPUTS, N_UBATCH, Shape, compute_bytes, kv_bytes
 
-from jmedlite.base.errors import DataError, UsageError
-from jmedlite.base.gguf import EXACT_CONTEXT, Tensor, nbytes
-
-N_UBATCH = 512  # tokens evaluated at once
-N_OUTPUTS = 32  # tokens of one batch whose logits are kept
-CELL = 256  # llama.cpp rounds n_ctx up to a multiple of this
 KEPT, MOST_KEPT = (
     4,
     32,
 )  # sequences for each answer that there may be at once, since conversations go on; no more of them
-FLOORS = (4096, 2048, 1024, 512)  # contexts worth having, the best first
+FLOORS = (DEFAULT_CONTEXT, 2048, 1024, 512)  # contexts worth having, the best first
 CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # columns of the table
 MARGIN = 512 << 20  # of free memory, for the system and for what the formulas don't know
 GPU_SHARE = 0.03  # further margin of a GPU's need: drivers round and keep buffers of their own
-MAX_SIZE = 1 << 31
-NO_FLASH_ATTENTION = ("grok",)  # llama.cpp turns it off, whatever is asked for
+LARGE_BATCH = 32  # tokens from which on a weight in RAM is copied to the GPU (ggml's back ends, offload_op)
 MAPPED, READ = "mapped", "read"
 
 # Measured: both processes of jmedlite with their libraries, and what they and llama.cpp keep of the vocabulary.
@@ -57,229 +49,9 @@ class Gpu:
     shared: bool = False  # its memory is the RAM
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the plan must know of a model; sizes in bytes, one entry per block where there are several.
-
-    `n_ctx_train` is no longer than what llama.cpp computes as the original does.
-    """
-
-    n_ctx_train: int
-    n_vocab: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    kv_values: tuple[tuple[int, int], ...]  # values of K and of V per token
-    blocks: tuple[int, ...]
-    repacked: tuple[int, ...]  # the part of `blocks` that the processor wants in another order
-    output: int  # head and last norm; of a model that ties them, the embedding once more
-    output_repacked: int
-    output_own: int  # the part of `output` that is not the embedding once more
-    rest: int  # stays in RAM: the embedding
-    states: tuple[int, ...] = ()  # of a block that keeps one, for each sequence; such a block has no keys and values
-    n_parts: int = 0  # values that a token's second embedding has for all blocks together
-    n_masks: int = 1  # one more where some blocks have a window
-
-    @property
-    def n_layer(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def data_bytes(self) -> int:
-        return sum(self.blocks) + self.output_own + self.rest
-
-
 def n_sequences(n_lanes: int) -> int:
     """Sequences of a context that gives `n_lanes` answers at once; llama.cpp reserves logits for each of them."""
     return max(n_lanes, min(KEPT * n_lanes, MOST_KEPT))
-
-
-def repacking(cpu_features: Iterable[str]) -> dict[Type, int]:
-    """Types that ggml's processor backend rewrites at load → the multiple that the number of rows must have.
-
-    Facts of ggml-cpu/repack.cpp and amx.cpp, by the names of `llama_print_system_info`.
-    """
-    has = set(cpu_features)
-    found: dict[Type, int] = {}
-    if "REPACK" in has:
-        if "AVX2" in has:
-            found |= dict.fromkeys((Type.Q4_0, Type.Q4_K, Type.IQ4_NL), 8)
-        if "AVX512" in has:
-            found[Type.Q2_K] = 8
-        if "NEON" in has and has & {"DOTPROD", "MATMUL_INT8"}:
-            found |= dict.fromkeys((Type.Q4_0, Type.IQ4_NL, Type.Q8_0), 4)
-            found |= dict.fromkeys((Type.Q4_K, Type.Q5_K, Type.Q6_K), 8)
-    if "AMX_INT8" in has:
-        amx = (Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS)
-        found |= dict.fromkeys(amx, 1)
-    return found
-
-
-def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Mapping[Type, int]) -> Shape:
-    """The shape of a model from its GGUF header; a model with sliding windows counts as if it had none.
-
-    Raises DataError where a size is none.
-    """
-
-    def number(key: str, default: int = 0) -> int:
-        """The key's value; of a list with one value per block, the largest."""
-        return max(_numbers(metadata, key, default))
-
-    n_layer, n_embd, n_head = number("block_count"), number("embedding_length"), number("attention.head_count", 1)
-    experts = number("expert_feed_forward_length") * number("expert_used_count", 1)
-    heads_kv = _numbers(metadata, "attention.head_count_kv", n_head)
-    heads_kv = (heads_kv + [heads_kv[-1]] * n_layer)[:n_layer]
-    blocks, repacked = [0] * n_layer, [0] * n_layer
-    output = output_repacked = rest = 0
-    tied = not any(t.name == "output.weight" for t in tensors)
-    for t in tensors:
-        again = _repacked_bytes(t, repack)
-        kind, _, index = t.name.partition(".")
-        index = index.partition(".")[0]
-        if kind == "blk" and index.isdecimal() and int(index) < n_layer:
-            blocks[int(index)] += t.nbytes
-            repacked[int(index)] += again
-        elif kind in ("output", "output_norm"):
-            output += t.nbytes
-            output_repacked += again
-        else:
-            rest += t.nbytes
-    head_copy = sum(t.nbytes for t in tensors if tied and t.name == "token_embd.weight")
-    return Shape(
-        n_ctx_train=min(number("context_length", FLOORS[0]), metadata.get(EXACT_CONTEXT, MAX_SIZE)),
-        n_vocab=len(metadata.get("tokenizer.ggml.tokens") or []),
-        n_embd=n_embd,
-        n_ff=max(number("feed_forward_length"), experts),
-        n_head=n_head,
-        kv_values=tuple(
-            (k * h, v * h) for h, (k, v) in zip(heads_kv, _heads_of_blocks(metadata, n_layer), strict=True)
-        ),
-        blocks=tuple(blocks),
-        repacked=tuple(repacked),
-        output=output + head_copy,
-        output_repacked=output_repacked,
-        output_own=output,
-        rest=rest,
-        states=_states(metadata, tensors, n_layer),
-        n_parts=n_layer * number("embedding_length_per_layer_input"),
-        n_masks=2 if number("attention.sliding_window") else 1,
-    )
-
-
-def _states(metadata: Mapping[str, Any], tensors: Sequence[Tensor], n_layer: int) -> tuple[int, ...]:
-    """Bytes of state for each block, in float32: of its convolution, and what it remembers (llama-hparams.cpp)."""
-    kernel, inner, groups, size = (
-        max(_numbers(metadata, f"ssm.{key}", 0)) for key in ("conv_kernel", "inner_size", "group_count", "state_size")
-    )
-    short, n_embd = (max(_numbers(metadata, key, 0)) for key in ("shortconv.l_cache", "embedding_length"))
-    of_block = {
-        "ssm_conv1d": 4 * (max(0, kernel - 1) * (inner + 2 * groups * size) + size * inner),
-        "shortconv.conv": 4 * max(0, short - 1) * n_embd,
-    }
-    names = {t.name for t in tensors}
-    return tuple(
-        sum(state for name, state in of_block.items() if f"blk.{i}.{name}.weight" in names) for i in range(n_layer)
-    )
-
-
-def _numbers(metadata: Mapping[str, Any], key: str, default: int) -> list[int]:
-    """The values of an architecture's key, one or one per block; raises DataError where they are no sizes."""
-    name = f"{metadata['general.architecture']}.{key}"
-    value = metadata.get(name, default)
-    values = [*value] if isinstance(value, list | array) else [value]
-    if not values or not all(isinstance(v, int) and 0 <= v < MAX_SIZE for v in values):
-        raise DataError(f"the model's {name} is {str(value)[:80]}, expected whole numbers below {MAX_SIZE:,}")
-    return values
-
-
-def head_sizes(metadata: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(values of K, of V) of one head: in blocks that see the whole text, and in those with a sliding window.
-
-    As llama.cpp reads them (llama-model.cpp, load_hparams): a model whose first block has no heads counts as one
-    without attention; of latent attention, the compressed rows are what is kept.
-    """
-
-    def number(key: str, default: int) -> int:
-        return max(_numbers(metadata, f"attention.{key}", default))
-
-    n_head = _numbers(metadata, "attention.head_count", 0)[0]
-    if not n_head:
-        return (0, 0), (0, 0)
-    head = _numbers(metadata, "embedding_length", 0)[0] // n_head
-    k, v = number("key_length", head), number("value_length", head)
-    return (k, v), (number("key_length_swa", k), number("value_length_swa", v))
-
-
-def _heads_of_blocks(metadata: Mapping[str, Any], n_layer: int) -> list[tuple[int, int]]:
-    """`head_sizes` of every block; nothing for the last ones, where these take the keys and values of earlier ones.
-
-    Where the header does not say which blocks have a window, each counts with the larger of both sizes.
-    """
-    whole, windowed = head_sizes(metadata)
-    pattern = metadata.get(f"{metadata['general.architecture']}.attention.sliding_window_pattern")
-    if isinstance(pattern, list | array) and len(pattern) == n_layer:
-        found = [windowed if has_window else whole for has_window in pattern]
-    else:
-        found = [(max(whole[0], windowed[0]), max(whole[1], windowed[1]))] * n_layer
-    n_own = n_layer - max(_numbers(metadata, "attention.shared_kv_layers", 0))
-    return [sizes if i < n_own else (0, 0) for i, sizes in enumerate(found)]
-
-
-def check_kv_type(name: str, metadata: Mapping[str, Any], kv_type: str) -> None:
-    """Raises UsageError where llama.cpp can't keep this model's keys and values as `kv_type`.
-
-    It would make no context (llama-context.cpp, llama_init_from_model), after the model was loaded: a quantized type
-    takes whole blocks of every head, and flash attention.
-    """
-    block = GGML_QUANT_SIZES[Type[kv_type.upper()]][0]
-    if block == 1:
-        return
-    arch = metadata["general.architecture"]
-    if arch in NO_FLASH_ATTENTION:
-        raise UsageError(f"{name}: --kv-type {kv_type} needs flash attention, which {arch} has not; take f16")
-    odd = sorted({size for sizes in head_sizes(metadata) for size in sizes if size % block})
-    if odd:
-        raise UsageError(
-            f"{name}: its attention heads have {' and '.join(map(str, odd))} values, which --kv-type {kv_type} can't "
-            f"hold (blocks of {block}); take f16"
-        )
-
-
-def _repacked_bytes(tensor: Tensor, repack: Mapping[Type, int]) -> int:
-    rows = tensor.shape[1] if len(tensor.shape) > 1 else 0
-    fits = rows and not rows % repack.get(tensor.type, rows + 1)
-    is_table = tensor.name in ("token_embd.weight", "per_layer_token_embd.weight")
-    return tensor.nbytes if fits and not is_table else 0
-
-
-def row_bytes(kv_type: str, n_values: int) -> int:
-    """Bytes of `n_values` in the cache type ("f16", "q8_0", "q4_0"); a part of a block of 32 counts whole."""
-    return nbytes(Type[kv_type.upper()], -(-n_values // 32) * 32)
-
-
-def kv_bytes(shape: Shape, n_ctx: int, kv_type: str, n_states: int = 1) -> list[int]:
-    """What each block keeps, in bytes: keys and values of `n_ctx` tokens, or the states of `n_states` sequences."""
-    cells = -(-n_ctx // CELL) * CELL
-    found = [cells * (row_bytes(kv_type, k) + row_bytes(kv_type, v)) for k, v in shape.kv_values]
-    states = shape.states or (0,) * len(found)
-    return [n_states * state or kv for state, kv in zip(states, found, strict=True)]
-
-
-def compute_bytes(
-    shape: Shape, n_ctx: int, *, flash_attn: bool = True, n_batch: int = N_UBATCH, n_outputs: int = N_OUTPUTS
-) -> int:
-    """The compute buffer: activations of one batch, the attention mask, without flash attention all its scores too."""
-    n = min(n_batch, n_ctx)
-    cells = -(-n_ctx // CELL) * CELL
-    feed_forward = 4 * n * (3 * shape.n_ff + 4 * shape.n_embd)
-    if shape.n_parts:
-        feed_forward += 4 * n * (shape.n_parts + 3 * shape.n_embd)
-    masks = 2 * cells * n * shape.n_masks
-    logits = 4 * n_outputs * shape.n_vocab
-    if flash_attn:
-        return max(feed_forward, logits) + masks
-    scores = 4 * n * (shape.n_head + 1) * cells + 4 * n * 6 * shape.n_embd
-    return max(feed_forward + masks, logits, scores)
 
 
 @dataclass(frozen=True)
@@ -310,10 +82,14 @@ class Need:
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """How a model is loaded: `n_gpu_layers` counts the output head, `split` the layers of each GPU."""
+    """How a model is loaded: `n_gpu_layers` counts the output head, `split` the layers of each GPU.
+
+    `n_cpu_moe` is the number of first blocks whose experts stay in RAM wherever the rest of the block is.
+    """
 
     n_gpu_layers: int
     n_layers: int
+    n_cpu_moe: int
     split: tuple[int, ...]
     n_ctx: int
     kv_type: str
@@ -326,6 +102,11 @@ class OffloadPlan:
         return not self.short
 
     @property
+    def n_without_experts(self) -> int:
+        """Blocks on a GPU whose experts are in RAM."""
+        return max(0, self.n_cpu_moe - max(0, self.n_layers + 1 - self.n_gpu_layers))
+
+    @property
     def short(self) -> list[Need]:
         """The places whose memory does not do."""
         return [need for need in (self.ram, *self.gpus) if need.total and not need.fits]
@@ -334,6 +115,8 @@ class OffloadPlan:
         """The plan for machines: JSON-able, sizes in bytes."""
         return {
             "n_gpu_layers": self.n_gpu_layers,
+            "n_cpu_moe": self.n_cpu_moe,
+            "n_without_experts": self.n_without_experts,
             "n_layers": self.n_layers,
             "n_ctx": self.n_ctx,
             "kv_type": self.kv_type,
@@ -352,6 +135,8 @@ class OffloadPlan:
                 if g.n_layers
             )
             where = f"{self.n_gpu_layers} of {self.n_layers + 1} layers on {places}"
+            if self.n_without_experts:
+                where += f", without the experts of {self.n_without_experts} of them"
         return (
             f"{where}; context {'up to ' if grows else ''}{self.n_ctx:,} tokens ({self.kv_type}); "
             f"RAM {_gb(self.ram.total)} of {_gb(self.ram.free)} available"
@@ -375,6 +160,7 @@ class Wish:
     """What the person asked for; None means as much as fits."""
 
     n_gpu_layers: int | None = None
+    n_cpu_moe: int | None = None  # None: as few blocks as must be
     n_ctx: int | None = None
     kv_type: str = "f16"
     flash_attn: bool = True
@@ -403,7 +189,7 @@ def make_offload_plan(shape: Shape, machine: Machine, wish: Wish) -> OffloadPlan
         return plan
 
     def at(n_cells: int) -> OffloadPlan:
-        return _place(shape, machine, wish, min(most, n_cells * CELL), plan.n_gpu_layers)
+        return _place(shape, machine, wish, min(most, n_cells * CELL), plan.n_gpu_layers, plan.n_cpu_moe)
 
     n = largest(lambda n: at(n).fits, -(-plan.n_ctx // CELL), -(-most // CELL))
     return at(n)
@@ -411,9 +197,15 @@ def make_offload_plan(shape: Shape, machine: Machine, wish: Wish) -> OffloadPlan
 
 def _with_offload(shape: Shape, machine: Machine, wish: Wish, n_ctx: int) -> OffloadPlan:
     """The plan for one context, with the largest offload that fits it (or the one asked for)."""
+    layers = range(shape.n_layer + 1, -1, -1)
     if wish.n_gpu_layers is not None or not machine.gpus:
-        return _place(shape, machine, wish, n_ctx, min(wish.n_gpu_layers or 0, shape.n_layer + 1))
-    plans = (_place(shape, machine, wish, n_ctx, n) for n in range(shape.n_layer + 1, -1, -1))
+        layers = range(n := min(wish.n_gpu_layers or 0, shape.n_layer + 1), n - 1, -1)
+    least, most = 0, shape.n_layer if any(shape.experts) and machine.gpus else 0
+    if wish.n_cpu_moe is not None:
+        least = most = min(wish.n_cpu_moe, most)
+    # all layers with ever fewer experts, then ever fewer layers without any
+    pairs = [(layers[0], n_cpu_moe) for n_cpu_moe in range(least, most)] + [(n, most) for n in layers]
+    plans = (_place(shape, machine, wish, n_ctx, *pair) for pair in pairs)
     plan = next(plans)
     for other in plans:
         if plan.fits:
@@ -430,26 +222,32 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers: int) -> OffloadPlan:
+def _place(shape: Shape, machine: Machine, wish: Wish, n_ctx: int, n_gpu_layers: int, n_cpu_moe: int) -> OffloadPlan:
     """Layers to places: the last `n_gpu_layers` ones go to the GPUs, the roomiest first, what is left to the RAM."""
     if not machine.gpus:
         n_gpu_layers = 0
     kv = [*kv_bytes(shape, n_ctx, wish.kv_type, wish.n_states), 0]
-    layers = [*shape.blocks, shape.output]
+    first = shape.n_layer + 1 - n_gpu_layers
+    left = {i: shape.experts[i] for i in range(first, min(n_cpu_moe, shape.n_layer))}  # experts in RAM, by block
+    layers = [block - left.get(i, 0) for i, block in enumerate((*shape.blocks, shape.output))]
     compute = compute_bytes(shape, n_ctx, flash_attn=wish.flash_attn, n_batch=wish.n_batch, n_outputs=wish.n_outputs)
-    first = len(layers) - n_gpu_layers
-    counts = _split(machine.gpus, [layers[i] + kv[i] for i in range(first, len(layers))], compute)
+    copied = max(
+        (0, *shape.largest[: min(first, shape.n_layer)], *(shape.largest_of_experts[i] for i in left))
+        if n_gpu_layers and wish.n_batch >= LARGE_BATCH
+        else (0,)
+    )
+    counts = _split(machine.gpus, [layers[i] + kv[i] for i in range(first, len(layers))], compute + copied)
     gpus, at = [], first
     for gpu, n in zip(machine.gpus, counts, strict=True):
         own = slice(at, at + n)
         at += n
-        used = compute if n else 0
+        used = compute + copied if n else 0
         driver = DRIVER_BYTES.get(gpu.name.rstrip("0123456789"), 0) if n else 0
         gpus.append(Need(gpu.name, sum(layers[own]), sum(kv[own]), used, 0, gpu.free_bytes, n, driver))
     # an integrated GPU's buffers are taken from the same RAM
     shared = sum(n.total for n, g in zip(gpus, machine.gpus, strict=True) if g.shared)
-    ram, loading = _ram(shape, machine.ram_free - shared, wish, first, sum(kv[:first]), compute)
-    return OffloadPlan(n_gpu_layers, shape.n_layer, counts, n_ctx, wish.kv_type, loading, ram, tuple(gpus))
+    ram, loading = _ram(shape, machine.ram_free - shared, wish, first, left, sum(kv[:first]), compute)
+    return OffloadPlan(n_gpu_layers, shape.n_layer, n_cpu_moe, counts, n_ctx, wish.kv_type, loading, ram, tuple(gpus))
 
 
 def _split(gpus: Sequence[Gpu], layers: Sequence[int], compute: int) -> tuple[int, ...]:
@@ -474,11 +272,13 @@ def _split(gpus: Sequence[Gpu], layers: Sequence[int], compute: int) -> tuple[in
     return tuple(counts)
 
 
-def _ram(shape: Shape, free: int, wish: Wish, n_blocks: int, kv: int, compute: int) -> tuple[Need, str]:
-    """RAM for the first `n_blocks` layers, mapped where there is room for the repacked ones beside the file."""
+def _ram(
+    shape: Shape, free: int, wish: Wish, n_blocks: int, experts: Collection[int], kv: int, compute: int
+) -> tuple[Need, str]:
+    """RAM for the first `n_blocks` layers and other blocks' `experts`; mapped if what is repacked has room."""
     n = min(n_blocks, shape.n_layer)
-    weights = shape.rest + sum(shape.blocks[:n])
-    repacked = sum(shape.repacked[:n])
+    weights = shape.rest + sum(shape.blocks[:n]) + sum(shape.experts[i] for i in experts)
+    repacked = sum(shape.repacked[:n]) + sum(shape.experts_repacked[i] for i in experts)
     if n_blocks > shape.n_layer:
         weights += shape.output_own
         repacked += shape.output_repacked

@@ -213,6 +213,7 @@ def load_request(
         "path": str(model.resolve()),
         **vars(wanted),
         "gpu_layers": str(wanted.gpu_layers),
+        "n_cpu_moe": str(wanted.n_cpu_moe),
         "ctx": None if wanted.ctx == "auto" else int(wanted.ctx),
         "threads": wanted.threads or physical_cores(),
         "lora": [(str(Path(p).resolve()), w) for p, w in wanted.lora],

@@ -19,10 +19,10 @@ from jmedlite.base.errors import DataError, UsageError
 from .chat_template import Part
 from .lanes import Lane, Lanes
 from .loading import LoadedModel
-from .offload import N_OUTPUTS
 from .protocol import Emit, Request, serve_together
 from .sampling import Sampling
 from .schema_mask import SchemaMasks, check_schema
+from .shape import N_OUTPUTS
 from .stops import StopTexts
 from .thoughts import AnswerReader
 from .token_scores import token_score

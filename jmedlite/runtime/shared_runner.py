@@ -11,9 +11,10 @@ from typing import Any
 from jmedlite.base.errors import JmedliteError
 
 from .load_options import LoadOptions
-from .offload import N_OUTPUTS, n_sequences
+from .offload import n_sequences
 from .process import SharedChild
 from .runner import ADVICE, load_model, load_request
+from .shape import N_OUTPUTS
 
 Event = dict[str, Any]
 AGAIN = 30.0  # seconds: a model that ends its process sooner after its start is not started again

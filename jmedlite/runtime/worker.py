@@ -138,7 +138,7 @@ def context_settings(loaded: LoadedModel) -> ContextSettings:
             "lora": [(fingerprint([Path(p)]), scale) for p, scale in wanted["lora"]],
             "engine": engine_build(),
             **{k: wanted[k] for k in ("kv_type", "flash_attn", "threads")},
-            "offload": [loaded.plan.n_gpu_layers, *loaded.plan.split],
+            "offload": [loaded.plan.n_gpu_layers, loaded.plan.n_cpu_moe, *loaded.plan.split],
         },
     )
 
@@ -154,6 +154,7 @@ def facts_of(loaded: LoadedModel, settings: ContextSettings) -> dict[str, Any]:
         "n_ctx_train": loaded.n_ctx_train,
         "n_ctx": settings.n_ctx,
         "n_gpu_layers": loaded.plan.n_gpu_layers,
+        "n_cpu_moe": loaded.plan.n_cpu_moe,
         "n_threads": settings.n_threads,
         "chat_template": "tokenizer.chat_template" in meta,
         "load_seconds": loaded.load_seconds,

@@ -13,8 +13,9 @@ from jmedlite.api.budgets import Targets
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.manifest import read_manifest
-from jmedlite.runtime.offload import MARGIN, Machine, Wish, make_offload_plan, shape_of
+from jmedlite.runtime.offload import MARGIN, Machine, Wish, make_offload_plan
 from jmedlite.runtime.runner import Runner
+from jmedlite.runtime.shape import shape_of
 from tests.support import builders
 from tests.support.commands import check, run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from jmedlite.base.outputs import sha256_file
 from jmedlite.base.progress import silent
 from jmedlite.runtime.fitting import level_shapes, shape_on_this_machine
 from jmedlite.runtime.hardware import devices
-from jmedlite.runtime.loading import LoadedModel, read_whole_header
+from jmedlite.runtime.loading import BufferOverride, LoadedModel, read_whole_header
 from jmedlite.runtime.offload import MARGIN, Gpu, Machine
 from jmedlite.runtime.sampling import Sampling
 from jmedlite.runtime.worker import AnswerEngine
@@ -70,7 +71,36 @@ def test_layers_go_where_the_plan_says(endless_gguf: Path, monkeypatch: pytest.M
     # the list that llama.cpp is given: without a layer on a GPU none is used, not even for large batches
     given = ctypes.cast(engine.loaded._params().devices, ctypes.POINTER(ctypes.c_void_p))
     named = list(itertools.takewhile(bool, (given[i] for i in itertools.count())))
-    assert named == ([cpu["pointer"]] * 2 if n_gpu_layers else [])
+    assert named == [cpu["pointer"] for n in engine.loaded.plan.split if n]
+
+
+@pytest.mark.parametrize("n_cpu_moe", [1, "all"])
+def test_experts_stay_in_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_cpu_moe: int | str) -> None:
+    """The processor stands for a GPU: what llama.cpp is told of the experts, and that answers stay the same."""
+    builders.checkpoint(tmp_path / "m", "qwen3_moe", max_position_embeddings=512)
+    (path,) = jmedlite.quantize(tmp_path / "m", bits=[8], out=tmp_path)
+    expected = answer(path)
+    found = devices()
+    cpu = next(d for d in found if d["kind"] == "CPU")
+    monkeypatch.setattr("jmedlite.runtime.loading.devices", lambda: [cpu | {"kind": "GPU"}, cpu])
+    gpu = Gpu("G0", MARGIN + 64_000_000)
+    monkeypatch.setattr("jmedlite.runtime.loading.this_machine", lambda **_: Machine(8_000_000_000, (gpu,)))
+    load = {"path": str(path), "threads": 1, "n_cpu_moe": n_cpu_moe, "ctx": 512}
+    engine = AnswerEngine.load(load, lambda event, **fields: None)
+    plan = engine.loaded.plan
+    assert (plan.n_gpu_layers, plan.n_without_experts) == (3, 1 if n_cpu_moe == 1 else 2)
+    pieces: list[str] = []
+    request = {"messages": [{"role": "user", "content": "q"}], "sampling": asdict(Sampling(max_tokens=2))}
+    engine.ask(request, lambda event, **fields: pieces.append(fields.get("text", "")))
+    assert "".join(pieces).strip() == expected
+    given = ctypes.cast(engine.loaded._params().tensor_buft_overrides, ctypes.POINTER(BufferOverride))
+    patterns = [entry.pattern for entry in itertools.takewhile(lambda o: o.pattern, (given[i] for i in range(9)))]
+    assert len(patterns) == plan.n_cpu_moe
+    experts = {t.name for t in read_header(path).tensors if "_exps" in t.name}
+    assert experts
+    moved = {name for name in experts if any(re.search(p.decode(), name) for p in patterns)}
+    assert moved == {name for name in experts if n_cpu_moe == "all" or name.startswith("blk.0.")}
+    assert all(given[i].buffer_type == cpu["buffer_type"] for i in range(len(patterns)))
 
 
 def test_no_gpu_is_asked_for_its_memory_where_none_is_wanted(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,18 +22,12 @@ from jmedlite.runtime.offload import (
     Gpu,
     Machine,
     OffloadPlan,
-    Shape,
     Wish,
-    check_kv_type,
-    compute_bytes,
-    head_sizes,
-    kv_bytes,
     make_offload_plan,
     refusal,
-    repacking,
     row_of_plans,
-    shape_of,
 )
+from jmedlite.runtime.shape import Shape, check_kv_type, compute_bytes, head_sizes, kv_bytes, repacking, shape_of
 from tests.support import builders
 
 GB = 10**9
@@ -248,7 +242,7 @@ def log_of(path: Path, kinds: str) -> tuple[Header, dict[str, float]]:
     """A model's header, and the buffers in MiB that llama.cpp says it takes for a context of 512 tokens."""
     from jmedlite.base.libraries import libllama
     from jmedlite.base.native import capture_log
-    from jmedlite.runtime.offload import N_OUTPUTS, N_UBATCH
+    from jmedlite.runtime.shape import N_OUTPUTS, N_UBATCH
 
     lines: list[str] = []
     capture_log(lambda level, text: lines.append(text))
@@ -364,6 +358,66 @@ def test_the_driver_s_own_memory_is_told_apart() -> None:
         assert (gpu["driver"], unused["driver"]) == (driver, 0)
         assert gpu["total"] == gpu["weights"] + gpu["kv"] + gpu["compute"]
         assert ("(its driver has 0.6 GB)" in found.sentence()) is bool(driver)
+
+
+def mixture(n_layer: int = 48, n_expert: int = 128, **changes: Any) -> Shape:
+    """A Qwen3-30B-A3B at 4 bits."""
+    sizes = {"n_embd": 2048, "n_ff": 6144, "n_head": 32, "n_vocab": 151936, **changes}
+    meta, tensors = model(n_layer=n_layer, n_ctx=32768, **sizes)
+    dense = [t for t in tensors if "ffn_" not in t.name]
+    experts = [
+        Tensor(f"blk.{i}.ffn_{name}_exps.weight", (*rows, n_expert), Type.Q4_K)
+        for i in range(n_layer) for name, rows in (("gate", (2048, 768)), ("up", (2048, 768)), ("down", (768, 2048)))
+    ]  # fmt: skip
+    counts = {"qwen2.expert_count": n_expert, "qwen2.expert_used_count": 8, "qwen2.expert_feed_forward_length": 768}
+    return shape_of({**meta, **counts, "qwen2.feed_forward_length": 6144}, [*dense, *experts], {})
+
+
+def test_experts_stay_in_ram_before_whole_blocks_do() -> None:
+    s = mixture()
+    assert sum(s.experts) > 0.8 * s.data_bytes
+    plans = [plan(s, 64, vram, n_ctx=8192) for vram in (3, 6, 12, 24)]
+    assert all(p.fits and p.n_gpu_layers == 49 for p in plans)
+    assert [p.n_without_experts for p in plans] == sorted((p.n_without_experts for p in plans), reverse=True)
+    assert plans[0].n_without_experts > plans[2].n_without_experts > plans[3].n_without_experts == 0
+    for p in plans:
+        assert p.ram.weights == s.rest + sum(s.experts[: p.n_cpu_moe])
+        assert p.ram.weights + p.gpus[0].weights == s.data_bytes
+        if p.n_cpu_moe:  # the experts of one block more would be too much
+            assert not plan(s, 64, p.gpus[0].free / GB, n_gpu_layers=49, n_cpu_moe=p.n_cpu_moe - 1, n_ctx=8192).fits
+    assert "49 of 49 layers on GPU0" in plans[1].sentence()
+    assert f", without the experts of {plans[1].n_without_experts} of them;" in plans[1].sentence()
+    small = plan(s, 64, 1.5, n_ctx=8192)  # not even without any experts
+    assert small.fits
+    assert 0 < small.n_gpu_layers < 49
+    assert small.n_without_experts == small.n_gpu_layers - 1
+    assert plan(s, 64, 1.5, n_ctx=8192, n_gpu_layers=small.n_gpu_layers + 1).fits is False
+
+
+def test_wishes_for_experts_are_kept() -> None:
+    s = mixture()
+    assert plan(s, 64, 24, n_cpu_moe=7).n_without_experts == 7
+    assert plan(s, 64, 24, n_cpu_moe=999).n_without_experts == 48
+    assert plan(s, 64, 24, n_cpu_moe=7, n_gpu_layers=10).n_without_experts == 0  # the last nine blocks have theirs
+    assert plan(s, 64, 24, n_cpu_moe=40, n_gpu_layers=10).n_without_experts == 1
+    assert plan(s, 64, n_cpu_moe=7).n_without_experts == 0  # no GPU there
+    assert plan(shape(), 16, 4, n_cpu_moe=7).n_without_experts == 0  # no experts
+    assert plan(s, 64, 24, 24).n_without_experts == 0
+    both = plan(s, 64, 6, 6, n_ctx=8192)
+    assert both.fits
+    assert both.n_gpu_layers == sum(both.split) == 49
+    assert 0 < both.n_without_experts < plan(s, 64, 6, n_ctx=8192).n_without_experts
+
+
+def test_what_is_copied_to_the_gpu_for_large_batches_is_counted() -> None:
+    s = mixture()
+    whole, part = plan(s, 64, 24, n_ctx=4096), plan(s, 64, 24, n_ctx=4096, n_cpu_moe=1)
+    assert part.gpus[0].compute - whole.gpus[0].compute == 2048 * 768 * 128 // 256 * 144
+    single = plan(s, 64, 24, n_ctx=4096, n_cpu_moe=1, n_batch=16)
+    assert single.gpus[0].compute < whole.gpus[0].compute
+    dense = shape()
+    difference = plan(dense, 16, 4, n_ctx=4096).gpus[0].compute - plan(dense, 16, 24, n_ctx=4096).gpus[0].compute
+    assert difference == 3584 * 18944 // 256 * 144
 
 
 def test_larger_batches_are_planned_for() -> None:

@@ -1,0 +1,49 @@
+"""The shapes that tools measure are those of the published models, and every file that the tools write is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from jmedlite.convert.planning import assemble
+
+# Billions of weights, as their authors count them
+PUBLISHED = {
+    "Qwen2-7B": 7.62, "Qwen3-8B": 8.19, "Llama-2-7B": 6.74, "Llama-3-8B": 8.03, "Mistral-7B": 7.24, "OpenCALM-7B": 6.87,
+    "Gemma-2-9B": 9.24, "Gemma-3-12B": 11.77, "Phi-3-medium": 13.96, "Qwen3-30B-A3B": 30.53, "Llama-2-70B": 68.98,
+    "Qwen2.5-72B": 72.71, "Mixtral-8x22B": 140.6, "Qwen3-235B-A22B": 235.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = Path(__file__).resolve().parent.parent / "tools" / "large_models.py"
+    spec = importlib.util.spec_from_file_location("large_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_model_is_named(tool: ModuleType) -> None:
+    assert {*tool.MODELS, *tool.LARGE} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_they_have_as_many_weights_as_published(tool: ModuleType, name: str) -> None:
+    architecture, config = {**tool.MODELS, **tool.LARGE}[name]
+    shapes = tool.tensor_shapes(architecture, config)
+    assert sum(map(math.prod, shapes.values())) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["Gemma-2-9B", "Qwen3-30B-A3B"])
+def test_a_sparse_checkpoint_is_planned(tool: ModuleType, tmp_path: Path, name: str) -> None:
+    architecture, config = {**tool.MODELS, **tool.LARGE}[name]
+    tool.write_model(tmp_path / "m", architecture, {**config, "num_hidden_layers": 2}, "safetensors")
+    assert {job.name for job in assemble(tmp_path / "m").jobs} >= {"blk.1.attn_q.weight", "token_embd.weight"}
