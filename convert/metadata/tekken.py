@@ -19,7 +19,6 @@ from jmedlite.base.inputs import MAX_VOCABULARY, read_json
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
 
-TEKKEN_FILE = "tekken.json"
 ROLES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 _N_BYTES = 256
 _MAX_SPECIALS = 1 << 20

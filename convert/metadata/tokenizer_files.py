@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jmedlite.base.errors import DataError
+from jmedlite.base.filenames import TEKKEN
 from jmedlite.base.inputs import MAX_VOCABULARY, read_json, read_text, reading
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
 
 from .sentencepiece import SentencePieceModel, read_sentencepiece
-from .tekken import ROLES, TEKKEN_FILE, Tekken, read_tekken
+from .tekken import ROLES, Tekken, read_tekken
 
 DESCRIBED, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 ADDED, NAMED = "added_tokens.json", "special_tokens_map.json"
@@ -139,11 +140,11 @@ class TokenizerFiles:
     def _is_tekken(self) -> bool:
         """Is Mistral's own file all that tells of the vocabulary?"""
         others = (self.folder / DESCRIBED).is_file() or self.pieces_file is not None
-        return not others and (self.folder / TEKKEN_FILE).is_file()
+        return not others and (self.folder / TEKKEN).is_file()
 
     @cached_property
     def _tekken(self) -> Tekken | None:
-        return read_tekken(self.folder / TEKKEN_FILE) if self._is_tekken else None
+        return read_tekken(self.folder / TEKKEN) if self._is_tekken else None
 
     @property
     def roles(self) -> Mapping[str, str]:
@@ -299,7 +300,7 @@ class TokenizerFiles:
         if not found and self._tekken is not None:
             if self._tekken.template is None:
                 self._warn(
-                    f"has no chat template, and how chats are written with a {TEKKEN_FILE} of version "
+                    f"has no chat template, and how chats are written with a {TEKKEN} of version "
                     f"{shown(self._tekken.version)} is not known here; questions will have a plain form"
                 )
             return self._tekken.template

@@ -8,8 +8,9 @@ from typing import Any
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN_SINGLE, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TEKKEN = "tekken.json"
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", TEKKEN, "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 GPTQ_CONFIG, AWQ_CONFIG = "quantize_config.json", "quant_config.json"  # beside config.json, in older checkpoints

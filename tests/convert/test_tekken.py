@@ -13,7 +13,9 @@ import pytest
 
 import jmedlite
 from jmedlite.base.errors import DataError
+from jmedlite.base.filenames import TOKENIZER_FILES
 from jmedlite.base.gguf import read_header
+from jmedlite.convert.metadata import tokenizer_files
 from jmedlite.convert.metadata.tekken import read_tekken
 from jmedlite.convert.planning import assemble
 from jmedlite.runtime.chat_template import Message, build_prompt
@@ -139,6 +141,14 @@ def test_chats_of_a_version_that_is_not_known(tmp_path: Path) -> None:
     plan = assemble(tmp_path / "m")
     assert "tokenizer.chat_template" not in plan.metadata
     assert [w for w in plan.warnings if "how chats are written" in w and "'v15'" in w]
+
+
+def test_every_tokenizer_file_is_downloaded() -> None:
+    """What a folder's tokenizer is read from must be among the files that come from the Hub."""
+    read = {value for name, value in vars(tokenizer_files).items() if name.isupper() and isinstance(value, str)}
+    read = {name for name in read | {*tokenizer_files._PIECES} if Path(name).suffix}
+    assert len(read) >= 9
+    assert read <= set(TOKENIZER_FILES)
 
 
 def test_a_tokenizer_json_counts_before_it(tmp_path: Path) -> None:
