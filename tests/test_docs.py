@@ -77,6 +77,31 @@ def test_every_row_of_faults_has_its_tests() -> None:
         assert f"\ndef {name}(" in (DOCS.parent / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
 
+def test_what_the_documents_name_is_there() -> None:
+    """Every test, and every file of the project, that a document sends its readers to."""
+    root = DOCS.parent
+    modules = list((root / "tests").rglob("*.py"))
+    texts = (module.read_text(encoding="utf-8") for module in modules)
+    known = {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    known |= {module.stem for module in modules}
+    n_named = 0
+    for page in [*DOCS.glob("*.md"), *root.glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"\b(test_\w+)\b", text):
+            assert name in known, f"{page.name}: {name}"
+            n_named += 1
+        for path in re.findall(r"\b(?:tests|tools|convert|jmedlite|benchmarks)/[\w/]+\.py\b", text):
+            assert (root / path).is_file() or "NAME" in path, f"{page.name}: {path}"
+    assert n_named > 200
+
+
+def test_every_kind_of_quantized_weights_has_its_tests() -> None:
+    text = (DOCS / "sources.md").read_text(encoding="utf-8")
+    table = text.partition("| --- |")[2].partition("\n\n")[0].splitlines()[1:]
+    assert len(table) >= 8
+    assert [row for row in table if not re.search(r"(`test_\w+`.*|likewise) \|$", row)] == []
+
+
 def test_the_front_door() -> None:
     promised = set(re.findall(r"jmedlite\.(\w+)", (DOCS / "python.md").read_text(encoding="utf-8")))
     assert promised <= set(dir(jmedlite))
