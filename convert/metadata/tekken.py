@@ -18,6 +18,7 @@ from jmedlite.base.errors import DataError
 from jmedlite.base.inputs import MAX_VOCABULARY, read_json
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
+from jmedlite.runtime.words import byte_letters
 
 ROLES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 _N_BYTES = 256
@@ -161,15 +162,6 @@ def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def _letters() -> list[str]:
-    """The letter that stands for each byte in byte-level vocabularies (GPT-2's): itself where it can be printed."""
-    printed = (*range(33, 127), *range(161, 173), *range(174, 256))
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
-
-
-_LETTERS = str.maketrans(dict(enumerate(_letters())))
-
-
 def _as_letters(sequence: bytes) -> str:
-    return sequence.decode("latin-1").translate(_LETTERS)
+    """As byte-level vocabularies spell it."""
+    return "".join(map(byte_letters().__getitem__, sequence))

@@ -149,7 +149,7 @@ class TokenizerFiles:
     @property
     def roles(self) -> Mapping[str, str]:
         """The special tokens by what they do ("eos"), where the format itself says so."""
-        return {} if self._tekken is None else ROLES
+        return ROLES if self._is_tekken else {}
 
     @cached_property
     def described(self) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from .hardware import devices
 from .integrity import Integrity
 from .offload import MAPPED, OffloadPlan, Wish, make_offload_plan, refusal
 from .protocol import Emit
-from .shape import CELL, N_OUTPUTS, N_UBATCH, check_kv_type
+from .shape import CELL, EXPERTS, N_OUTPUTS, N_UBATCH, check_kv_type
 from .state_cache import StateCache, fingerprint
 from .vocabulary import Vocabulary
 
@@ -185,7 +185,7 @@ class LoadedModel:
             params.tensor_split = self._split
         if plan.n_without_experts:
             processor = next(d["buffer_type"] for d in every if d["kind"] == "CPU")
-            patterns = (rf"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode() for i in range(plan.n_cpu_moe))
+            patterns = (rf"blk\.{i}\.{EXPERTS}".encode() for i in range(plan.n_cpu_moe))
             overrides = [*(BufferOverride(pattern, processor) for pattern in patterns), BufferOverride()]
             self._overrides = (BufferOverride * len(overrides))(*overrides)
             params.tensor_buft_overrides = ctypes.addressof(self._overrides)

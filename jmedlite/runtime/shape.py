@@ -29,8 +29,8 @@ CELL = 256  # llama.cpp rounds n_ctx up to a multiple of this
 DEFAULT_CONTEXT = 4096  # of a model that does not say what it was trained for
 MAX_SIZE = 1 << 31
 NO_FLASH_ATTENTION = ("grok",)  # llama.cpp turns it off, whatever is asked for
-# What of a block are the experts' own weights, which may stay in RAM (llama.cpp, common/common.h)
-_EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.weight")
+# What of a block is the experts' own, which may stay in RAM: biases and scales too (llama.cpp, common/common.h)
+EXPERTS = r"ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
             blocks[i] += t.nbytes
             repacked[i] += again
             largest[i] = max(largest[i], t.nbytes)
-            if _EXPERTS.fullmatch(leaf):
+            if re.match(EXPERTS, leaf):
                 experts[i] += t.nbytes
                 experts_repacked[i] += again
                 largest_of_experts[i] = max(largest_of_experts[i], t.nbytes)

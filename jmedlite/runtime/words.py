@@ -91,7 +91,7 @@ def merge(symbols: Sequence[str], rank: Callable[[str, str], float | None]) -> l
 
 
 @cache
-def _alphabet() -> str:
+def byte_letters() -> str:
     """The characters that stand for the 256 bytes in byte-level vocabularies (GPT-2's)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
@@ -108,7 +108,7 @@ class ByteLevel:
 
     def tokens(self, word: str) -> list[int]:
         """The tokens of one word."""
-        spelled = "".join(_alphabet()[b] for b in word.encode())
+        spelled = "".join(byte_letters()[b] for b in word.encode())
         if self._whole_words and spelled in self._ids:
             return [self._ids[spelled]]
         parts = merge(spelled, lambda a, b: self._ranks.get((a, b)))
