@@ -90,11 +90,25 @@ class Loading:
         return {"op": "load", "path": str(path.resolve()), "checked": True, **vars(self), **batch}
 
 
-class LocalModel:
-    """A GGUF file in a child process of this machine. `told` hears the child's events that are no results."""
+def start_worker() -> Child:
+    """A process of this machine that can load a model."""
+    return Child("jmedlite.benchmarks.backends.local_worker", ADVICE)
 
-    def __init__(self, path: Path, loading: Loading, told: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self.child = Child("jmedlite.benchmarks.backends.local_worker", ADVICE)
+
+class LocalModel:
+    """A GGUF file in a child process of this machine, `child` where one is there already.
+
+    `told` hears the child's events that are no results.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        loading: Loading,
+        told: Callable[[dict[str, Any]], None] | None = None,
+        child: Child | None = None,
+    ) -> None:
+        self.child = child or start_worker()
         try:
             for event in self.child.events(loading.request(path), "loaded"):
                 if told:

@@ -184,7 +184,7 @@ def find_participants(
         return behind_a_server(models, options.endpoint, notice, options.timeout, options.concurrency)
     if options.cluster:
         return files_on_a_cluster(models, options.loading(), options.cluster, progress)
-    return files_here(models, options.loading(), progress)
+    return files_here(models, options.loading(), progress, options.processes)
 
 
 # ------------------------------------------------------------------------------------------------------- tasks

@@ -73,6 +73,13 @@ class BenchOptions:
     reference: str | None = option(None, help="Model the others are compared with; default: the widest.")
     stop_when_decided: bool = option(False, help="Ask a level no further once its loss is decided.")
     margin: float = option(2.0, low=0.01, high=100, help="Loss in points that --stop-when-decided decides on.")
+    processes: int = option(
+        1,
+        low=1,
+        high=256,
+        help="Processes of this machine that answer at once, each with the model and --threads threads; the cores are "
+        "shared among them by default.",
+    )
     cluster: str | None = option(
         None, metavar="ADDRESS", help="Ask on a Dask cluster's workers, such as tcp://host:8786."
     )
@@ -100,6 +107,8 @@ class BenchOptions:
             raise UsageError("--stop-when-decided: needs one pair per question, so it takes no --permutations")
         if self.endpoint and (self.cluster or self.text):
             raise UsageError(f"--endpoint: takes no {'--cluster' if self.cluster else '--text'}")
+        if self.processes > 1 and (self.endpoint or self.cluster):
+            raise UsageError("--processes: are this machine's; leave it away where a server or a cluster answers")
         if self.endpoint and (given := [n for n in LOADING if getattr(self, n) != getattr(BenchOptions, n)]):
             raise UsageError(f"--{given[0].replace('_', '-')}: is the server's own with --endpoint; leave it away")
 
@@ -149,7 +158,8 @@ class BenchOptions:
         given = {f.name: getattr(self, f.name) for f in fields(Loading) if f.name != "pack"}
         # by what is there, not by what is free: a run that goes on packs as it began. Workers may be other machines.
         large = str(self.gpu_layers) != "0" and not self.cluster and likes_large_batches()
-        return Loading(**{**given, "threads": self.threads or physical_cores()}, pack=GPU_PACK if large else PACK)
+        threads = self.threads or max(1, physical_cores() // self.processes)
+        return Loading(**{**given, "threads": threads}, pack=GPU_PACK if large else PACK)
 
     def describe(self) -> dict[str, Any]:
         """`settings` of `run.json`; what a server decides is null."""

@@ -13,6 +13,7 @@ from jmedlite.benchmarks.report.report import Report, report
 from jmedlite.benchmarks.run.folder import read_lines
 from jmedlite.benchmarks.statistics import wilson
 from jmedlite.demo import ADAPTER, MODEL
+from jmedlite.runtime.hardware import available_processors
 from jmedlite.runtime.runner import Runner
 
 from .bench import Bench, bench
@@ -22,6 +23,7 @@ from .quantize import plan_quantization
 BITS = (16, 8, 6, 5, 4, 3, 2)
 # the adapter taught these facts
 QUESTIONS = ("三角筋を支配する神経は何ですか。", "Which nerve innervates the deltoid?")
+MAX_PROCESSES = 4  # of 70 MB each; more would take longer to start than they save
 PARTS = ("base", "adapter")  # what taught the facts that a question of the demo asks for
 
 
@@ -71,11 +73,12 @@ class Demo:
     def bench(self, progress: Progress) -> Bench:
         """Every level asked all questions of the `demo` task.
 
-        By one thread: so small a model's steps take microseconds, and threads that wait for each other after each of
-        them stand still wherever the machine has anything else to do.
+        By processes of one thread: so small a model's steps take microseconds, and threads that wait for each other
+        after each of them stand still wherever the machine has anything else to do.
         """
         files = sorted(self.gguf.glob("*.gguf"), key=lambda p: (p.name.startswith("demo"), -p.stat().st_size))
-        options = BenchOptions(methods=("text",), limit=self.limit, rounds=1, threads=1)
+        processes = min(available_processors(), MAX_PROCESSES)
+        options = BenchOptions(methods=("text",), limit=self.limit, rounds=1, threads=1, processes=processes)
         return bench(files, tasks=["demo"], out=self.folder / "run", options=options, progress=progress)
 
     def report(self, lang: str) -> tuple[Report, list[Path]]:

@@ -11,6 +11,7 @@ from jmedlite.base.errors import UsageError
 from jmedlite.base.gguf import read_header
 from jmedlite.base.progress import Notice, Progress, silent
 from jmedlite.benchmarks.backends.base import Loading, LocalModel
+from jmedlite.benchmarks.backends.local_group import LocalGroup
 from jmedlite.benchmarks.run.run import Participant
 from jmedlite.runtime.shape import check_kv_type
 
@@ -39,15 +40,16 @@ class Participants:
         return name
 
 
-def files_here(named: Sequence[str | Path], loading: Loading, progress: Progress) -> Participants:
-    """GGUF files, each in a child process of this machine."""
+def files_here(named: Sequence[str | Path], loading: Loading, progress: Progress, processes: int = 1) -> Participants:
+    """GGUF files, each in one or more child processes of this machine."""
     paths = find_models(named)
     for path in paths.values() if loading.kv_type != Loading.kv_type else ():  # before the first is read through
         check_kv_type(path.name, read_header(path).metadata, loading.kv_type)
-    models = [
-        Participant(name, describe_model(p, progress, name), lambda p=p: LocalModel(p, loading))  # type: ignore[misc]
-        for name, p in paths.items()
-    ]
+
+    def opening(path: Path) -> Callable[[], LocalModel | LocalGroup]:
+        return lambda: LocalModel(path, loading) if processes == 1 else LocalGroup(path, loading, processes)
+
+    models = [Participant(name, describe_model(p, progress, name), opening(p)) for name, p in paths.items()]
     return Participants(tuple(models), paths)
 
 
