@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -37,22 +38,32 @@ class LocalGroup:
                 child.close()
             raise
         self._threads = ThreadPoolExecutor(n, thread_name_prefix="jmedlite")
+        self._begun: deque[Future[Answers]] = deque()
         self._idle: SimpleQueue[LocalModel] = SimpleQueue()
         for model in self._models:
             self._idle.put(model)
 
     def prepare(self, wanted: Wanted) -> Prepared:
+        self._forget()
         first, *_ = [_result(f) for f in [self._threads.submit(m.prepare, wanted) for m in self._models]]
         return first
 
     def run(self, first: int, stop: int) -> Iterator[tuple[int, list[RawAnswer]]]:
-        begun: deque[Future[Answers]] = deque()
+        self._forget()
         for pack in range(first, stop):
-            if len(begun) == AHEAD * len(self._models):
-                yield from _result(begun.popleft())
-            begun.append(self._threads.submit(self._answer, pack))
-        while begun:
-            yield from _result(begun.popleft())
+            if len(self._begun) == AHEAD * len(self._models):
+                yield from _result(self._begun.popleft())
+            self._begun.append(self._threads.submit(self._answer, pack))
+        while self._begun:
+            yield from _result(self._begun.popleft())
+
+    def _forget(self) -> None:
+        """Wait for what is left of a run that nobody read to its end: a child hears one thread at a time."""
+        for future in self._begun:
+            if not future.cancel():
+                with suppress(Exception):  # it was of that run
+                    _result(future)
+        self._begun.clear()
 
     def _answer(self, pack: int) -> Answers:
         model = self._idle.get()
