@@ -2,7 +2,8 @@
 
 For a parameter (E, d1, d2), lora_A is (E·r, in) and lora_B (out, r·E): expert e has the rows e·r to e·r + r of lora_A
 and every E-th column of lora_B from e on. Where PEFT takes d2 for the inputs, ΔW_e = B_e · A_e; older versions took d1,
-and ΔW_e is its transpose. Where a family's parameters are (E, in, out), all versions agree: ΔW_e = B_e · A_e. Source:
+and ΔW_e is its transpose. Where a family's parameters are (E, in, out) and transformers says so (gpt-oss), all versions
+agree: ΔW_e = B_e · A_e. Llama 4's are and nothing says so: there the two orders have changed places. Source:
 ParamWrapper.get_delta_weight of PEFT 0.21, tuners/lora/layer.py
 """
 
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from jmedlite.convert.families.family import TURNS
 from jmedlite.convert.sources.base import Base
 from jmedlite.convert.sources.stacked import PARAMETERS
 from jmedlite.convert.sources.tensors import StoredTensor
@@ -26,12 +28,13 @@ STACKED = re.compile(
 
 @dataclass(frozen=True)
 class ExpertParameter:
-    """One parameter of all experts of a layer. `shape` (out, in) is that of one expert's part, which is stored so, or
-    `crosswise`; `parts` are its tensors: their names, one for each expert, and which rows of the parameter they are."""
+    """One parameter of all experts of a layer. `shape` (out, in) is that of one expert's part, and with `one_order`
+    that of every adapter's product; `parts` are its tensors: their names, one for each expert, and which rows of the
+    parameter they are."""
 
     name: str
     shape: tuple[int, int]
-    crosswise: bool
+    one_order: bool
     parts: tuple[tuple[tuple[str, ...], slice], ...]
 
     @property
@@ -46,14 +49,14 @@ class ExpertParameter:
     @property
     def tells_order(self) -> bool:
         """Do the shapes of an adapter's matrices tell in which of the two orders they are?"""
-        return self.crosswise or self.shape[0] != self.shape[1]
+        return self.one_order or self.shape[0] != self.shape[1]
 
     def updates(self, a: StoredTensor, b: StoredTensor, rank: float, scale: float) -> dict[str, Update] | None:
         """The update of every tensor; None where the matrices are not those of this parameter at this rank."""
         if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == rank * self.n_expert):
             return None
         given = (b.shape[0], a.shape[1])
-        if given != self.shape and (self.crosswise or given != self.shape[::-1]):
+        if given != self.shape and (self.one_order or given != self.shape[::-1]):
             return None
         found, r = {}, a.shape[0] // self.n_expert
         for names, rows in self.parts:
@@ -72,22 +75,28 @@ def expert_parameters(base: Base) -> dict[str, ExpertParameter]:
     family, found = base.family, {}
     if family.experts is None:
         return {}
+    take_turns = family.experts.crosswise == TURNS
     for parameter, tensors in PARAMETERS.items():
         names = [family.by_gguf[f"blk.{{i}}.{tensor}.weight"] for tensor in tensors]
-        layer = 0
-        while names and (of_layer := [_of_layer(base.tensors, name, layer) for name in names])[0]:
+        for layer in _layers(base.tensors, names[0]):
+            of_layer = [_of_layer(base.tensors, name, layer) for name in names]
             shapes = [base.tensors[experts[0]].shape for experts in of_layer]
             ends = [sum(shape[0] for shape in shapes[: i + 1]) for i in range(len(shapes))]
             rows = [slice(end - shape[0], end) for end, shape in zip(ends, shapes, strict=True)]
-            if family.experts.crosswise:
+            if take_turns:
                 rows = [slice(i, None, len(names)) for i in range(len(names))]
             place = of_layer[0][0].partition(".experts.")[0]
             full = f"{place}.experts.{parameter}"
             found[full] = ExpertParameter(
-                full, (ends[-1], shapes[0][1]), family.experts.crosswise, tuple(zip(of_layer, rows, strict=True))
+                full, (ends[-1], shapes[0][1]), take_turns, tuple(zip(of_layer, rows, strict=True))
             )
-            layer += 1
     return found
+
+
+def _layers(tensors: Mapping[str, object], name: str) -> list[int]:
+    """The layers that have experts."""
+    pattern = re.compile(re.escape(name).replace(r"\{i\}", r"(\d+)").replace(r"\{e\}", "0"))
+    return sorted(int(found[1]) for tensor in tensors if (found := pattern.fullmatch(tensor)))
 
 
 def _of_layer(tensors: Mapping[str, object], name: str, layer: int) -> tuple[str, ...]:

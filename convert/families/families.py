@@ -9,7 +9,7 @@ from typing import Any
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError
 
-from .family import Experts, Family, Key
+from .family import HALVES, TURNS, Experts, Family, Key
 from .rope import FULL, SLIDING, RopeNames
 from .rules import (
     GEMMA4,
@@ -17,6 +17,7 @@ from .rules import (
     GPT2,
     GPT_OSS,
     LFM2,
+    LLAMA4,
     LLAMA_BIASES,
     LLAMA_NORMS,
     MOE,
@@ -299,7 +300,60 @@ FAMILIES = (
         writes_head_dim=True,
         head_is="required",
         sliding_period=2,
-        experts=Experts("num_local_experts", "intermediate_size", crosswise=True),
+        experts=Experts("num_local_experts", "intermediate_size", crosswise=TURNS),
+    ),
+    Family(
+        "Llama 4",
+        ("Llama4ForCausalLM",),
+        "llama4",
+        LLAMA4,
+        ("llama4_text",),
+        keys=(
+            *_expert_keys("num_local_experts"),
+            Key("expert_feed_forward_length", gguf.UINT32, "intermediate_size"),
+            Key("interleave_moe_layer_step", gguf.UINT32, "interleave_moe_layer_step"),
+        ),
+        defaults={
+            "num_local_experts": 16,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 1,
+            "intermediate_size": 8192,
+            "intermediate_size_mlp": 16384,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "use_qk_norm": True,
+            "no_rope_layer_interval": 4,
+            "attention_chunk_size": 8192,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8192,
+            "attn_scale": 0.1,
+        },
+        computes=(
+            ("hidden_act", ("silu", "swish")),
+            ("attention_bias", (False,)),
+            ("attention_chunk_size", (8192,)),
+            ("no_rope_layer_interval", (4,)),
+            ("attn_temperature_tuning", (True, 4)),  # Meta's own files say 4
+            ("floor_scale", (8192,)),
+            ("attn_scale", (0.1,)),
+        ),
+        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
+        head_dim=128,
+        writes_head_dim=True,
+        writes_vocab_size=True,
+        writes_rotary=True,
+        experts=Experts(
+            "num_local_experts",
+            "intermediate_size",
+            "intermediate_size",
+            crosswise=HALVES,
+            step="interleave_moe_layer_step",
+        ),
+        ignores=("for_llm_compressor",),  # in Meta's own files, and in no code
+        width="intermediate_size_mlp",
+        chunked=True,
     ),
     Family(
         "GPT-NeoX (OpenCALM, rinna)",
@@ -526,6 +580,7 @@ _MULTIMODAL = {
     "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3"),
     "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral3"),
     "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM", "qwen3_5"),
+    "Llama4ForConditionalGeneration": ("Llama4ForCausalLM", "llama4"),
     "Qwen3_5MoeForConditionalGeneration": ("Qwen3_5MoeForCausalLM", "qwen3_5_moe"),
 }
 

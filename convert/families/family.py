@@ -46,17 +46,21 @@ class Rule:
 class Experts:
     """Where config.json has the number of experts, and the widths of one and of the expert that all tokens share.
 
-    `crosswise`: all of a layer are one parameter that inputs are multiplied by from the left (n_expert, in, out), and
-    gate and up take turns in it. `switch`: the setting that must be true, in a family that has also models without.
+    `crosswise`: all of a layer are one parameter that inputs are multiplied by from the left (n_expert, in, out), in
+    which gate and up take TURNS, or are HALVES. `switch`: the setting that must be true, in a family that has also
+    models without. `step`: the setting by which only every n-th layer is a mixture.
     """
 
     count: str
     width: str
     shared_width: str | None = None
-    crosswise: bool = False
+    crosswise: str = ""
     switch: str | None = None
+    step: str | None = None
 
 
+TURNS, HALVES = "turns", "halves"
+MIXTURE, DENSE = "mixture", "dense"  # types of layers where only some have experts
 LINEAR, CONV = "linear_attention", "conv"  # types of layers, beside FULL and SLIDING (rope.py)
 # of Gemma 4's: those that have the keys and values of an earlier layer of their type
 FULL_SHARED, SLIDING_SHARED = "full_attention+shared", "sliding_attention+shared"
@@ -69,6 +73,11 @@ LINEAR_SETTINGS = (
 CONV_SETTINGS = (
     "layer_types", "full_attn_idxs", "conv_L_cache", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier",
     "block_multiple_of",
+)  # fmt: skip
+MIXTURE_LAYERS = "moe_layers"
+CHUNKED_SETTINGS = (
+    "layer_types", "no_rope_layers", "no_rope_layer_interval", "attention_chunk_size", "use_qk_norm",
+    "intermediate_size_mlp",
 )  # fmt: skip
 TWO_SIZES_SETTINGS = (
     "layer_types", "sliding_window", "global_head_dim", "num_global_key_value_heads", "attention_k_eq_v",
@@ -134,6 +143,8 @@ class Family:
     window: str = ""
     sliding_period: int = 0  # every n-th layer attends to everything, the others to a window
     experts: Experts | None = None
+    width: str = "intermediate_size"  # of feed-forward layers that are no mixture
+    chunked: bool = False  # Llama 4: most layers see a chunk of the text, every fourth all of it and no positions
     leaves_out: str = ""  # the beginning of tensors for drafts of several tokens at once, which answers do not need
     mixes_conv: bool = False  # layers of short convolutions among the others, in any pattern (LFM2)
     mixes_linear: bool = False  # layers of linear attention among the others (`full_interval`)
@@ -173,10 +184,12 @@ class Family:
         }[self.window]
         named = (k.config for k in self.keys), (key for key, _ in self.computes), self.reads_more, heads, windows
         rope = (self.rope_names.theta, self.rope_names.share, self.rope_names.local or "")
-        experts = (self.experts.count, self.experts.width, "num_experts_per_tok") if self.experts else ()
+        experts = [self.experts.count, self.experts.width, "num_experts_per_tok"] if self.experts else []
+        experts += [self.experts.step, MIXTURE_LAYERS] if self.experts and self.experts.step else []
         mixed = [*LINEAR_SETTINGS, "layer_types", "full_attention_interval"] if self.mixes_linear else []
         mixed += CONV_SETTINGS if self.mixes_conv else []
         mixed += TWO_SIZES_SETTINGS if self.two_sizes else []
+        mixed += CHUNKED_SETTINGS if self.chunked else []
         switches = [r.when.removeprefix("!") for r in self.rules if r.when not in (None, "untied")]
         return frozenset(
             (

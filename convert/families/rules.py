@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from .family import CONV, FULL_SHARED, LINEAR, SLIDING_SHARED, Rule
+from .family import CONV, DENSE, FULL_SHARED, LINEAR, MIXTURE, SLIDING_SHARED, Rule
 from .rope import FULL, SLIDING
 
 _LAYER, _BLK = "model.layers.{i}.", "blk.{i}."
@@ -114,6 +114,28 @@ GPT_OSS = (
     Rule(_LAYER + "mlp.experts.up_proj_bias", _BLK + "ffn_up_exps.bias", ("n_expert", "n_ff_exp")),
     Rule(_LAYER + "mlp.experts.down_proj_bias", _BLK + "ffn_down_exps.bias", ("n_expert", "n_embd")),
 )
+
+LLAMA4 = (
+    *attention(),
+    *LLAMA_NORMS,
+    *(
+        replace(rule, hf=rule.hf.replace(".mlp.", ".feed_forward."), layers=(DENSE,))
+        for rule in shared()[-3:]
+    ),
+    *(
+        replace(rule, layers=(MIXTURE,))
+        for rule in (
+            *experts("feed_forward", "router"),
+            *(
+                Rule(f"{_LAYER}feed_forward.shared_expert.{hf}.weight", f"{_BLK}ffn_{ours}_shexp.weight", shape)
+                for hf, ours, shape in (
+                    ("gate_proj", "gate", ("n_ff_shexp", "n_embd")), ("up_proj", "up", ("n_ff_shexp", "n_embd")),
+                    ("down_proj", "down", ("n_embd", "n_ff_shexp")),
+                )
+            ),
+        )
+    ),
+)  # fmt: skip
 
 _NEOX_LAYER = "gpt_neox.layers.{i}."
 

@@ -189,6 +189,16 @@ class Settings(Foreign):
     shared_expert_intermediate_size: int | None = None
     norm_topk_prob: bool | None = None
     decoder_sparse_step: int | None = None
+    interleave_moe_layer_step: int | None = None
+    moe_layers: tuple[int, ...] | None = None
+    intermediate_size_mlp: int | None = None
+    use_qk_norm: bool | None = None
+    no_rope_layers: tuple[int, ...] | None = None
+    no_rope_layer_interval: int | None = None
+    attention_chunk_size: int | None = None
+    attn_temperature_tuning: bool | int | None = None
+    floor_scale: float | None = None
+    attn_scale: float | None = None
     mlp_only_layers: tuple[int, ...] | None = None
     top_k_experts: int | None = None
     enable_moe_block: bool | None = None

@@ -11,7 +11,19 @@ from jmedlite.base.gguf import MAX_BLOCKS, MAX_EXPERTS
 from jmedlite.base.wording import shown
 
 from .config import context_length, has_experts, integer, is_tied
-from .family import CONV, FULL_SHARED, LINEAR, LINEAR_SETTINGS, SLIDING_SHARED, Experts, Family, Rule
+from .family import (
+    CONV,
+    DENSE,
+    FULL_SHARED,
+    LINEAR,
+    LINEAR_SETTINGS,
+    MIXTURE,
+    MIXTURE_LAYERS,
+    SLIDING_SHARED,
+    Experts,
+    Family,
+    Rule,
+)
 from .rope import FULL, SLIDING, n_rotary
 from .row_order import Order, RowOrder, TiledHeads
 
@@ -37,7 +49,7 @@ def dimensions(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     n_q, n_kv, n_ff = (
         n_head * head_dim,
         n_head_kv * head_dim,
-        integer(config, "intermediate_size", experts.get("n_ff_exp") or (family.widens and family.widens * n_embd)),
+        integer(config, family.width, experts.get("n_ff_exp") or (family.widens and family.widens * n_embd)),
     )
     return {
         "n_embd": n_embd,
@@ -162,6 +174,8 @@ def types_of_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
         return _types_of_layers(n_layer, full_interval(config))
     if family.two_sizes:
         return _types_of_two_sizes(config)
+    if family.experts and family.experts.step:
+        return _mixtures(family.experts.step, config)
     if not family.mixes_conv:
         return [""] * n_layer
     full = config.get("full_attn_idxs")
@@ -172,6 +186,21 @@ def types_of_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
             f"each of {n_layer} layers, and both among them"
         )
     return list(types)
+
+
+def _mixtures(step: str, config: Mapping[str, Any]) -> list[str]:
+    """Every n-th layer is a mixture; raises DataError where `moe_layers`, by which transformers goes, differs."""
+    n_layer, every = integer(config, "num_hidden_layers"), integer(config, step)
+    found = [MIXTURE if (i + 1) % every == 0 else DENSE for i in range(n_layer)]
+    given, expected = config.get(MIXTURE_LAYERS), [i for i, kind in enumerate(found) if kind == MIXTURE]
+    if given is not None and sorted(given) != expected:
+        raise DataError(
+            f"config.json: its {MIXTURE_LAYERS} are {shown(list(given))}; llama.cpp computes this family only with "
+            f"those of {step} ({every}): {shown(expected)}"
+        )
+    if not expected:
+        raise DataError(f"config.json: {step} is {every}, which leaves no mixture among {n_layer} layers")
+    return found
 
 
 def full_interval(config: Mapping[str, Any]) -> int:
@@ -220,11 +249,40 @@ def check_attention(family: Family, config: Mapping[str, Any], dims: Mapping[str
             f"config.json: {n_rot} of a head's {head_dim} dimensions are rotated (partial_rotary_factor), llama.cpp "
             f"does not do that for {family.title}"
         )
+    if family.chunked:
+        _check_chunked(config, dims)
     if family.scales_by_width:
         by_width = dims["n_layer"] == family.scales_by_width
         expected = dims["n_embd"] // dims["n_head"] if by_width else head_dim
         if (given := config.get("query_pre_attn_scalar")) != expected:
             raise DataError(f"config.json: query_pre_attn_scalar is {given}, llama.cpp would compute with {expected}")
+
+
+ROPE_PERIOD = 4  # of Llama 4's layers: the last of so many sees all of the text, and has no positions
+UNNORMED = 128  # a Llama 4 with so many experts has no norms of queries and keys, for llama.cpp
+
+
+def _check_chunked(config: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    """What llama.cpp takes for granted of Llama 4 (llama4.cpp); raises DataError for all else."""
+    has_rope = [(i + 1) % ROPE_PERIOD != 0 for i in range(dims["n_layer"])]
+    given = config.get("no_rope_layers")
+    if given and [bool(x) for x in given] != has_rope:
+        raise DataError(
+            f"config.json: its no_rope_layers are {shown(list(given))}; llama.cpp computes this family only with 0 in "
+            f"every {ROPE_PERIOD}th layer and 1 in the others"
+        )
+    types = config.get("layer_types")
+    if types and list(types) != ["chunked_attention" if rope else FULL for rope in has_rope]:
+        raise DataError(
+            f"config.json: its layer_types are {shown(list(types))}; llama.cpp computes this family only with {FULL} "
+            f"in every {ROPE_PERIOD}th layer and chunked_attention in the others"
+        )
+    normed = dims["n_expert"] != UNNORMED
+    if bool(config.get("use_qk_norm")) != normed:
+        raise DataError(
+            f"config.json: use_qk_norm is {config.get('use_qk_norm')}; llama.cpp goes by the number of experts, and "
+            f"computes a model of {dims['n_expert']} only with {normed}"
+        )
 
 
 def row_order(name: str | None, dims: Mapping[str, int]) -> Order | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jmedlite.base.errors import DataError
 from jmedlite.base.native import F32, U8
-from jmedlite.convert.families.family import Family
+from jmedlite.convert.families.family import TURNS, Family
 
 from .packed.mxfp4 import Mxfp4Tensor
 from .strided import StridedTensor
@@ -95,15 +95,19 @@ class _StackedRows:
 def separate_experts(tensors: Mapping[str, Weights], family: Family, n_expert: int) -> dict[str, Weights]:
     """`tensors` with the matrices of every expert by themselves, where a checkpoint has all experts of a layer in one:
     gate_up_proj (n_expert, 2·n_ff, n_embd) and down_proj (n_expert, n_embd, n_ff); with `experts.crosswise` gpt-oss's
-    (see Experts), whose biases are (n_expert, rows). What fits no such shape stays.
+    or Llama 4's (see Experts), whose biases are (n_expert, rows). What fits no such shape stays.
     """
     assert family.experts is not None
-    separate = _crosswise if family.experts.crosswise else _one_after_the_other
+    crosswise = family.experts.crosswise
     found: dict[str, Weights] = {}
     for name, tensor in tensors.items():
         separated = None
         if (own := _names_of_parts(name, family)) and len(tensor.shape) > 1 and tensor.shape[0] == n_expert:
-            separated = separate(tensor, own, n_expert)
+            separated = (
+                _crosswise(tensor, own, n_expert, take_turns=crosswise == TURNS)
+                if crosswise
+                else _one_after_the_other(tensor, own, n_expert)
+            )
         found |= {name: tensor} if separated is None else separated
     return found
 
@@ -134,11 +138,12 @@ def _one_after_the_other(tensor: Weights, names: Sequence[str], n_expert: int) -
     }
 
 
-def _crosswise(tensor: Weights, names: Sequence[str], n_expert: int) -> dict[str, Weights] | None:
+def _crosswise(tensor: Weights, names: Sequence[str], n_expert: int, *, take_turns: bool) -> dict[str, Weights] | None:
     """The parts take turns, row by row in MXFP4 (n_expert, rows, columns), else column by column of the matrices as
-    inputs are multiplied by them (n_expert, columns, rows), or number by number of biases (n_expert, rows)."""
+    inputs are multiplied by them (n_expert, columns, rows), or number by number of biases (n_expert, rows). Or, unless
+    they `take_turns`, the first has the first columns."""
     n_parts = len(names)
-    if isinstance(tensor, Mxfp4Tensor) and len(tensor.shape) == 3 and tensor.shape[1] % n_parts == 0:
+    if take_turns and isinstance(tensor, Mxfp4Tensor) and len(tensor.shape) == 3 and tensor.shape[1] % n_parts == 0:
         n_rows = tensor.shape[1] // n_parts
         return {
             own: tensor.rows(own, e * tensor.shape[1] + k, n_parts, n_rows)
@@ -148,14 +153,16 @@ def _crosswise(tensor: Weights, names: Sequence[str], n_expert: int) -> dict[str
     if not isinstance(tensor, StoredTensor) or tensor.dtype not in WEIGHT_DTYPES or tensor.shape[-1] % n_parts:
         return None
     width = tensor.shape[-1]
+    n_rows = width // n_parts
+    first, step = (1, n_parts) if take_turns else (n_rows, 1)  # the first row of the second part; from row to row
     if len(tensor.shape) == 2:
-        shape = (n_expert, width // n_parts)
-        return {own: StridedTensor(own, tensor, shape, k, (width, n_parts)) for k, own in enumerate(names)}
+        shape = (n_expert, n_rows)
+        return {own: StridedTensor(own, tensor, shape, k * first, (width, step)) for k, own in enumerate(names)}
     if len(tensor.shape) != 3:
         return None
     n_cols = tensor.shape[1]
     return {
-        own: StridedTensor(own, tensor, (width // n_parts, n_cols), e * n_cols * width + k, (n_parts, width))
+        own: StridedTensor(own, tensor, (n_rows, n_cols), e * n_cols * width + k * first, (step, width))
         for e in range(n_expert)
         for k, own in enumerate(name.replace("{e}", str(e)) for name in names)
     }

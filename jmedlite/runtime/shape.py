@@ -28,6 +28,7 @@ N_OUTPUTS = 32  # tokens of one batch whose logits are kept
 CELL = 256  # llama.cpp rounds n_ctx up to a multiple of this
 DEFAULT_CONTEXT = 4096  # of a model that does not say what it was trained for
 MAX_SIZE = 1 << 31
+CHUNKED = ("llama4",)  # most blocks see a chunk of the text, and no key says so
 NO_FLASH_ATTENTION = ("grok",)  # llama.cpp turns it off, whatever is asked for
 # What of a block is the experts' own, which may stay in RAM: biases and scales too (llama.cpp, common/common.h)
 EXPERTS = r"ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -146,7 +147,7 @@ def shape_of(metadata: Mapping[str, Any], tensors: Sequence[Tensor], repack: Map
         rest=rest,
         states=_states(metadata, tensors, n_layer),
         n_parts=n_layer * number("embedding_length_per_layer_input"),
-        n_masks=2 if number("attention.sliding_window") else 1,
+        n_masks=2 if number("attention.sliding_window") or metadata["general.architecture"] in CHUNKED else 1,
     )
 
 

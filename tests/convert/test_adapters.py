@@ -171,7 +171,7 @@ def test_exported_adapter_merges_to_the_same(tmp_path: Path, family: str, change
         "gpt_neox": ("attention.query_key_value", "mlp.dense_h_to_4h"),
         "phi3": ("self_attn.qkv_proj", "mlp.gate_up_proj"),
         "gpt2": ("attn.c_attn", "mlp.c_fc"),
-        **dict.fromkeys(builders.MOE, ("self_attn.q_proj", "self_attn.o_proj")),
+        **dict.fromkeys((*builders.MOE, "llama4_text"), ("self_attn.q_proj", "self_attn.o_proj")),
     }.get(family, ("self_attn.q_proj", "mlp.up_proj"))
     builders.adapter(tmp_path / "a", base, modules=modules, **changes)
     path = export(tmp_path, "a:0.5", name="lora")

@@ -64,6 +64,9 @@ VALUES: dict[str, Any] = {
     "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 300, "enable_moe_block": True, "top_k_experts": 1,
     "use_double_wide_mlp": False,
+    "intermediate_size_mlp": 768, "moe_layers": [1, 2], "interleave_moe_layer_step": 1, "no_rope_layers": [1, 0, 1, 0],
+    "no_rope_layer_interval": 2, "attention_chunk_size": 16, "attn_temperature_tuning": False, "floor_scale": 4,
+    "attn_scale": 0.5,
     "reorder_and_upcast_attn": True, "add_cross_attention": True, "swiglu_alpha": 1.5, "swiglu_limit": 0.5,
     "cache_implementation": "hybrid", "auto_map": {"AutoConfig": "c.C"}, "transformers_version": "3.0",
 }  # fmt: skip
@@ -122,6 +125,9 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
     },
     ("stablelm", "use_parallel_residual"): {"use_parallel_residual": True},
+    ("llama4_text", "num_hidden_layers"): {"num_hidden_layers": 8, "no_rope_layers": None},
+    ("llama4_text", "layer_types"): {"layer_types": ["full_attention"] * 4},
+    ("llama4_text", "use_qk_norm"): {"use_qk_norm": False},
     ("gpt_oss", "attention_bias"): {"attention_bias": False},
     ("gpt_oss", "layer_types"): {"layer_types": ["full_attention", "sliding_attention"]},
 }
