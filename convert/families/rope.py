@@ -255,10 +255,10 @@ def llama3_factors(config: Mapping[str, Any], head_dim: int) -> F32:
     rope = rope_parameters(config)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     base, factor, context = float(rope.get("rope_theta", 10000.0)), float(rope["factor"]), float(rope[ORIGINAL])
-    if not 0 < low < high or not base > 0:
-        raise _malformed(rope, "they must be positive, low_freq_factor below high_freq_factor")
+    if not 0 < low <= high or not base > 0:
+        raise _malformed(rope, "they must be positive, low_freq_factor not above high_freq_factor")
     wavelength = 2 * np.pi * np.float64(base) ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = (context / wavelength - low) / (high - low)
+    smooth = (context / wavelength - low) / ((high - low) or 1.0)  # Llama 4's are equal: nothing lies between
     between = 1 / ((1 - smooth) / factor + smooth)
     return np.where(wavelength < context / high, 1.0, np.where(wavelength > context / low, factor, between)).astype(
         np.float32

@@ -471,7 +471,7 @@ def test_bad_config_values(tmp_path: Path, changes: dict[str, Any], words: list[
         {"factor": "x"},
         {"factor": 0},
         {"high_freq_factor": 0},
-        {"high_freq_factor": 1.0},  # as low_freq_factor: there is no between
+        {"high_freq_factor": 0.5},  # below low_freq_factor
         {"original_max_position_embeddings": None},
         {"low_freq_factor": float("nan")},
         {"rope_theta": 0},

@@ -267,6 +267,7 @@ LONGROPE = {
         ("gpt2", {}),
         ("gpt2", {"tie_word_embeddings": False, "n_inner": None, "n_layer": 3}),
         ("llama4_text", {}),
+        ("llama4_text", {"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}),  # as published
         (
             "llama4_text",
             {
