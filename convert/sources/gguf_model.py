@@ -148,15 +148,17 @@ class GgufModel:
             "num_key_value_heads": "attention.head_count_kv",
             "num_hidden_layers": "block_count",
             "max_position_embeddings": "context_length",
-            "intermediate_size": "feed_forward_length",
+            family.width: "feed_forward_length",
             "head_dim": "attention.key_length",
         }
         if experts and f"{self.architecture}.expert_count" in meta:
             names |= {experts.count: "expert_count", "num_experts_per_tok": "expert_used_count"}
-            if experts.width != "intermediate_size":
+            if experts.width != family.width:
                 names[experts.width] = "expert_feed_forward_length"
-            if experts.shared_width:
+            if experts.shared_width and experts.shared_width != experts.width:
                 names[experts.shared_width] = "expert_shared_feed_forward_length"
+            if experts.step:
+                names[experts.step] = "interleave_moe_layer_step"
         if family.mixes_linear:
             names |= {
                 "linear_conv_kernel_dim": "ssm.conv_kernel", "linear_key_head_dim": "ssm.state_size",

@@ -117,6 +117,7 @@ def test_adapter_into_a_gguf_is_the_adapter_into_its_checkpoint(tmp_path: Path, 
         "gpt_neox": ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h"),
         "phi3": ("self_attn.qkv_proj", "mlp.gate_up_proj"),
         "gpt2": ("attn.c_attn", "mlp.c_fc"),
+        "llama4_text": ("self_attn.q_proj", "feed_forward.down_proj", "shared_expert.down_proj"),
         "mixtral": ("self_attn.q_proj", *(f"experts.{e}.w1" for e in range(builders.EXPERTS))),
         "qwen3_moe": ("self_attn.q_proj", *(f"experts.{e}.up_proj" for e in range(builders.EXPERTS))),
         **dict.fromkeys(
