@@ -46,6 +46,7 @@ _SHARED_EXPERT_KEYS = (
     Key("expert_feed_forward_length", gguf.UINT32, "moe_intermediate_size"),
     Key("expert_shared_feed_forward_length", gguf.UINT32, "shared_expert_intermediate_size"),
 )
+_LLAMA_ROPES = ("default", "linear", "yarn", "dynamic", "llama3")
 _QWEN_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
 _GEMMA_READS = ("query_pre_attn_scalar", "layer_types", "sliding_window_pattern", "_sliding_window_pattern")
 _GEMMA_COMPUTES = (("hidden_activation", ("gelu_pytorch_tanh",)), ("attention_bias", (False,)))
@@ -229,7 +230,7 @@ FAMILIES = (
         shared("rotary") + LLAMA_NORMS + qkv_biases("rotary", "attention_bias") + LLAMA_BIASES,
         ("llama",),
         reads_more=("attention_bias", "mlp_bias"),
-        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
+        rope_types=_LLAMA_ROPES,
         writes_vocab_size=True,
         writes_rotary=True,
     ),
@@ -241,7 +242,7 @@ FAMILIES = (
         ("mistral",),
         defaults={"sliding_window": 4096},
         window="all",
-        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
+        rope_types=_LLAMA_ROPES,
         writes_vocab_size=True,
         writes_rotary=True,
     ),
@@ -254,7 +255,7 @@ FAMILIES = (
         keys=_expert_keys("num_local_experts"),
         defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
         window="all",
-        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
+        rope_types=_LLAMA_ROPES,
         writes_vocab_size=True,
         writes_rotary=True,
         experts=Experts("num_local_experts", "intermediate_size"),
@@ -339,7 +340,7 @@ FAMILIES = (
             ("floor_scale", (8192,)),
             ("attn_scale", (0.1,)),
         ),
-        rope_types=("default", "linear", "yarn", "dynamic", "llama3"),
+        rope_types=_LLAMA_ROPES,
         head_dim=128,
         writes_head_dim=True,
         writes_vocab_size=True,

@@ -115,27 +115,15 @@ GPT_OSS = (
     Rule(_LAYER + "mlp.experts.down_proj_bias", _BLK + "ffn_down_exps.bias", ("n_expert", "n_embd")),
 )
 
-LLAMA4 = (
-    *attention(),
-    *LLAMA_NORMS,
-    *(
-        replace(rule, hf=rule.hf.replace(".mlp.", ".feed_forward."), layers=(DENSE,))
-        for rule in shared()[-3:]
-    ),
-    *(
-        replace(rule, layers=(MIXTURE,))
-        for rule in (
-            *experts("feed_forward", "router"),
-            *(
-                Rule(f"{_LAYER}feed_forward.shared_expert.{hf}.weight", f"{_BLK}ffn_{ours}_shexp.weight", shape)
-                for hf, ours, shape in (
-                    ("gate_proj", "gate", ("n_ff_shexp", "n_embd")), ("up_proj", "up", ("n_ff_shexp", "n_embd")),
-                    ("down_proj", "down", ("n_embd", "n_ff_shexp")),
-                )
-            ),
-        )
-    ),
-)  # fmt: skip
+
+def _llama4_layers() -> Iterable[Rule]:
+    """Of dense layers and of mixtures, whose module is `feed_forward` in both."""
+    for kind, rules in ((DENSE, shared()[-3:]), (MIXTURE, (*experts("mlp", "router"), *SHARED_EXPERT[1:]))):
+        for rule in rules:
+            yield replace(rule, hf=rule.hf.replace(".mlp.", ".feed_forward."), layers=(kind,))
+
+
+LLAMA4 = (*attention(), *LLAMA_NORMS, *_llama4_layers())
 
 _NEOX_LAYER = "gpt_neox.layers.{i}."
 
