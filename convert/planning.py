@@ -15,6 +15,7 @@ from gguf.constants import GGMLQuantizationType
 from jmedlite.base import gguf
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, UsageError
 from jmedlite.base.imatrix import Imatrix
+from jmedlite.base.looking import exists, is_dir, is_file
 from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.moments import Moments
 from jmedlite.base.native import F32
@@ -324,7 +325,7 @@ def assemble(
 
 def open_model(path: Path, files: Files, *, requantize: bool = False) -> SourceModel:
     """A checkpoint folder or a GGUF file as a model to convert."""
-    return CheckpointModel(path, files) if path.is_dir() else GgufModel(path, files, requantize=requantize)
+    return CheckpointModel(path, files) if is_dir(path) else GgufModel(path, files, requantize=requantize)
 
 
 def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]], files: Files) -> list[Adapter]:
@@ -333,9 +334,9 @@ def bind_adapters(model: SourceModel, adapters: Sequence[tuple[Path, float]], fi
     bound: list[Adapter] = []
     shapes = {spec.name: spec.shape for spec in model.specs}
     for path, weight in adapters:
-        if path.is_file():
+        if is_file(path):
             bound.append(GgufAdapter(path, model.architecture, shapes, weight))
-        elif not path.is_dir():
+        elif not is_dir(path):
             raise InputMissing(f"{path}: no such adapter; expected a PEFT folder or a GGUF file")
         else:
             base = base or model.base()
@@ -546,7 +547,7 @@ def _split(tensors: Sequence[gguf.Tensor], limit: int | None) -> list[list[gguf.
 def _check_room(out: Path, levels: Sequence[PlannedLevel]) -> None:
     needed = sum(p.total_bytes for p in levels) + DISK_MARGIN
     partial = [f.path.with_name(f".{f.path.name}.partial") for level in levels for f in level.files]
-    free = shutil.disk_usage(out).free + sum(p.stat().st_size for p in partial if p.exists())
+    free = shutil.disk_usage(out).free + sum(p.stat().st_size for p in partial if exists(p))
     if needed > free:
         raise CannotCreate(
             f"{out}: {needed / 1e9:.1f} GB are needed for {len(levels)} level(s), {free / 1e9:.1f} GB are free; "

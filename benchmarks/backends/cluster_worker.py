@@ -17,6 +17,7 @@ from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing, Interrupted, NativeError, as_expected
 from jmedlite.base.inputs import reading
+from jmedlite.base.looking import is_file
 from jmedlite.base.outputs import sha256_file
 from jmedlite.runtime.process import child_command
 
@@ -201,7 +202,7 @@ class Holder:
         places = [Path(job.path)]
         if folder := os.environ.get(MODELS):
             places.insert(0, Path(folder) / name)
-        path = next((p for p in places if p.is_file()), None)
+        path = next((p for p in places if is_file(p)), None)
         if path is None:
             raise InputMissing(
                 f"has no {' or '.join(map(str, places))}; copy the model there, or set {MODELS} there to its folder"

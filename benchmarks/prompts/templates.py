@@ -17,6 +17,7 @@ from typing import Any
 
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.inputs import read_text
+from jmedlite.base.looking import is_file
 from jmedlite.benchmarks.tasks.items import LETTERS, Item
 
 METHODS = ("letter", "text", "generate")
@@ -111,7 +112,7 @@ def read_template(spec: str, methods: tuple[str, ...]) -> Template:
     Raises DataError for a place that nothing fills, UsageError where a method needs a place that is not there.
     """
     path, name = Path(spec), ""
-    if not path.is_file() and ":" in spec:
+    if not is_file(path) and ":" in spec:
         before, _, name = spec.rpartition(":")
         path = Path(before)
     text = read_text(path, MAX_TEMPLATE)

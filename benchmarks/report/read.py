@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.halves import HALF, has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
+from jmedlite.base.looking import exists, is_dir
 from jmedlite.base.records import from_json, to_json
 from jmedlite.benchmarks.prompts.templates import METHODS
 from jmedlite.benchmarks.records import (
@@ -78,18 +79,18 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """A run folder; raises InputMissing where there is none, DataError where it is not what docs/runs.md says."""
-    if not folder.exists():
+    if not exists(folder):
         raise InputMissing(f"{folder}: no such folder; expected one that `jmedlite bench --out` wrote")
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise DataError(f"{folder}: is a file, expected a folder that `jmedlite bench --out` wrote")
-    if not (folder / "run.json").exists():
+    if not exists(folder / "run.json"):
         raise InputMissing(f"{folder}: has no run.json; expected a folder that `jmedlite bench --out` wrote")
     head = _head(folder / "run.json")
     torn: list[str] = []
 
     def lines(name: str, kind: type[T], key: Callable[[T], object]) -> tuple[T, ...]:
         path = folder / f"{name}.jsonl"
-        return tuple(_unique(path, kind, torn, key)) if path.exists() else ()
+        return tuple(_unique(path, kind, torn, key)) if exists(path) else ()
 
     questions = _unique(folder / "questions.jsonl", QuestionRecord, torn, lambda q: (q.task, q.id))
     run = Run(

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from jmedlite.base.errors import CannotCreate, DataError, system_fault
 from jmedlite.base.halves import has_halves
 from jmedlite.base.inputs import MAX_INDEX, opened, read_bytes
+from jmedlite.base.looking import exists
 from jmedlite.base.outputs import Lock, make_folder
 from jmedlite.base.publishing import take_back, write_texts
 from jmedlite.base.records import from_json, to_json
@@ -87,7 +88,7 @@ class RunFolder:
         run = self.folder / RUN
         for path in (self.folder / QUESTIONS, run):
             take_back(path)  # of a run that died while it wrote them
-        if run.exists():
+        if exists(run):
             self._check_same(run)
             self.resumed = True
         else:
@@ -128,7 +129,7 @@ class RunFolder:
     def _count_items(self) -> int:
         """How many whole, expected results are there; a torn last line is dropped."""
         path = self.folder / ITEMS
-        if not path.exists():
+        if not exists(path):
             return 0
         n = size = 0
         with opened(path) as file:
@@ -194,7 +195,7 @@ class RunFolder:
 
     def _mend(self, path: Path) -> None:
         """Cut a torn last line off."""
-        if path.exists():
+        if exists(path):
             with opened(path) as file:
                 whole = sum(len(line) for line in file if line.endswith(b"\n"))
             self._truncate(path, whole)
@@ -207,7 +208,7 @@ class RunFolder:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a `.jsonl` file; none where there is no file. Raises DataError for one that is damaged."""
-    if path.exists():
+    if exists(path):
         with opened(path) as file:
             for n, line in enumerate(file, 1):
                 if line.endswith(b"\n"):

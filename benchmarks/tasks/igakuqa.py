@@ -16,6 +16,7 @@ from typing import Any
 
 from jmedlite.base.errors import InputMissing
 from jmedlite.base.inputs import reading
+from jmedlite.base.looking import is_file
 from jmedlite.base.outputs import sha256_file
 
 from .checking import NO_CHOICES, BadRow, check_choices, collect, letter, name, need, number, skipped, text, texts
@@ -43,7 +44,7 @@ def load_igakuqa(path: Path, languages: Sequence[str], skip_bad: bool) -> list[D
     """The Japanese and the English items; raises InputMissing where there is no exam, DataError for bad rows."""
     exams = _find(path)
     wanted = [lang for lang in ("ja", "en") if not languages or lang in languages]
-    if "en" in wanted and not any(exam.part("translate").is_file() for exam in exams):
+    if "en" in wanted and not any(is_file(exam.part("translate")) for exam in exams):
         if languages:
             raise InputMissing(f"{path}: has no *_translate.jsonl, which hold the English questions; {CLONE}")
         wanted.remove("en")
@@ -53,10 +54,10 @@ def load_igakuqa(path: Path, languages: Sequence[str], skip_bad: bool) -> list[D
 def _find(path: Path) -> list[_Exam]:
     with reading(path):
         path.stat()
-    if path.is_file():
+    if is_file(path):
         files = [path] if _EXAM.fullmatch(path.name) else []
     else:
-        files = sorted(f for f in path.rglob("*-?.jsonl") if _EXAM.fullmatch(f.name) and f.is_file())
+        files = sorted(f for f in path.rglob("*-?.jsonl") if _EXAM.fullmatch(f.name) and is_file(f))
     if not files:
         raise InputMissing(
             f"{path}: has no <year>/<exam>-A.jsonl; expected a clone of IgakuQA or its data folder; {CLONE}"
@@ -76,7 +77,7 @@ def _dataset(exams: Sequence[_Exam], lang: str, skip_bad: bool) -> Dataset:
         known = {row.fields.get("problem_id") for row in own}
         for kind, into in (("metadata", details), ("translate", english)):
             part, label = exam.part(kind), f"{exam.label}_{kind}.jsonl"
-            if not part.is_file() or (kind == "translate" and lang == "ja"):
+            if not is_file(part) or (kind == "translate" and lang == "ja"):
                 continue
             paths.append((part, label))
             _by_id(read_rows(part, label), into, known, skip_bad)

@@ -13,6 +13,7 @@ import jmedlite
 from jmedlite.base.errors import DataError, InputMissing, UsageError
 from jmedlite.base.hub import fetch_data
 from jmedlite.base.inputs import reading
+from jmedlite.base.looking import exists, is_dir, is_file
 from jmedlite.base.outputs import sha256_file
 
 from . import formats, igakuqa
@@ -69,19 +70,19 @@ def _split(spec: str) -> tuple[str, Path | None]:
     if spec in TASKS:
         return spec, None
     name, equals, rest = spec.partition("=")
-    if equals and re.fullmatch(r"[\w.-]+", name) and not Path(spec).exists():
+    if equals and re.fullmatch(r"[\w.-]+", name) and not exists(Path(spec)):
         if not rest:
             raise UsageError(f"--task {spec}: has no path after the =")
         return name, Path(rest).expanduser()
     path = Path(spec).expanduser()
-    if path.suffix.lower() in SUFFIXES or (spec and path.exists()):
+    if path.suffix.lower() in SUFFIXES or (spec and exists(path)):
         return path.stem, path
     raise UsageError(f"--task {spec}: no such task or file; known are {', '.join(TASKS)}, or NAME=FILE.jsonl")
 
 
 def _demo() -> Path:
     path = Path(jmedlite.__file__).parent / "demo" / "questions.jsonl"
-    if not path.is_file():
+    if not is_file(path):
         raise InputMissing(f"{path}: the demo's questions are not installed; install jmedlite again")
     return path
 
@@ -182,7 +183,7 @@ def _local(task: Task, path: Path) -> list[_File]:
     """The file itself, or the task's files in a folder that is laid out as on the Hub or as its authors publish it."""
     with reading(path):
         path.stat()
-    if not path.is_dir():
+    if not is_dir(path):
         return [_File(path, f"{path.parent.name}/{path.name}" if formats.subject_in(path.parent.name) else path.name)]
     for names in (task.test, *_other_names(task)):
         if files := _find(path, names):
@@ -196,17 +197,17 @@ def _details(task: Task, path: Path) -> _File | None:
     """The file that says more of the rows: below the folder that was given, or beside the file or its folder."""
     if not task.details:
         return None
-    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    folders = [path] if is_dir(path) else [path.parent, path.parent.parent]
     for folder in folders:
-        if (folder / task.details).is_file():
+        if is_file(folder / task.details):
             return _File(folder / task.details, task.details)
-        if files := _find(folder, [task.details]) if path.is_dir() else []:
+        if files := _find(folder, [task.details]) if is_dir(path) else []:
             return files[0]
     raise InputMissing(f"{path}: has no {task.details} beside it; expected a copy of {task.source}")
 
 
 def _local_examples(task: Task, path: Path) -> list[_File]:
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_dir(path) else path.parent
     by_subject = not task.own_rows
     names = [task.examples, tuple(f"{s}_dev.csv" for s in MEDICAL_SUBJECTS)] if by_subject else [task.examples]
     return next((files for n in names if n and (files := _find(folder, n))), [])
@@ -221,8 +222,8 @@ def _find(folder: Path, names: Sequence[str]) -> list[_File]:
     """All of the names below a folder, or none; the folder may also be the one that directly holds the file."""
     found = []
     for name in names:
-        places = sorted(p for p in folder.rglob(name) if p.is_file())
-        if not places and len(names) == 1 and (folder / Path(name).name).is_file():
+        places = sorted(p for p in folder.rglob(name) if is_file(p))
+        if not places and len(names) == 1 and is_file(folder / Path(name).name):
             places = [folder / Path(name).name]
         if not places:
             return []

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jmedlite.base.errors import DataError, UsageError
+from jmedlite.base.looking import exists
 from jmedlite.base.native import F32
 from jmedlite.convert.families.row_order import Order, TiledHeads
 from jmedlite.convert.sources.tensors import Files, StoredTensor, Weights
@@ -167,8 +168,8 @@ def parse_spec(spec: str) -> tuple[str, float]:
     So does one in the name of a folder or file that is there.
     """
     name, colon, weight = spec.rpartition(":")
-    if colon and Path(spec).expanduser().exists():
-        if name and Path(name).expanduser().exists() and _is_number(weight):
+    if colon and exists(Path(spec).expanduser()):
+        if name and exists(Path(name).expanduser()) and _is_number(weight):
             raise UsageError(
                 f"--lora {spec}: {spec} is there, and so is {name}; write {spec}{os.sep} for the one, "
                 f"{name}{os.sep}:{weight} for the other"

@@ -11,6 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
+from jmedlite.base.looking import is_dir, is_file
 from jmedlite.base.wording import shown, some
 from jmedlite.convert.families.names import NOT_TEXT, canonical, spellings, without_wrappers
 from jmedlite.convert.sources.base import Base
@@ -417,13 +418,13 @@ class PeftAdapter:
 
 def find_weights(folder: Path) -> Path:
     """An adapter folder's weights file, PEFT's or mlx-lm's; raises InputMissing."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise InputMissing(
             f"{folder}: no such adapter (expected a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or a GGUF)"
         )
     names = (MLX_ADAPTER_WEIGHTS,) if is_mlx(folder) else (ADAPTER_WEIGHTS, ADAPTER_BIN)
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    whole = found is not None and (folder / ADAPTER_CONFIG).is_file()
+    found = next((folder / name for name in names if is_file(folder / name)), None)
+    whole = found is not None and is_file(folder / ADAPTER_CONFIG)
     if not whole and (instead := instead_of_adapter(folder)):
         raise InputMissing(f"{folder}: {instead}")
     if found is None:

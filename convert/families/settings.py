@@ -15,6 +15,7 @@ from typing import Any
 from jmedlite.base.errors import DataError
 from jmedlite.base.filenames import CONFIG, GENERATION_CONFIG
 from jmedlite.base.inputs import read_json
+from jmedlite.base.looking import is_file
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import some
 
@@ -271,7 +272,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_generation(folder: Path) -> dict[str, Any]:
     """generation_config.json, its types checked; nothing where there is none."""
     path = folder / GENERATION_CONFIG
-    found = read_json(path) if path.is_file() else {}
+    found = read_json(path) if is_file(path) else {}
     from_json(found, Generation, GENERATION_CONFIG)
     return found
 

@@ -18,6 +18,7 @@ import yaml
 
 from jmedlite.base.filenames import CARD
 from jmedlite.base.inputs import MAX_CARD, MAX_VOCABULARY, opened, read_bytes, read_json
+from jmedlite.base.looking import is_file
 from jmedlite.base.outputs import temporary_folder
 
 _FENCE = "---"
@@ -33,7 +34,7 @@ _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowEr
 @contextmanager
 def readable(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """The folder, or a copy of its small files under the same name that gguf-py can read; and what was left out."""
-    marked = {path for path in folder.glob("*.json") if path.is_file() and _has_mark(path)}
+    marked = {path for path in folder.glob("*.json") if is_file(path) and _has_mark(path)}
     front, warnings = _read_card(folder / CARD)
     if not marked and front is None:
         yield folder, warnings
@@ -42,13 +43,13 @@ def readable(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         copy = temporary / (folder.name or folder.resolve().name)
         copy.mkdir()
         for path in folder.iterdir():
-            if path.is_file() and path.suffix in (".json", ".jinja"):
+            if is_file(path) and path.suffix in (".json", ".jinja"):
                 shutil.copyfile(path, copy / path.name)
         for path in marked:
             (copy / path.name).write_bytes(read_bytes(path, MAX_VOCABULARY).removeprefix(codecs.BOM_UTF8))
         if front is not None:
             (copy / CARD).write_text(f"{_FENCE}\n{front}{_FENCE}\n", encoding="utf-8")
-        elif (folder / CARD).is_file():
+        elif is_file(folder / CARD):
             shutil.copyfile(folder / CARD, copy / CARD)
         yield copy, warnings
 
@@ -64,7 +65,7 @@ def _has_mark(path: Path) -> bool:
 
 def _read_card(path: Path) -> tuple[str | None, list[str]]:
     """The front matter to read instead of a card's own, None where that can be read; and what was left out."""
-    if not path.is_file():
+    if not is_file(path):
         return None, []
     raw = read_bytes(path, MAX_CARD)
     text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from typing import Any
 from jmedlite.base.errors import DataError
 from jmedlite.base.filenames import TEKKEN
 from jmedlite.base.inputs import MAX_VOCABULARY, read_json, read_text, reading
+from jmedlite.base.looking import is_file
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
 
@@ -98,7 +99,7 @@ _TYPES: Mapping[str, type] = {DESCRIBED: _Described, SETTINGS: _Settings}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+    if not is_file(path):
         return None
     found = read_json(path, MAX_VOCABULARY)
     if kind := _TYPES.get(path.name):
@@ -134,13 +135,13 @@ class TokenizerFiles:
     @property
     def is_vocabulary(self) -> bool:
         """Is there a whole vocabulary in the folder?"""
-        return (self.folder / DESCRIBED).is_file() or self.pieces_file is not None or self._is_tekken
+        return is_file(self.folder / DESCRIBED) or self.pieces_file is not None or self._is_tekken
 
     @property
     def _is_tekken(self) -> bool:
         """Is Mistral's own file all that tells of the vocabulary?"""
-        others = (self.folder / DESCRIBED).is_file() or self.pieces_file is not None
-        return not others and (self.folder / TEKKEN).is_file()
+        others = is_file(self.folder / DESCRIBED) or self.pieces_file is not None
+        return not others and is_file(self.folder / TEKKEN)
 
     @cached_property
     def _tekken(self) -> Tekken | None:
@@ -159,7 +160,7 @@ class TokenizerFiles:
     def share(self, other: TokenizerFiles) -> None:
         """Take the other's tokenizer.json as read where the two are the same file to the byte."""
         one, two = self.folder / DESCRIBED, other.folder / DESCRIBED
-        if one.is_file() and two.is_file():
+        if is_file(one) and is_file(two):
             with reading(one):
                 same = filecmp.cmp(one, two, shallow=False)
             if same:
@@ -292,7 +293,7 @@ class TokenizerFiles:
     def template(self) -> Template | None:
         """The chat template, or several by name; as in transformers, chat_template.jinja counts first."""
         found: dict[str, Template] = {}
-        if (path := self.folder / _TEMPLATE).is_file():
+        if is_file(path := self.folder / _TEMPLATE):
             found[_TEMPLATE] = _one_or_several(_read_template(path), self._additional())
         for file, holder in ((SETTINGS, self.settings), (_OLD_TEMPLATE, _read(self.folder / _OLD_TEMPLATE) or {})):
             if (template := _template(holder.get("chat_template"), file)) is not None:
@@ -321,7 +322,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _read(folder / SETTINGS) or {},
         _read(folder / NAMED) or {},
         _read(folder / ADDED) or {},
-        next((folder / name for name in _PIECES if (folder / name).is_file()), None),
+        next((folder / name for name in _PIECES if is_file(folder / name)), None),
     )
 
 

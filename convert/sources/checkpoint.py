@@ -16,6 +16,7 @@ from typing import Any
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.filenames import BIN_INDEX, BIN_SINGLE, CONFIG, INDEX, SINGLE, is_plain
 from jmedlite.base.inputs import MAX_INDEX, check_stand_in, opened, parse_json, read_json
+from jmedlite.base.looking import is_dir, is_file
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import shown
 from jmedlite.convert.families.settings import read_config
@@ -123,7 +124,7 @@ def _shard_path(folder: Path, name: str, index: str) -> Path:
     if not is_plain(name):
         raise DataError(f"{index}: names the shard {shown(name)}, expected a plain file name inside the folder")
     path: Path = folder / name
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{index}: names the shard {name}, which is not in the folder; download it again")
     return path
 
@@ -137,10 +138,10 @@ class Checkpoint:
     """A checkpoint folder: `config` and every tensor's place."""
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise InputMissing(f"{folder}: no such folder")
         self.folder, self.warnings = folder, list[str]()
-        if not (folder / CONFIG).is_file() and (instead := instead_of_model(folder)):
+        if not is_file(folder / CONFIG) and (instead := instead_of_model(folder)):
             raise InputMissing(f"{folder}: {instead}")
         self.config = read_config(folder)
         self.tensors = self._find()
@@ -151,14 +152,14 @@ class Checkpoint:
         Where there are both, the one file counts, as for transformers (`_get_resolved_checkpoint_files`).
         """
         for single, index in ((SINGLE, INDEX), (BIN_SINGLE, BIN_INDEX)):
-            if (self.folder / single).is_file():
-                if (self.folder / index).is_file():
+            if is_file(self.folder / single):
+                if is_file(self.folder / index):
                     self.warnings.append(
                         f"{self.folder.resolve().name}: has both {single} and {index} with its files; {single} is "
                         "taken, as transformers does"
                     )
                 return read_weights(_shard_path(self.folder, single, single))
-            if (self.folder / index).is_file():
+            if is_file(self.folder / index):
                 return self._from_index(index)
         if instead := instead_of_model(self.folder):
             raise InputMissing(f"{self.folder}: {instead}")

@@ -12,6 +12,7 @@ from gguf.constants import TokenType
 
 from jmedlite.base import gguf
 from jmedlite.base.errors import DataError, InputMissing
+from jmedlite.base.looking import exists
 from jmedlite.base.manifest import MADE_QUANTIZED
 from jmedlite.base.publishing import check_published
 from jmedlite.convert.families.families import FAMILIES
@@ -42,7 +43,7 @@ def read_parts(path: Path) -> tuple[gguf.Header, dict[str, StoredTensor]]:
     check_published(paths)
     headers = []
     for i, part in enumerate(paths):
-        if len(paths) > 1 and not part.exists():
+        if len(paths) > 1 and not exists(part):
             raise InputMissing(f"{part.name}: is part {i + 1} of {len(paths)} of this model and not there; copy it too")
         headers.append(gguf.read_header(part))
     first = headers[0]

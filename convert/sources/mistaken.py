@@ -9,6 +9,7 @@ from typing import Any
 from jmedlite.base.errors import JmedliteError
 from jmedlite.base.filenames import ADAPTER_BIN, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, MLX_ADAPTER_WEIGHTS
 from jmedlite.base.inputs import read_json
+from jmedlite.base.looking import is_dir, is_file
 
 _STEP = re.compile(r"(?:checkpoint|global_?step|step|epoch)[-_]?(\d+)")
 # (files, what they are, what to do): the first whose pattern finds a file tells
@@ -30,7 +31,7 @@ _FORMATS = (
 
 def instead_of_model(folder: Path) -> str | None:
     """What a folder without a model's configuration or weights is, and what to give; None where nothing tells."""
-    if (folder / ADAPTER_CONFIG).is_file() or (folder / MLX_ADAPTER_WEIGHTS).is_file():
+    if is_file(folder / ADAPTER_CONFIG) or is_file(folder / MLX_ADAPTER_WEIGHTS):
         base = adapter_base(folder)
         trained_on = f" ({base})" if base else ""
         return f"is an adapter, not a model: give the model it was trained on{trained_on}, this with --lora {folder}"
@@ -43,7 +44,7 @@ def instead_of_adapter(folder: Path) -> str | None:
     """The same of a folder without an adapter's configuration or weights."""
     if is_mlx(folder):
         return f"is an MLX adapter, but has not both {ADAPTER_CONFIG} and {MLX_ADAPTER_WEIGHTS}"
-    if not (folder / ADAPTER_CONFIG).is_file() and (folder / CONFIG).is_file():
+    if not is_file(folder / ADAPTER_CONFIG) and is_file(folder / CONFIG):
         return f"is a model, not an adapter (it has {CONFIG}, and no {ADAPTER_CONFIG}): give it as the model"
     return _unfinished(folder) or _within(folder, ADAPTER_CONFIG, "adapters", "--lora ")
 
@@ -52,7 +53,7 @@ def is_mlx(folder: Path) -> bool:
     """Is it an adapter of mlx-lm? Its configuration has the name of PEFT's."""
     config = _config(folder)
     named = "lora_parameters" in config or "fine_tune_type" in config
-    return named or ((folder / MLX_ADAPTER_WEIGHTS).is_file() and not _has_peft_weights(folder))
+    return named or (is_file(folder / MLX_ADAPTER_WEIGHTS) and not _has_peft_weights(folder))
 
 
 def adapter_base(folder: Path) -> str | None:
@@ -70,7 +71,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _has_peft_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_BIN))
+    return any(is_file(folder / name) for name in (ADAPTER_WEIGHTS, ADAPTER_BIN))
 
 
 def _unfinished(folder: Path) -> str | None:
@@ -82,15 +83,15 @@ def _unfinished(folder: Path) -> str | None:
 
 def _within(folder: Path, wanted: str, plural: str, option: str) -> str | None:
     """What to give of the folders inside: the newest training checkpoint, or one of the models."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside = sorted(path for path in folder.iterdir() if is_dir(path) and not path.name.startswith("."))
     steps = {int(found[1]): path for path in inside if (found := _STEP.fullmatch(path.name))}
     if steps:
-        whole = {n: path for n, path in steps.items() if any((path / c).is_file() for c in (wanted, ADAPTER_CONFIG))}
+        whole = {n: path for n, path in steps.items() if any(is_file(path / c) for c in (wanted, ADAPTER_CONFIG))}
         newest = steps[max(whole or steps)]
-        if not (newest / wanted).is_file() and (newest / ADAPTER_CONFIG).is_file():
+        if not is_file(newest / wanted) and is_file(newest / ADAPTER_CONFIG):
             option = "the model it was trained on, with --lora "
         return f"holds training checkpoints: give one of them, the newest is {option}{newest}"
-    if several := [path for path in inside if (path / wanted).is_file()]:
+    if several := [path for path in inside if is_file(path / wanted)]:
         names = ", ".join(path.name for path in several[:5]) + (", …" if several[5:] else "")
         return f"holds the {plural} {names} in folders of their own: give one of them, such as {option}{several[0]}"
     return None

@@ -13,6 +13,7 @@ import yaml
 from jmedlite.base.errors import DataError, JmedliteError
 from jmedlite.base.filenames import AWQ_CONFIG, GPTQ_CONFIG
 from jmedlite.base.inputs import read_json
+from jmedlite.base.looking import is_file
 
 from .tensors import StoredTensor, Weights
 
@@ -73,7 +74,7 @@ def refuse_quantized(
 def _method(folder: Path, tensors: Mapping[str, StoredTensor]) -> tuple[str | None, str]:
     for method, endings, file in _METHODS:
         found = [next((n for n in tensors if n.endswith(ending)), None) for ending in endings]
-        if all(found) and (not file or (folder / file).is_file()):
+        if all(found) and (not file or is_file(folder / file)):
             return method, str(found[0])
     for name, tensor in tensors.items():
         if name.endswith(".weight") and tensor.dtype in _PACKED:

@@ -14,6 +14,7 @@ from pathlib import Path
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing, JmedliteError, as_expected, system_fault
 from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import read_json
+from jmedlite.base.looking import is_file
 from jmedlite.base.outputs import write_text
 from jmedlite.base.records import from_json, to_json
 
@@ -25,7 +26,7 @@ KEPT = 200  # models, and verdicts
 
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
+        return is_file(path)
     except OSError:  # a name that is too long for any file
         return False
 
@@ -47,7 +48,7 @@ class MadeModel:
     @property
     def size_bytes(self) -> int:
         """Of all parts, as far as they are there."""
-        return sum(p.stat().st_size for p in split_files(self.file) if p.is_file())
+        return sum(p.stat().st_size for p in split_files(self.file) if is_file(p))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def made_models() -> MadeModels:
     """What is remembered, nothing where there is no state folder; DataError where the file is not one of jmedlite's."""
     try:
         path = state_folder() / FILE
-        if not path.is_file():
+        if not is_file(path):
             return MadeModels()
     except (OSError, CannotCreate):
         return MadeModels()

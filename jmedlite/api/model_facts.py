@@ -16,6 +16,7 @@ from jmedlite.base.errors import DataError, InputMissing, JmedliteError, UsageEr
 from jmedlite.base.filenames import CARD
 from jmedlite.base.gguf import Tensor, level_name, name_and_level, read_header, split_stem
 from jmedlite.base.inputs import MAX_CARD, read_bytes
+from jmedlite.base.looking import is_dir, is_file
 from jmedlite.base.manifest import MADE_QUANTIZED, Manifest, read_manifest
 from jmedlite.base.outputs import joint_sha256, sha256_file
 from jmedlite.base.progress import Progress
@@ -34,12 +35,12 @@ def find_models(models: Sequence[str | Path]) -> dict[str, Path]:
     found: list[Path] = []
     for model in models:
         path = Path(model).expanduser()
-        if path.is_dir():
+        if is_dir(path):
             inside = [p for p in sorted(path.glob("*.gguf")) if not _is_later_part(p) and not _is_no_model(p)]
             if not inside:
                 raise InputMissing(f"{path}: holds no GGUF model; make some with `jmedlite quantize {path}`")
             found += sorted(inside, key=lambda p: (-p.stat().st_size, p.name))
-        elif path.is_file():
+        elif is_file(path):
             found.append(path)
         else:
             raise InputMissing(f"{model}: no such GGUF file or folder; make one with `jmedlite quantize {model}`")
@@ -131,7 +132,7 @@ def model_date(meta: Mapping[str, Any], card: Path) -> str | None:
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """What a model card says of itself; nothing where there is none or it can't be read: it is a page for people."""
     try:
-        if not card.is_file():
+        if not is_file(card):
             return {}
         text = read_bytes(card, MAX_CARD).decode("utf-8-sig")[:MAX_FRONT]
         head = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", text, re.DOTALL)

@@ -23,6 +23,7 @@ from jmedlite.base.errors import CannotCreate, DataError, InputMissing, Unavaila
 from jmedlite.base.filenames import is_plain
 from jmedlite.base.gguf import level_name
 from jmedlite.base.inputs import MAX_INDEX, MAX_SETTINGS, opened, read_json, read_text, watching
+from jmedlite.base.looking import exists, is_dir, is_file
 from jmedlite.base.manifest import Manifest, read_manifest
 from jmedlite.base.outputs import Lock, OutputFile, flush_folder, make_folder
 from jmedlite.base.progress import Notice, Progress, silent
@@ -256,9 +257,9 @@ def look_at_model(path: Path) -> PackedModel:
 
 def find_report(path: Path) -> Path:
     """The page of a report, or that of a run folder."""
-    if path.is_dir():
+    if is_dir(path):
         page_file = path / "report.html"
-        if not page_file.is_file():
+        if not is_file(page_file):
             raise InputMissing(f"{path}: holds no report.html; make it with `jmedlite report {path}`")
         return page_file
     if path.suffix.lower() not in (".html", ".htm"):
@@ -269,19 +270,19 @@ def find_report(path: Path) -> Path:
 
 def _of_task(path: Path) -> Iterator[tuple[str, Path]]:
     """Every file of a task, by its place in the stick; what git keeps of it stays behind."""
-    if path.is_file():
+    if is_file(path):
         yield f"tasks/{_task_name(path)}", path
         return
-    if not path.is_dir():
+    if not is_dir(path):
         raise InputMissing(f"--task {path}: no such file or folder")
     names = 0
     for found in sorted(path.rglob("*")):
         inside = found.relative_to(path)
         if ".git" in inside.parts:
             continue
-        if found.is_symlink() and found.is_dir():
+        if found.is_symlink() and is_dir(found):
             raise UsageError(f"{found}: is a link to a folder; copy its files there, or name that folder with --task")
-        if not found.is_dir():
+        if not is_dir(found):
             names += 1
             for part in inside.parts:
                 if not is_plain(part):
@@ -302,13 +303,13 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Raises CannotCreate where something stands at `out` that is not to be replaced."""
     if not out.name or os.path.ismount(out):
         raise CannotCreate(f"{out}: is a whole disk; name a folder on it, such as {out / 'jmedlite'}")
-    if not out.exists() and not out.is_symlink():
+    if not exists(out) and not out.is_symlink():
         return
-    if out.is_symlink() or not out.is_dir():
+    if out.is_symlink() or not is_dir(out):
         raise CannotCreate(f"{out}: is there and no folder; choose another")
     if not any(out.iterdir()):
         return
-    if not (out / ABOUT).is_file() or not (out / SUMS).is_file():
+    if not is_file(out / ABOUT) or not is_file(out / SUMS):
         raise CannotCreate(f"{out}: is a folder that `jmedlite pack` did not make; choose another")
     if not overwrite:
         raise CannotCreate(f"{out}: is there already; give --overwrite to replace it, or choose another")
@@ -319,7 +320,7 @@ def check_out(out: Path, overwrite: bool) -> None:
         about, listed = {}, set()
     if about.get("format") != FORMAT:
         raise CannotCreate(f"{out}: is a folder that this `jmedlite pack` did not make; choose another")
-    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir()}
+    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not is_dir(p)}
     if more := sorted(there - listed - {SUMS}):
         raise CannotCreate(f"{out}: holds {some(more)} that `jmedlite pack` did not write; move it away first")
 
@@ -335,18 +336,18 @@ def _folder(out: Path) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             with kept_back() as signals:
-                if out.exists():
+                if exists(out):
                     out.replace(old)
                 try:
                     partial.replace(out)
                 except OSError:
-                    if old.exists():
+                    if exists(old):
                         old.replace(out)
                     raise
                 flush_folder(out.parent)
                 if signals:  # as if it had come before
                     out.replace(partial)
-                    if old.exists():
+                    if exists(old):
                         old.replace(out)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as e:
@@ -358,7 +359,7 @@ def _folder(out: Path) -> Iterator[Path]:
 def _take_back(out: Path, partial: Path, old: Path) -> None:
     """What a run that was killed left: the folder that it had set aside, and the one that it had begun."""
     with contextlib.suppress(OSError):
-        if old.exists() and not out.exists():
+        if exists(old) and not exists(out):
             old.replace(out)
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)

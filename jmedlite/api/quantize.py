@@ -17,6 +17,7 @@ from jmedlite.base.hub import DEFAULT_MODEL, Source, resolve, resolve_adapter
 from jmedlite.base.imatrix import Imatrix, read_imatrix
 from jmedlite.base.inputs import Watch, check_range, watching
 from jmedlite.base.kept import Found, find, record_of, remove
+from jmedlite.base.looking import exists, is_file
 from jmedlite.base.manifest import MADE_MOMENTS
 from jmedlite.base.moments import Moments
 from jmedlite.base.options import parse_memory
@@ -234,7 +235,7 @@ def plan_quantization(
         )
         for level in plan.levels:
             for target in (f.path for f in level.files):
-                if any(target.exists() and target.samefile(f) for f in plan.weight_files):
+                if any(exists(target) and target.samefile(f) for f in plan.weight_files):
                     raise UsageError(f"{target}: is the input itself; choose another --out or --name")
         options = {
             "allow_requantize": allow_requantize,
@@ -275,7 +276,7 @@ def export_adapters(
         source = resolve(model, follow_links=follow_links)
         adapters = [(resolve_adapter(spec, follow_links=follow_links), weight) for spec, weight in specs]
         path = out / f"{name or '-'.join(a.name for a, _ in adapters)}.gguf"
-        if any(a.path.is_file() and path.exists() and path.samefile(a.path) for a, _ in adapters):
+        if any(is_file(a.path) and exists(path) and path.samefile(a.path) for a, _ in adapters):
             raise UsageError(f"{path}: is the input itself; choose another --out or --name")
         given = [(a.path, weight) for a, weight in adapters]
         return export(source.path, given, path, types=types, overwrite=overwrite, check=inputs.check)
@@ -290,14 +291,14 @@ def check_stem(name: str | None) -> None:
 def default_stem(source: Source, adapters: Sequence[Source]) -> str:
     """The beginning of file names where none is given: the model's name, without a GGUF's level, and the adapters'."""
     name = source.name
-    if source.path.is_file():
+    if is_file(source.path):
         name = re.sub(rf"[-.]({'|'.join(LEVELS)})$", "", name, flags=re.IGNORECASE) or name
     return "-".join([name, *(a.name for a in adapters)]) or "model"
 
 
 def adapter_weights(path: Path) -> Path:
     """The file an adapter's matrices are in: a GGUF itself, or a PEFT folder's."""
-    return path if path.is_file() else find_weights(path)
+    return path if is_file(path) else find_weights(path)
 
 
 def _made_from(

@@ -19,6 +19,7 @@ from . import filenames as names
 from .errors import InputMissing, JmedliteError, NotPermitted, Unavailable, UsageError
 from .gguf import split_stem
 from .inputs import MAX_INDEX, check_links, read_json
+from .looking import exists, is_dir, is_file
 from .outputs import sha256_file
 
 DEFAULT_MODEL = "stardust-coder/jmedllm-7b-v1"
@@ -83,12 +84,12 @@ def _resolve(
     follow_links: bool,
 ) -> Source:
     path = Path(model).expanduser()
-    if path.is_dir():
+    if is_dir(path):
         check_links(path, follow=follow_links)
         return Source(path, path.resolve().name)
-    if path.is_file() and path.suffix == ".gguf":
+    if is_file(path) and path.suffix == ".gguf":
         return Source(path, split_stem(path.name))
-    if path.exists():
+    if exists(path):
         raise UsageError(f"{model}: is a file, expected a {kind}, a .gguf file or a Hub id (owner/name)")
     parsed = parse_id(model)
     if parsed is None or model.startswith((".", "~", os.sep)) or model.endswith(".gguf"):
@@ -96,10 +97,10 @@ def _resolve(
     repo, revision = parsed
     for single, index in weights:
         folder = _download(repo, revision, (*files, single, index or single))
-        if index and (folder / index).is_file():
+        if index and is_file(folder / index):
             _download_shards(repo, revision, folder, index)
             break
-        if (folder / single).is_file():
+        if is_file(folder / single):
             break
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return Source(folder, repo.partition("/")[2], repo, commit)
@@ -112,7 +113,7 @@ def _download_shards(repo: str, revision: str | None, folder: Path, index: str) 
     shards = sorted({name for name in given if names.is_plain(name)})
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
     _download(repo, commit, tuple(map(glob.escape, shards)))
-    if missing := [name for name in shards if not (folder / name).is_file()]:
+    if missing := [name for name in shards if not is_file(folder / name)]:
         raise Unavailable(
             f"{repo}: has no {missing[0]}, which its {index} names, or only a part of it is in the local cache"
         )
@@ -131,7 +132,7 @@ def fetch_data(repo: str, revision: str, files: Sequence[str]) -> Source:
     else:
         folder = _download(repo, revision, tuple(files), "dataset")
     for file in files:
-        if not (folder / file).is_file():
+        if not is_file(folder / file):
             raise Unavailable(f"{repo}: has no {file} at {revision}, or only a part of it is in the local cache")
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return Source(folder, repo.partition("/")[2], repo, commit)
@@ -212,7 +213,7 @@ def _cached(repo: str, kind: str) -> set[tuple[int, ...]]:
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
-    return {_identity(p) for p in folder.rglob("*") if p.suffix != ".incomplete" and p.is_file()}
+    return {_identity(p) for p in folder.rglob("*") if p.suffix != ".incomplete" and is_file(p)}
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -225,14 +226,14 @@ def _check_files(folder: Path, files: list[Any], before: set[tuple[int, ...]]) -
     faults = []
     for file in files:
         path = folder / file.rfilename
-        size = path.stat().st_size if path.is_file() else 0
-        if not path.is_file() or (file.size is not None and size != file.size):
+        size = path.stat().st_size if is_file(path) else 0
+        if not is_file(path) or (file.size is not None and size != file.size):
             faults.append(f"{file.rfilename}: the download has {size:,} bytes, the Hub says {file.size or 0:,}")
         elif file.lfs is not None and _identity(path) not in before and sha256_file(path) != file.lfs.sha256:
             faults.append(f"{file.rfilename}: the download has another SHA-256 than the Hub says")
         else:
             continue
-        if path.is_file():
+        if is_file(path):
             path.resolve().unlink()
             path.unlink(missing_ok=True)
     if faults:

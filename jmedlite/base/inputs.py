@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from .errors import DataError, InputMissing, IoFault, JmedliteError, NotPermitted, UsageError, system_fault
 from .halves import HALF, has_halves
+from .looking import exists, is_dir, is_file
 
 # Bytes of JSON that are read at most, by what the file is. The largest that were seen: config.json with a setting for
 # every module 1 MB, tokenizer.json 35 MB, an index of 90,000 tensors 9 MB.
@@ -203,11 +204,11 @@ def check_links(folder: Path, follow: bool = False) -> None:
         if path.suffix not in _READ:
             continue
         if not path.is_symlink():
-            if not path.is_file() and not path.is_dir():
+            if not is_file(path) and not is_dir(path):
                 _check_regular(path, path.stat())
             continue
         target = path.resolve()
-        if not target.exists():
+        if not exists(target):
             raise InputMissing(f"{path.name}: is a link to {target}, which is not there; fetch or mount it")
         if not stat.S_ISREG(target.stat().st_mode):
             raise InputMissing(f"{path.name}: is a link to {target}, which is not a regular file")

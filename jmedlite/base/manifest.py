@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import DataError
 from .gguf import split_files, split_stem
 from .inputs import MAX_INDEX, read_json
+from .looking import is_file
 from .outputs import sha256_file
 from .records import along, from_json
 from .wording import some
@@ -156,7 +157,7 @@ class Manifest:
 def read_manifest(gguf_file: Path) -> Manifest | None:
     """The manifest beside a GGUF (or any of its parts); None where there is none, DataError where it is not one."""
     path = gguf_file.with_name(split_stem(gguf_file.name) + ".json")
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         found = read_json(path, MAX_INDEX)
@@ -180,6 +181,6 @@ def check_hashes(gguf_file: Path, manifest: Manifest) -> list[str]:
     """The names of those files of the model that are not what its manifest says (size, SHA-256), or are missing."""
     broken = []
     for entry, path in zip(manifest.files, split_files(gguf_file), strict=True):
-        if not path.is_file() or path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
+        if not is_file(path) or path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
             broken.append(entry.name)
     return broken

@@ -14,6 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from .errors import Busy, CannotCreate, system_fault
 from .inputs import opened
+from .looking import exists
 from .signals import kept_back
 
 
@@ -63,7 +64,7 @@ class Lock:
             try:
                 self._lock.acquire()
             except Timeout:
-                if not self.file.exists():  # whoever had it let go meanwhile
+                if not exists(self.file):  # whoever had it let go meanwhile
                     continue
                 raise Busy(f"{self.path}: another run is writing there; wait for it or choose another --out") from None
             except OSError as e:
@@ -102,7 +103,7 @@ class OutputFile:
             with kept_back():  # a signal waits until it is known what there is to remove
                 self._lock.__enter__()
                 try:
-                    mode = "r+b" if self._goes_on and self.partial.exists() else "w+b"
+                    mode = "r+b" if self._goes_on and exists(self.partial) else "w+b"
                     self._file = cast(BinaryIO, self.partial.open(mode, buffering=0))
                 except OSError as e:
                     self._lock.__exit__(None, None, None)

@@ -20,6 +20,7 @@ from types import TracebackType
 from . import kept
 from .errors import CannotCreate, DataError, Interrupted, IoFault, JmedliteError, system_fault
 from .inputs import read_json
+from .looking import exists, is_dir
 from .outputs import Lock, OutputFile, flush_folder, make_folder, sha256_file
 from .records import from_json, to_json
 from .signals import kept_back
@@ -97,9 +98,7 @@ class Publication:
             output.finish()
         folder = outputs[-1].path.parent
         entries = tuple(
-            PendingFile(
-                name=o.path.name, size_bytes=o.size_bytes, sha256=o.sha256.hexdigest(), replaces=o.path.exists()
-            )
+            PendingFile(name=o.path.name, size_bytes=o.size_bytes, sha256=o.sha256.hexdigest(), replaces=exists(o.path))
             for o in outputs
         )
         journal = folder / f".{outputs[-1].path.name}{SUFFIX}"
@@ -175,8 +174,8 @@ def _undo(folder: Path, entries: Sequence[PendingFile], is_named: Callable[[Pend
     for entry in reversed(entries):
         path, old = folder / entry.name, _old(folder, entry)
         with contextlib.suppress(OSError):
-            if old.exists():
-                if not path.exists() or (not path.samefile(old) and is_named(entry)):
+            if exists(old):
+                if not exists(path) or (not path.samefile(old) and is_named(entry)):
                     old.replace(path)
                 else:
                     old.unlink()  # it has not been replaced yet, or by somebody else since
@@ -216,7 +215,7 @@ def _take_back(path: Path, goes_on: bool) -> None:
         if path.name in (f.name for f in found.files):
             # whoever publishes holds the locks of all its files
             with Lock(path.parent / found.files[-1].name):
-                if not journal.exists():
+                if not exists(journal):
                     continue
                 _undo(path.parent, found.files, lambda entry: entry.is_at(path.parent / entry.name))
                 journal.unlink(missing_ok=True)
@@ -230,7 +229,7 @@ def _take_back(path: Path, goes_on: bool) -> None:
 
 def _take_remains(path: Path, record: Path | None) -> None:
     left = [path.with_name(f".{path.name}{end}") for end in (".lock", ".partial", ".old", f"{SUFFIX}.partial")]
-    if record or any(p.exists() for p in left):
+    if record or any(exists(p) for p in left):
         with Lock(path):
             if record:
                 kept.remove(record)
@@ -248,7 +247,7 @@ def sweep(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for lock in folder.glob(".*.lock"):
             path = folder / lock.name.removeprefix(".").removesuffix(".lock")
-            ours = path.suffix == ".gguf" or path.with_name(f".{path.name}.partial").exists()
+            ours = path.suffix == ".gguf" or exists(path.with_name(f".{path.name}.partial"))
             if ours and lock.stat().st_size == 0 and path.name not in on_purpose:
                 with contextlib.suppress(JmedliteError, OSError):
                     take_back(path)
@@ -258,7 +257,7 @@ def check_published(paths: Sequence[Path]) -> None:
     """Raise DataError where a run that published these files is not through, so that old and new may be mixed."""
     for journal, found in Context().run(_journals, paths[0].parent).items():
         names = {f.name for f in found.files}
-        half = [f for f in found.files if journal.with_name(f".{f.name}.partial").exists()]
+        half = [f for f in found.files if exists(journal.with_name(f".{f.name}.partial"))]
         if half and any(p.name in names for p in paths):
             raise DataError(
                 f"{paths[0].name}: is half published, {half[0].name} is missing or old: the run that wrote it is not "
@@ -271,11 +270,11 @@ def check_target(path: Path, overwrite: bool, *, goes_on: bool = False) -> None:
 
     What runs that died left of it, and in its folder, is removed; what is kept on purpose, unless one `goes_on`.
     """
-    if path.is_dir():
+    if is_dir(path):
         raise CannotCreate(f"{path}: is a folder, expected a file name")
     take_back(path, goes_on=goes_on)
     sweep(path.parent)
-    if path.exists() and not overwrite:
+    if exists(path) and not overwrite:
         raise CannotCreate(f"{path}: exists; give --overwrite to replace it, or another --out or --name")
     make_folder(path.parent)
 

@@ -11,6 +11,7 @@ from typing import Any
 from jmedlite.base.errors import InputMissing, UsageError
 from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import MAX_CTX, check_range, watching
+from jmedlite.base.looking import exists
 from jmedlite.base.outputs import OutputFile
 from jmedlite.base.publishing import check_target
 from jmedlite.runtime.hardware import physical_cores
@@ -50,7 +51,7 @@ def begun(
     Raises UsageError, InputMissing, DataError for a text with a benchmark's items, CannotCreate, Busy or IoFault.
     """
     path = Path(model)
-    if not path.exists():
+    if not exists(path):
         raise InputMissing(f"{model}: no such GGUF file")
     check_range("--ctx", ctx, least_ctx, MAX_CTX)
     if threads is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jmedlite.base.errors import UsageError
+from jmedlite.base.looking import exists
 from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.sampling import Sampling
 
@@ -49,7 +50,7 @@ def chat(
             on_drop=lambda q: console.note(_describe_drop(q)),
             **vars(sampling),
         )
-        if save and save.exists():
+        if save and exists(save):
             conversation.load(save)
             console.note(f"(going on with {save}: {len(conversation.turns) // 2} questions so far)")
         notice = " ".join([NOTICE[language]] if language else NOTICE.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jmedlite.base.errors import InputMissing, UsageError, shortened
+from jmedlite.base.looking import exists, is_dir
 from jmedlite.base.publishing import check_published
 from jmedlite.base.wording import some
 
@@ -31,9 +32,9 @@ def find_gguf(model: str | None) -> Path:
             raise InputMissing("no model given, and none quantized yet; run `jmedlite quantize MODEL`, or give -m FILE")
         return found
     path = Path(model).expanduser()
-    if not path.exists() and (made := made_models().find(model)):
+    if not exists(path) and (made := made_models().find(model)):
         return made
-    if path.is_dir():
+    if is_dir(path):
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return files[0]
@@ -41,7 +42,7 @@ def find_gguf(model: str | None) -> Path:
         raise UsageError(
             f"{model}: is a folder (GGUF files in it: {listing or 'none'}); name the file, or quantize it first"
         )
-    if not path.exists():
+    if not exists(path):
         check_published([path])
         raise InputMissing(f"{model}: no such GGUF file; {_what_there_is(path, made_models().there)}")
     return path
@@ -49,7 +50,7 @@ def find_gguf(model: str | None) -> Path:
 
 def _what_there_is(path: Path, made: list[MadeModel]) -> str:
     """The models that a wrong name may have meant."""
-    beside = sorted(f.name for f in path.parent.glob("*.gguf")) if path.parent.is_dir() else []
+    beside = sorted(f.name for f in path.parent.glob("*.gguf")) if is_dir(path.parent) else []
     if beside:
         return f"in that folder there are {some(beside, SHOWN)}"
     if made:

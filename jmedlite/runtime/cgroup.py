@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from jmedlite.base.looking import is_dir
+
 MOUNT = Path("/sys/fs/cgroup")
 GROUPS = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60  # version 1 says "no limit" by a number of about 2^63
@@ -68,10 +70,10 @@ def _folders(controller: str, mount: Path, groups: Path) -> Iterator[tuple[int, 
         version, root = (2, mount) if not controllers else (1, _mounted(mount, controller, controllers))
         inside = Path(path.lstrip("/"))
         for part in (inside, *inside.parents):  # a container may see its own group as the root
-            if (root / part).is_dir():
+            if is_dir(root / part):
                 yield version, root / part
 
 
 def _mounted(mount: Path, controller: str, together: str) -> Path:
     """Where version 1 has a controller: under its own name, or that of all that are mounted together."""
-    return mount / controller if (mount / controller).is_dir() else mount / together
+    return mount / controller if is_dir(mount / controller) else mount / together

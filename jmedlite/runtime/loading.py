@@ -23,6 +23,7 @@ from jmedlite.base.gguf import (
     read_header,
     split_files,
 )
+from jmedlite.base.looking import is_dir, is_file
 from jmedlite.base.publishing import check_published
 
 from .fitting import level_shapes, shape_on_this_machine, this_machine
@@ -147,7 +148,7 @@ class LoadedModel:
             n_batch=self.request["n_batch"],
             n_outputs=self.request["n_outputs"],
             n_states=self.request.get("n_states", self.request.get("lanes", 1)),
-            extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if Path(p).is_file()),
+            extra=sum(Path(p).stat().st_size for p, _ in self.request["lora"] if is_file(Path(p))),
         )
         exact = self.header.metadata.get(EXACT_CONTEXT)
         if wish.n_ctx and exact and wish.n_ctx > exact:
@@ -199,7 +200,7 @@ class LoadedModel:
     def _load_adapters(self) -> list[tuple[Any, float]]:
         found = []
         for path, scale in self.request["lora"]:
-            if Path(path).is_dir():
+            if is_dir(Path(path)):
                 raise DataError(
                     f"{path}: is a folder, at run time llama.cpp takes GGUF adapters; write one with "
                     f"`jmedlite quantize MODEL --lora {path} --adapter-only`, or merge it into the model"

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from jmedlite.base.errors import DataError, InputMissing, UsageError
+from jmedlite.base.looking import exists
 from jmedlite.base.options import with_options
 
 from .answers import Answer, LogLikelihood, ThoughtPiece
@@ -206,7 +207,7 @@ def load_request(
     model: Path, wanted: LoadOptions, json_schema: str | Mapping[str, Any] | bool | None = None
 ) -> dict[str, Any]:
     """What a child is asked to load. Raises InputMissing."""
-    if not model.exists():
+    if not exists(model):
         raise InputMissing(f"{model}: no such GGUF file")
     return {
         "op": "load",

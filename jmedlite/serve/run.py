@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jmedlite.base.errors import CannotCreate, DataError, InputMissing
 from jmedlite.base.inputs import read_text
+from jmedlite.base.looking import is_file
 from jmedlite.runtime.chat_template import NOTICE, SYSTEM
 from jmedlite.runtime.load_options import LoadOptions
 from jmedlite.runtime.shared_runner import SharedRunner
@@ -85,7 +86,7 @@ def check_certificate(options: ServeOptions) -> None:
     if options.tls_cert is None or options.tls_key is None:
         return
     for file in (options.tls_cert, options.tls_key):
-        if not Path(file).is_file():
+        if not is_file(Path(file)):
             raise InputMissing(f"{file}: no such file; expected a certificate and its private key, both PEM")
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import jmedlite
 from jmedlite.base.errors import DataError, InputMissing
 from jmedlite.base.inputs import MAX_SETTINGS, opened, read_bytes, read_json
 from jmedlite.runtime.state_cache import StateCache
 from tests.support import builders
 from tests.support.bent import OTHER_KINDS, make_other
 from tests.support.commands import check, run
+from tests.support.packages import FOLDERS, PACKAGE
 from tests.support.tasks import write_task
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes, sockets and devices of POSIX")
@@ -96,12 +96,10 @@ OWN_FILES = {  # not from outside
 
 
 def test_nothing_else_opens_a_file_for_reading() -> None:
-    package = Path(jmedlite.__file__).parent
-    root = package.parent
     found = []
-    for folder in (package, root / "convert", root / "benchmarks"):
+    for folder in FOLDERS:
         for path in sorted(folder.rglob("*.py")):
-            name = path.relative_to(package if folder == package else root).as_posix()
+            name = path.relative_to(folder if folder == PACKAGE else folder.parent).as_posix()
             if name in OWN_FILES or name == "base/inputs.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

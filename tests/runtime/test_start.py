@@ -10,10 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import jmedlite
 from jmedlite.runtime.process import Child, child_command
+from tests.support.packages import FOLDERS
 
-FOLDERS = [Path(jmedlite.__file__).parent, *(Path(jmedlite.__file__).parents[1] / n for n in ("benchmarks", "convert"))]
 # Python's own view of what is loaded, told on standard error
 AUDIT = """
 import sys

@@ -11,6 +11,7 @@ from typing import Any
 from jmedlite.base.errors import DataError
 from jmedlite.base.filenames import AWQ_CONFIG, CONFIG, GPTQ_CONFIG
 from jmedlite.base.inputs import read_json
+from jmedlite.base.looking import is_file
 from jmedlite.base.records import Foreign, from_json
 from jmedlite.base.wording import some
 from jmedlite.convert.sources.tensors import WEIGHT_DTYPES, Files, StoredTensor, Weights
@@ -112,7 +113,7 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(found := config.get(key), dict):
             return found
     for name in (GPTQ_CONFIG, AWQ_CONFIG):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return read_json(folder / name)
     return {}
 
@@ -122,8 +123,8 @@ def _gather_words(folder: Path, config: _Config, tensors: dict[str, StoredTensor
     method = (config.quant_method or "").lower()
     if not method:
         ordered = any(n.endswith(".g_idx") for n in tensors)
-        method = "awq" if (folder / AWQ_CONFIG).is_file() and not ordered else "gptq" if ordered else ""
-        if (folder / GPTQ_CONFIG).is_file():
+        method = "awq" if is_file(folder / AWQ_CONFIG) and not ordered else "gptq" if ordered else ""
+        if is_file(folder / GPTQ_CONFIG):
             method = "gptq"
     if method == "awq":
         if str(config.version or "gemm").lower() != "gemm":
