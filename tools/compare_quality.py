@@ -7,7 +7,8 @@ answers. Prints a Markdown table with ratios to the best peer that is no larger,
 in FOLDER, from which an interrupted run goes on.
 
     python tools/compare_quality.py CHECKPOINT FOLDER --llama-quantize PROGRAM --imatrix F --sensitivity F --moments F
-        [--level Q4_K_M …] [--encoder fast] [--threads N] --task T=PATH --text ja=F --text en=F [--text-chunks N]
+        [--level Q4_K_M …] [--kind both …] [--encoder fast] [--threads N] [--processes N]
+        --task T=PATH [--lang L] [--limit N] --text ja=F --text en=F [--text-chunks N]
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def make(options: argparse.Namespace) -> tuple[Path, list[Made]]:
         made.append(peer)
         target = ["--target-size", str(peer.size), "--sensitivity", options.sensitivity]
         best = ["--rounding", "best", "--moments", options.moments]
-        for kind, arguments in (("mix", target), ("feedback", ["-t", level, *best]), ("both", [*target, *best])):
+        ways = {"mix": target, "feedback": ["-t", level, *best], "both": [*target, *best]}
+        for kind, arguments in ways.items():
+            if kind not in (options.kind or KINDS):
+                continue
             out = folder / f"{kind}-{level}"
             if not list(out.glob("m-*.gguf")):
                 jmedlite("quantize", *common, "--imatrix", options.imatrix, *arguments, "-o", out)
@@ -86,9 +90,10 @@ def measure(options: argparse.Namespace, original: Path, made: list[Made]) -> li
     for name in ("task", "text"):
         for value in getattr(options, name):
             arguments += [f"--{name}", value]
-    arguments += ["--threads", options.threads]
-    if options.text_chunks:
-        arguments += ["--text-chunks", options.text_chunks]
+    arguments += ["--threads", options.threads, "--rounds", "0"]  # memory and speed are not the question
+    for name in ("lang", "limit", "text_chunks", "processes"):
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", value]
     jmedlite("bench", *arguments)
     return [json.loads(line) for line in (out / "distance.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -143,11 +148,13 @@ def main() -> None:
     for name in ("--llama-quantize", "--imatrix", "--sensitivity", "--moments"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--level", action="append")
+    parser.add_argument("--kind", action="append", choices=KINDS[1:], help="beside the peer; default: all")
     parser.add_argument("--encoder", default="ggml")
     parser.add_argument("--threads", default="2")
     for name in ("--task", "--text"):
         parser.add_argument(name, action="append", required=True)
-    parser.add_argument("--text-chunks")
+    for name in ("--lang", "--limit", "--text-chunks", "--processes"):
+        parser.add_argument(name, help="as `bench` has it")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     original, made = make(options)
