@@ -33,6 +33,31 @@ def sizes(hidden: int, ffn: int, heads: int, kv_heads: int, layers: int, vocab: 
     }  # fmt: skip
 
 
+def turns(layers: int, window: int) -> list[str]:
+    """`window` layers with a window and one without, in turn."""
+    return ["full_attention" if i % (window + 1) == window else "sliding_attention" for i in range(layers)]
+
+
+_QWEN35 = {
+    "head_dim": 256, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32, "linear_value_head_dim": 128, "full_attention_interval": 4, "attn_output_gate": True,
+    "rope_theta": None, "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False,
+    "rope_parameters": {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default",
+                        "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+}  # fmt: skip
+_GPT_OSS = {
+    "head_dim": 64, "num_experts_per_tok": 4, "sliding_window": 128, "attention_bias": True, "rope_theta": None,
+    "layer_types": ["sliding_attention", "full_attention"] * 12, "swiglu_limit": 7.0,
+    "rope_parameters": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+                        "original_max_position_embeddings": 4096, "rope_theta": 150000.0},
+}  # fmt: skip
+_GEMMA_4 = {
+    **_GEMMA, "head_dim": 256, "global_head_dim": 512, "final_logit_softcapping": 30.0, "rope_theta": None,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
+    },
+}  # fmt: skip
 # The published configurations of the models that users come with.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2-7B": ("Qwen2ForCausalLM", sizes(3584, 18944, 28, 4, 28, 152064)),
@@ -52,6 +77,36 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Gemma-3-12B": ("Gemma3ForCausalLM", sizes(3840, 15360, 16, 8, 48, 262208, head_dim=256, **_GEMMA)),
     "Phi-3-medium": ("Phi3ForCausalLM", sizes(5120, 17920, 40, 10, 40, 32064)),
+    "Phi-4": ("Phi3ForCausalLM", sizes(5120, 17920, 40, 10, 40, 100352)),
+    "LLM-jp-4-8B": ("LlamaForCausalLM", sizes(4096, 16384, 32, 8, 32, 98304)),
+    "Mistral-Small-24B": ("MistralForCausalLM", sizes(5120, 32768, 32, 8, 40, 131072, head_dim=128)),
+    "Qwen3.5-9B": ("Qwen3_5ForCausalLM", sizes(4096, 12288, 16, 4, 32, 248320, **_QWEN35)),
+    "Qwen1.5-MoE-A2.7B": (
+        "Qwen2MoeForCausalLM",
+        sizes(2048, 5632, 16, 16, 24, 151936, moe_intermediate_size=1408, shared_expert_intermediate_size=5632,
+              num_experts=60, num_experts_per_tok=4),
+    ),
+    "gpt-oss-20b": ("GptOssForCausalLM", sizes(2880, 2880, 64, 8, 24, 201088, num_local_experts=32, **_GPT_OSS)),
+    "Gemma-4-E4B": (
+        "Gemma4ForCausalLM",
+        sizes(2560, 10240, 8, 2, 42, 262144, num_kv_shared_layers=18, hidden_size_per_layer_input=256,
+              vocab_size_per_layer_input=262144, sliding_window=512, layer_types=turns(42, 5), **_GEMMA_4),
+    ),
+    "LFM2-1.2B": (
+        "Lfm2ForCausalLM",
+        sizes(2048, 12288, 32, 8, 16, 65536, rms_norm_eps=None, norm_eps=1e-5, block_ff_dim=12288, hidden_act=None,
+              block_multiple_of=256, block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0, conv_L_cache=3,
+              full_attn_idxs=[2, 5, 8, 10, 12, 14], tie_word_embeddings=True),
+    ),
+    "StableLM-3B-4E1T": (
+        "StableLmForCausalLM",
+        sizes(2560, 6912, 32, 32, 32, 50304, rms_norm_eps=None, layer_norm_eps=1e-5, partial_rotary_factor=0.25),
+    ),
+    "japanese-gpt-1b": (
+        "GPT2LMHeadModel",
+        {"n_embd": 2048, "n_inner": 8192, "n_head": 16, "n_layer": 24, "n_positions": 1024, "vocab_size": 44928,
+         "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
 # Those that no laptop holds in 16 bits, by the weights they have
 _QWEN3_MOE = {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
@@ -59,6 +114,27 @@ _QWEN3_MOE = {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "no
 LARGE: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-30B-A3B": (
         "Qwen3MoeForCausalLM", sizes(2048, 6144, 32, 4, 48, 151936, moe_intermediate_size=768, **_QWEN3_MOE),
+    ),
+    # its card says how many weights are embeddings, active and in all: only 960 columns and 4 heads of keys give those
+    "LLM-jp-4-32B-A3B": (
+        "Qwen3MoeForCausalLM", sizes(2560, 7680, 40, 4, 32, 98304, moe_intermediate_size=960, **_QWEN3_MOE),
+    ),
+    "Qwen3.5-35B-A3B": (
+        "Qwen3_5MoeForCausalLM",
+        sizes(2048, 512, 16, 2, 40, 248320, num_experts=256, num_experts_per_tok=8, moe_intermediate_size=512,
+              shared_expert_intermediate_size=512, **_QWEN35),
+    ),
+    "Gemma-4-26B-A4B": (
+        "Gemma4ForCausalLM",
+        sizes(2816, 2112, 16, 8, 30, 262144, num_global_key_value_heads=2, attention_k_eq_v=True, num_experts=128,
+              enable_moe_block=True, top_k_experts=8, moe_intermediate_size=704, num_kv_shared_layers=0,
+              hidden_size_per_layer_input=0, sliding_window=1024, layer_types=turns(30, 5), **_GEMMA_4),
+    ),
+    "Mixtral-8x7B": (
+        "MixtralForCausalLM", sizes(4096, 14336, 32, 8, 32, 32000, num_local_experts=8, num_experts_per_tok=2),
+    ),
+    "LLM-jp-3-8x13B": (
+        "MixtralForCausalLM", sizes(5120, 13824, 40, 40, 40, 99584, num_local_experts=8, num_experts_per_tok=2),
     ),
     "Llama-2-70B": ("LlamaForCausalLM", sizes(8192, 28672, 64, 8, 80, 32000)),
     "Qwen2.5-72B": ("Qwen2ForCausalLM", sizes(8192, 29568, 64, 8, 80, 152064)),
@@ -69,7 +145,10 @@ LARGE: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeForCausalLM", sizes(4096, 12288, 64, 4, 94, 151936, moe_intermediate_size=1536, **_QWEN3_MOE),
     ),
 }  # fmt: skip
-MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "self_attn.qkv_proj", "attention.query_key_value")
+MODULES = (
+    "self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "self_attn.qkv_proj", "attention.query_key_value",
+    "attn.c_attn",
+)  # fmt: skip
 
 
 def tensor_shapes(name: str, config: dict[str, Any]) -> Shapes:
@@ -81,9 +160,8 @@ def tensor_shapes(name: str, config: dict[str, Any]) -> Shapes:
     for rule in expected_rules(family, settings):
         if rule.gguf == "output.weight" and settings.get("tie_word_embeddings"):
             continue
-        shape = tuple(dims[d] for d in rule.shape)
-        each = range(dims["n_expert"]) if "{e}" in rule.hf else range(1)
-        found |= {rule.hf.replace("{e}", str(e)): shape for e in each}
+        shape = tuple(dims[d] for d in rule.dims_in_checkpoint)
+        found |= dict.fromkeys(rule.names(dims.get("n_expert", 0)), shape)
     return found
 
 
@@ -193,11 +271,13 @@ def write_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         if len(shape) == 2 and module.endswith(modules):
-            found[f"base_model.model.{module}.lora_A.weight"] = (rank, shape[1])
-            found[f"base_model.model.{module}.lora_B.weight"] = (shape[0], rank)
+            n_out, n_in = shape[::-1] if module.endswith("c_attn") else shape  # GPT-2 has its matrices crosswise
+            found[f"base_model.model.{module}.lora_A.weight"] = (rank, n_in)
+            found[f"base_model.model.{module}.lora_B.weight"] = (n_out, rank)
     write_safetensors(folder / "adapter_model.safetensors", found, lambda shape: small(rng, shape))
     targets = sorted({m for m in modules if any(f"{m}.lora_A" in k for k in found)})
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    settings["fan_in_fan_out"] = targets == ["attn.c_attn"]
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 

@@ -2,22 +2,28 @@
 
     python tools/measure_sources.py FOLDER [--family NAME]… [--source safetensors|bin|gguf]… [--level Q4_K_M]
     python tools/measure_sources.py FOLDER --large [NAME]…
+    python tools/measure_sources.py FOLDER --plans [NAME]…
 
 The checkpoints are made in FOLDER (see large_models.py). Each run has a rank-16 adapter; memory is the process tree's
 resident pages, anonymous and file-backed. `--large` plans models from 30 to 235 billion weights with a rank-64 adapter,
-streams one real layer of each with the tables, and says what time the whole would take by its weights.
+streams one real layer of each with the tables, and says what time the whole would take by its weights. `--plans` says
+of every model how large its files will be.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from compare_toolchain import Cost, measure
 from large_models import LARGE, MODELS, MODULES, Shapes, small, write_adapter, write_model
+
+PLANNED = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
 def run(*arguments: str) -> Cost:
@@ -46,6 +52,25 @@ def measure_all(folder: Path, names: list[str], sources: list[str], level: str) 
             figures = f"{n / 1e9:.2f} B | {cost.wall_s:.0f} | {cost.cpu_s:.0f} | {cost.peak_bytes / 1e6:.0f}"
             print(f"| {name} | {source} | {figures} |", flush=True)
             shutil.rmtree(work)
+
+
+def plans(folder: Path, names: list[str]) -> None:
+    """One line for every model: what `--dry-run` says of its files."""
+    print("| model | weights | " + " | ".join(PLANNED) + " | planned in s | peak memory MB |")
+    print("| --- | ---: |" + " ---: |" * (len(PLANNED) + 2))
+    levels = [x for level in PLANNED for x in ("--type", level)]
+    for name in names:
+        work = folder / name
+        shutil.rmtree(work, ignore_errors=True)
+        write_model(work / "base", *{**MODELS, **LARGE}[name], "safetensors")
+        arguments = ["quantize", str(work / "base"), *levels, "--dry-run", "--json"]
+        cost = run(*arguments)
+        said = subprocess.run([sys.executable, "-m", "jmedlite", *arguments], check=True, capture_output=True).stdout
+        plan = json.loads(said)
+        sizes = " | ".join(f"{level['size_bytes'] / 1e9:.2f} GB" for level in plan["levels"])
+        figures = f"{cost.wall_s:.1f} | {cost.peak_bytes / 1e6:.0f}"
+        print(f"| {name} | {plan['n_weights'] / 1e9:.2f} B | {sizes} | {figures} |", flush=True)
+        shutil.rmtree(work)
 
 
 def told(cost: Cost) -> str:
@@ -93,9 +118,12 @@ def main() -> None:
     parser.add_argument("--source", action="append", choices=["safetensors", "bin", "gguf"])
     parser.add_argument("--level", default="Q4_K_M")
     parser.add_argument("--large", nargs="*", choices=list(LARGE), metavar="NAME")
+    parser.add_argument("--plans", nargs="*", choices=[*MODELS, *LARGE], metavar="NAME")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.large is not None:
+    if options.plans is not None:
+        plans(options.folder, options.plans or [*MODELS, *LARGE])
+    elif options.large is not None:
         for name in options.large or LARGE:
             large(options.folder, name)
     else:

@@ -41,6 +41,11 @@ class Rule:
         """The checkpoint's tensors that it is made of, with the layer filled in."""
         return tuple(self.hf.replace("{e}", str(e)) for e in range(n_expert)) if "{e}" in self.hf else (self.hf,)
 
+    @property
+    def dims_in_checkpoint(self) -> tuple[str, ...]:
+        """The named dimensions of each of those tensors as they are stored."""
+        return self.stored or (self.shape[::-1] if self.transposed else self.shape)
+
 
 @dataclass(frozen=True)
 class Experts:

@@ -160,8 +160,8 @@ class CheckpointModel:
     def _spec(self, rule: Rule) -> Spec:
         names = self._names_of(rule)
         expected = tuple(self._dims[d] for d in rule.shape)
-        named = rule.shape[::-1] if rule.transposed else rule.shape
-        stored = tuple(self._dims[d] for d in rule.stored or named)
+        named = rule.dims_in_checkpoint
+        stored = tuple(self._dims[d] for d in named)
         tensors: list[Weights] = [self._tensors[name] for name in names]
         for tensor in tensors:
             if tensor.shape != stored:
