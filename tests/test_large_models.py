@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from jmedlite.convert.planning import assemble
+from tests.support.scripts import load_tool
 
 # Billions of weights, as their authors count them
 PUBLISHED = {
@@ -27,13 +26,7 @@ COUNTED_OTHERWISE = {"Gemma-4-E4B", "Qwen3.5-35B-A3B"}
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "tools" / "large_models.py"
-    spec = importlib.util.spec_from_file_location("large_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("large_models")
 
 
 def test_every_model_is_named(tool: ModuleType) -> None:

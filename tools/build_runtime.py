@@ -53,6 +53,7 @@ SWITCHES = {
 HOOK = PROJECT / "tools" / "llama_cpp.cmake"  # what CMake reads besides
 # headers and CMake's own files, which nobody loads
 LEFT_OUT = (f"{LIBRARIES}/cmake/**", f"{LIBRARIES}/pkgconfig/**", "include/**", f"{LIBRARIES}/*.lib")
+OLD_NAMES = {"manylinux1_": (2, 5), "manylinux2010_": (2, 12), "manylinux2014_": (2, 17)}  # PEP 600's aliases
 ZIG_CPU = {"x86_64": "x86_64", "aarch64": "generic"}
 
 
@@ -130,8 +131,19 @@ def add_dependencies(out: Path, requirements: list[str]) -> None:
     """jmedlite's own wheel, and wheels of all that it and `requirements` depend on; none of them is compiled."""
     pip("wheel", "-q", "--no-deps", "-w", out, PROJECT)
     pip("download", "-q", "--only-binary", ":all:", "--find-links", out, "-d", out, "jmedlite", *requirements)
-    sizes = [path.stat().st_size for path in out.glob("*.whl")]
-    print(f"{out}: {len(sizes)} wheels, {sum(sizes) / 1e6:.0f} MB")
+    wheels = sorted(out.glob("*.whl"))
+    print(f"{out}: {len(wheels)} wheels, {sum(path.stat().st_size for path in wheels) / 1e6:.0f} MB")
+    if sys.platform == "linux":
+        glibc, wheel = max((oldest_glibc(path.name), path.name) for path in wheels)
+        print(f"all of it needs glibc {glibc[0]}.{glibc[1]} or newer ({wheel})")
+
+
+def oldest_glibc(wheel: str) -> tuple[int, int]:
+    """The oldest glibc that a wheel says it runs on, by its name's manylinux tags (PEP 600); (0, 0) for any system."""
+    tags = wheel.removesuffix(".whl").rsplit("-", 1)[1].split(".")
+    found = [(int(m[1]), int(m[2])) for tag in tags if (m := re.match(r"manylinux_(\d+)_(\d+)_", tag))]
+    found += [old for tag in tags for name, old in OLD_NAMES.items() if tag.startswith(name)]
+    return min(found, default=(0, 0))
 
 
 def make_wheel(given: argparse.Namespace) -> None:

@@ -135,9 +135,15 @@ def ask_all(
             silent_models.append(model.name)
         begin = end
     if silent_models:
+        names = ", ".join(silent_models)
+        if not settings.chat:
+            raise DataError(
+                f"{names}: wrote no text for any question, as models that are tuned to chat do without their template: "
+                "give --chat; a damaged file does it too (the other answers are kept)"
+            )
         raise DataError(
-            f"{', '.join(silent_models)}: wrote no text for any question; the file is damaged or not for this "
-            "llama.cpp, or its chat template is another model's; leave it away (the other answers are kept)"
+            f"{names}: wrote no text for any question; the file is damaged or not for this llama.cpp, or its chat "
+            "template is another model's; leave it away (the other answers are kept)"
         )
 
 

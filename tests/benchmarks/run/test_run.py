@@ -84,7 +84,7 @@ def test_every_question_is_accounted_for(whole: Path) -> None:
 def test_a_model_that_writes_nothing_is_told_once_all_are_asked() -> None:
     ask: Any = SimpleNamespace(questions=[1, 2], method="generate", dataset=SimpleNamespace(name="t"))
 
-    def told(*texts: tuple[str | None, str | None]) -> str:
+    def told(*texts: tuple[str | None, str | None], chat: bool = True) -> str:
         results = [SimpleNamespace(response=r, thought=t) for r, t in texts]
         folder: Any = SimpleNamespace(
             n_items=2,
@@ -93,12 +93,13 @@ def test_a_model_that_writes_nothing_is_told_once_all_are_asked() -> None:
         )
         model: Any = SimpleNamespace(name="m")
         try:
-            ask_all(folder, [model], [ask], AskSettings(), lambda *_: None)
+            ask_all(folder, [model], [ask], AskSettings(chat=chat), lambda *_: None)
         except DataError as e:
             return str(e)
         return ""
 
-    assert told(("", None), ("\0\n", None)).startswith("m: wrote no text for any question")
+    assert told(("", None), ("\0\n", None)).startswith("m: wrote no text for any question; the file is damaged")
+    assert "give --chat" in told(("", None), ("", None), chat=False)
     assert told(("", None), ("a", None)) == ""
     assert told(("", "a thought without end"), ("", None)) == ""
     assert told((None, None), (None, None)) == ""  # nobody was asked
