@@ -26,6 +26,7 @@ from .outputs import sha256_file
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 SUMS, COUNTS = ".in_sum2", ".counts"
 AGAIN = "make it again with `jmedlite imatrix` or llama-imatrix"
+SHOWN = 4  # of the experts, and the blocks, that are named
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Imatrix:
     """Mean squares by tensor name, as llama-quantize uses them: `weights[name]` has one value per column.
 
     A tensor of experts has (n_experts * n_per_row,) values, one matrix after the other; the columns of an expert that
-    saw no token are 1. `chunk_size` is None and `chunks` may be 0 where the (older) file does not tell.
+    saw no token are 1, and `seen[name]` (n_experts,) says which did. `chunk_size` is None, `chunks` may be 0 and `seen`
+    is empty where the (older) file does not tell.
     """
 
     path: Path
@@ -42,6 +44,29 @@ class Imatrix:
     chunk_size: int | None
     chunks: int
     weights: dict[str, F32]
+    seen: dict[str, NDArray[np.bool_]]
+
+    @property
+    def unseen(self) -> str:
+        """A sentence that names the experts without a token; empty where each had some."""
+        blocks: dict[str, NDArray[np.bool_]] = {}
+        for name, seen in self.seen.items():  # gate, up and down of a block go by one choice
+            block = ".".join(name.split(".")[:2])
+            blocks[block] = seen & blocks.get(block, True)
+        without = {block: np.flatnonzero(~seen) for block, seen in blocks.items() if not seen.all()}
+        if not without:
+            return ""
+        named = _some([f"{block}: {_some(list(map(str, w)), ', ')}" for block, w in without.items()], "; ")
+        n, total = sum(map(len, without.values())), sum(map(len, blocks.values()))
+        return (
+            f"{self.path.name}: {n:,} of {total:,} experts saw no token of its text ({named}), so all their columns count "
+            "alike; a longer text reaches more"
+        )
+
+
+def _some(words: Sequence[str], between: str) -> str:
+    """The first few of them."""
+    return between.join(words[:SHOWN]) + (f"{between}…" if len(words) > SHOWN else "")
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,7 @@ def read_imatrix(path: Path) -> Imatrix:
         return Imatrix(path, sha256_file(path), *found)
 
 
-Found = tuple[tuple[str, ...], int | None, int, dict[str, F32]]
+Found = tuple[tuple[str, ...], int | None, int, dict[str, F32], dict[str, NDArray[np.bool_]]]
 
 
 def weighted_squares(rows: F32, importance: F32 | None) -> float:
@@ -102,12 +127,14 @@ def _read_gguf(path: Path, file: BinaryIO) -> Found:
         stems[stem] = None
     if not stems:
         raise DataError(f"{path.name}: has no entries; {AGAIN}")
-    weights = {}
+    weights, seen = {}, {}
     for stem in stems:
         sums, counts = (_tensor(path, file, header, stem + end) for end in (SUMS, COUNTS))
-        weights[stem] = _means(path, stem, sums, counts)
+        weights[stem], reached = _means(path, stem, sums, counts)
+        if len(reached) > 1:
+            seen[stem] = reached
     datasets = tuple(d.decode("utf-8", "replace") for d in header.metadata[DATASETS])
-    return datasets, header.metadata[CHUNK_SIZE], header.metadata[CHUNK_COUNT], weights
+    return datasets, header.metadata[CHUNK_SIZE], header.metadata[CHUNK_COUNT], weights, seen
 
 
 def _tensor(path: Path, file: BinaryIO, header: gguf.Header, name: str) -> F32:
@@ -124,8 +151,10 @@ def _tensor(path: Path, file: BinaryIO, header: gguf.Header, name: str) -> F32:
     return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
 
 
-def _means(path: Path, stem: str, sums: F32, counts: F32) -> F32:
-    """Sums over counts, in float32 as llama-quantize divides; an expert without a token counts all columns alike."""
+def _means(path: Path, stem: str, sums: F32, counts: F32) -> tuple[F32, NDArray[np.bool_]]:
+    """(sums over counts, in float32 as llama-quantize divides, an expert without a token counting all columns alike;
+    which matrices had one).
+    """
     _check_sums(path, stem, sums)
     if not np.isfinite(counts).all() or (counts < 0).any():
         raise DataError(f"{path.name}: {stem}{COUNTS} has negative or non-finite values; {AGAIN}")
@@ -138,7 +167,8 @@ def _means(path: Path, stem: str, sums: F32, counts: F32) -> F32:
         raise DataError(f"{path.name}: {stem} was computed over 0 tokens; {AGAIN}")
     rows = sums.reshape(counts.size, -1)
     seen = whole[:, None] > 0
-    return np.where(seen, rows / np.where(seen, whole[:, None], np.float32(1)), np.float32(1)).ravel()
+    means = np.where(seen, rows / np.where(seen, whole[:, None], np.float32(1)), np.float32(1)).ravel()
+    return means, seen[:, 0]
 
 
 def _check_sums(path: Path, stem: str, sums: F32) -> None:
@@ -190,7 +220,7 @@ def _read_binary(path: Path, file: BinaryIO) -> Found:
         datasets = (take(length, "the data set's name").decode("utf-8", "replace"),)
     if chunks < 0 or file.tell() != size:
         raise DataError(f"{path.name}: has {chunks:,} chunks and {size - file.tell():,} bytes too many; {AGAIN}")
-    return datasets, None, chunks, weights
+    return datasets, None, chunks, weights, {}
 
 
 def _name(path: Path, raw: bytes, i: int) -> str:

@@ -103,6 +103,29 @@ def test_experts_and_bos(text: Path, tmp_path: Path) -> None:
     assert done.imatrix.weights["blk.0.ffn_down_exps.weight"].shape == (4 * builders.FFN,)
 
 
+def test_experts_without_a_token_are_named(text: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "experts.gguf", tmp_path / "i.gguf"
+    write_experts(model, n_experts=16)
+    said = run("imatrix", str(model), "--text", str(text), "--ctx", "16", "--chunks", "1", "-o", str(out))
+    assert said.returncode == 0, said.stderr
+    counts = {n.split(".")[1]: x for n, x in tensors_of(out).items() if n.endswith("ffn_up_exps.weight.counts")}
+    zeros = {block: np.flatnonzero(x == 0) for block, x in counts.items()}
+    assert all(0 < len(z) < 16 for z in zeros.values())
+    total = sum(map(len, zeros.values()))
+    matrix = read_imatrix(out)
+    assert matrix.unseen.startswith(f"i.gguf: {total} of 32 experts saw no token")
+    for block, which in zeros.items():
+        assert f"blk.{block}: {', '.join(map(str, which[:4]))}" in matrix.unseen
+        values = matrix.weights[f"blk.{block}.ffn_down_exps.weight"].reshape(16, -1)
+        assert (values[which] == 1).all()
+    made = run("quantize", str(model), "--imatrix", str(out), "-b", "4", "-o", str(tmp_path / "o"))
+    assert made.returncode == 0, made.stderr
+    for told in (said, made):
+        assert matrix.unseen in " ".join(told.stderr.decode().split())
+    write_experts(model, n_experts=2)
+    assert not compute_imatrix(model, texts=[text], out=out, ctx=64, overwrite=True).imatrix.unseen
+
+
 @pytest.mark.parametrize("n_ctx", [16, 17, 128, 129, 512, 520, 2049, 50_001])
 def test_pieces_lose_no_token(n_ctx: int) -> None:
     bounds = calibrate.pieces(n_ctx)
