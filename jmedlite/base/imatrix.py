@@ -59,8 +59,8 @@ class Imatrix:
         named = _some([f"{block}: {_some(list(map(str, w)), ', ')}" for block, w in without.items()], "; ")
         n, total = sum(map(len, without.values())), sum(map(len, blocks.values()))
         return (
-            f"{self.path.name}: {n:,} of {total:,} experts saw no token of its text ({named}), so all their columns count "
-            "alike; a longer text reaches more"
+            f"{self.path.name}: {n:,} of {total:,} experts saw no token of its text ({named}), so all their columns "
+            "count alike; a longer text reaches more"
         )
 
 
