@@ -54,12 +54,17 @@ def _fit(path: Path, kv_type: str) -> dict[str, Any]:
     from jmedlite.runtime.offload import Wish, make_offload_plan, row_of_plans
     from jmedlite.runtime.shape import check_kv_type
 
-    _, header = read_whole_header(path)
+    files, header = read_whole_header(path)
     check_kv_type(path.name, header.metadata, kv_type)
     machine, wish = this_machine(), Wish(kv_type=kv_type)
     shapes = {"this file": shape_on_this_machine(header), **level_shapes(header)}
+    # the vocabulary and what else a level does not change
+    beside = sum(file.stat().st_size for file in files) - shapes["this file"].data_bytes
     levels = {
-        name: {"size_bytes": shape.data_bytes, "contexts": [p.figures() for p in row_of_plans(shape, machine, wish)]}
+        name: {
+            "size_bytes": shape.data_bytes + beside,
+            "contexts": [p.figures() for p in row_of_plans(shape, machine, wish)],
+        }
         for name, shape in shapes.items()
     }
     plan = make_offload_plan(shapes["this file"], machine, wish)

@@ -148,6 +148,7 @@ def test_doctor_shows_what_fits(tiny_gguf: Path) -> None:
     fit = json.loads(run_text("doctor", str(tiny_gguf), "--json").stdout)["fit"]
     assert fit["plan"]["fits"]
     assert fit["plan"]["n_ctx"] == 512
+    assert fit["levels"]["this file"]["size_bytes"] == tiny_gguf.stat().st_size
     assert fit["levels"]["Q4_K_M"]["size_bytes"] < fit["levels"]["BF16"]["size_bytes"]
     shown = run_text("doctor", str(tiny_gguf)).stdout
     for words in ("m-F32.gguf", "512 tokens", "Q4_K_M", "on the processor; context up to 512 tokens (f16)"):
