@@ -12,6 +12,8 @@ from jmedlite.base.native import F32, U8, widen
 
 from .tensors import DTYPE_BYTES, Files, Rows, StoredTensor, stored_bytes
 
+TOGETHER = 64  # columns that are turned at once: one by one, each value would touch a line of the cache of its own
+
 
 @dataclass(frozen=True)
 class StridedTensor:
@@ -75,10 +77,12 @@ class _StridedRows:
             places = np.lib.stride_tricks.as_strided(span, rows.shape, (of_row * width, of_column * width))
             rows[:] = places
             return
-        piece = np.empty((n_rows - 1) * of_row + 1, element)
-        for c in range(n_cols):
-            self.files.read(stored, (start + c * of_column) * width, piece.view(np.uint8))
-            rows[:, c] = piece[::of_row]
+        pieces = np.empty((min(TOGETHER, n_cols), (n_rows - 1) * of_row + 1), element)
+        for c in range(0, n_cols, TOGETHER):
+            some = pieces[: n_cols - c]
+            for k, piece in enumerate(some):
+                self.files.read(stored, (start + (c + k) * of_column) * width, piece.view(np.uint8))
+            rows[:, c : c + len(some)] = some[:, ::of_row].T
 
     def decode(self, raw: U8, first: int, out: F32) -> None:
         widen(raw, self.tensor.dtype, out.reshape(-1))
