@@ -23,6 +23,7 @@ import numpy as np
 from compare_toolchain import Cost, measure
 from large_models import LARGE, MODELS, MODULES, Shapes, small, write_adapter, write_model
 
+ALL = {**MODELS, **LARGE}
 PLANNED = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
@@ -36,7 +37,7 @@ def measure_all(folder: Path, names: list[str], sources: list[str], level: str) 
     print("| model | source | weights | wall s | CPU s | peak memory MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for name in names:
-        architecture, config = MODELS[name]
+        architecture, config = ALL[name]
         for source in sources:
             work = folder / f"{name}-{source}"
             shutil.rmtree(work, ignore_errors=True)
@@ -62,7 +63,7 @@ def plans(folder: Path, names: list[str]) -> None:
     for name in names:
         work = folder / name
         shutil.rmtree(work, ignore_errors=True)
-        write_model(work / "base", *{**MODELS, **LARGE}[name], "safetensors")
+        write_model(work / "base", *ALL[name], "safetensors")
         arguments = ["quantize", str(work / "base"), *levels, "--dry-run", "--json"]
         cost = run(*arguments)
         said = subprocess.run([sys.executable, "-m", "jmedlite", *arguments], check=True, capture_output=True).stdout
@@ -114,15 +115,15 @@ def large(folder: Path, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--family", action="append", choices=list(MODELS))
+    parser.add_argument("--family", action="append", choices=list(ALL), help="default: those of up to 24 B weights")
     parser.add_argument("--source", action="append", choices=["safetensors", "bin", "gguf"])
     parser.add_argument("--level", default="Q4_K_M")
     parser.add_argument("--large", nargs="*", choices=list(LARGE), metavar="NAME")
-    parser.add_argument("--plans", nargs="*", choices=[*MODELS, *LARGE], metavar="NAME")
+    parser.add_argument("--plans", nargs="*", choices=list(ALL), metavar="NAME")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.plans is not None:
-        plans(options.folder, options.plans or [*MODELS, *LARGE])
+        plans(options.folder, options.plans or list(ALL))
     elif options.large is not None:
         for name in options.large or LARGE:
             large(options.folder, name)
