@@ -310,8 +310,8 @@ def assemble(
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
         metadata[key] = (value, gguf.STRING if isinstance(value, str) else gguf.UINT32, None)
     warnings += [w for a in bound for w in a.warnings]
-    if imatrix is not None and imatrix.unseen:
-        warnings.append(imatrix.unseen)
+    if imatrix is not None and (unseen := imatrix.unseen):
+        warnings.append(unseen)
     if model.quantized:
         metadata[MADE_QUANTIZED] = (model.quantized, gguf.STRING, None)
         if bound:

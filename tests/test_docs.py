@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jmedlite
 from jmedlite.convert.families.families import FAMILIES
 from tests.support import builders
+from tests.support.scripts import load_tool
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -37,22 +36,14 @@ def test_the_python_example_runs(endless_gguf: Path) -> None:
     assert "'first_token_seconds':" in done.stdout
 
 
-def tool(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, DOCS.parent / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
 def test_the_page_of_commands_is_what_the_commands_say() -> None:
-    assert (DOCS / "cli.md").read_text(encoding="utf-8") == tool("make_cli_docs").page(), "run tools/make_cli_docs.py"
+    page = load_tool("make_cli_docs").page()
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == page, "run tools/make_cli_docs.py"
 
 
 def test_the_table_of_adapter_settings_is_what_the_converter_goes_by() -> None:
     text = (DOCS / "families.md").read_text(encoding="utf-8")
-    assert text == tool("make_adapter_docs").page(text), "run tools/make_adapter_docs.py"
+    assert text == load_tool("make_adapter_docs").page(text), "run tools/make_adapter_docs.py"
 
 
 def test_every_document_has_a_place_in_the_list() -> None:

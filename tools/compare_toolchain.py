@@ -22,6 +22,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -77,11 +78,11 @@ def folder_bytes(*paths: Path) -> int:
     return sum(f.stat().st_size for f in files if f.is_file())
 
 
-def measure(step: str, command: list[str | Path], *outputs: Path) -> Cost:
-    """Run a command to its end; raises where it fails."""
+def measure(step: str, command: list[str | Path], *outputs: Path, said: IO[bytes] | int = subprocess.DEVNULL) -> Cost:
+    """Run a command to its end, its standard output into `said`; raises where it fails."""
     print(f"… {step}", file=sys.stderr, flush=True)
     started = time.monotonic()
-    child = psutil.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = psutil.Popen([str(c) for c in command], stdout=said, stderr=subprocess.PIPE)
     text: list[bytes] = []
     reader = threading.Thread(target=lambda: text.append(child.stderr.read()), daemon=True)
     reader.start()

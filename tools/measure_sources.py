@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from compare_toolchain import Cost, measure
@@ -27,9 +28,9 @@ ALL = {**MODELS, **LARGE}
 PLANNED = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
-def run(*arguments: str) -> Cost:
-    """Run jmedlite to its end."""
-    return measure(" ".join(arguments[:2]), [sys.executable, "-m", "jmedlite", *arguments])
+def run(*arguments: str, said: IO[bytes] | int = subprocess.DEVNULL) -> Cost:
+    """Run jmedlite to its end, its standard output into `said`."""
+    return measure(" ".join(arguments[:2]), [sys.executable, "-m", "jmedlite", *arguments], said=said)
 
 
 def measure_all(folder: Path, names: list[str], sources: list[str], level: str) -> None:
@@ -64,10 +65,10 @@ def plans(folder: Path, names: list[str]) -> None:
         work = folder / name
         shutil.rmtree(work, ignore_errors=True)
         write_model(work / "base", *ALL[name], "safetensors")
-        arguments = ["quantize", str(work / "base"), *levels, "--dry-run", "--json"]
-        cost = run(*arguments)
-        said = subprocess.run([sys.executable, "-m", "jmedlite", *arguments], check=True, capture_output=True).stdout
-        plan = json.loads(said)
+        with (work / "plan.json").open("w+b") as said:
+            cost = run("quantize", str(work / "base"), *levels, "--dry-run", "--json", said=said)
+            said.seek(0)
+            plan = json.load(said)
         sizes = " | ".join(f"{level['size_bytes'] / 1e9:.2f} GB" for level in plan["levels"])
         figures = f"{cost.wall_s:.1f} | {cost.peak_bytes / 1e6:.0f}"
         print(f"| {name} | {plan['n_weights'] / 1e9:.2f} B | {sizes} | {figures} |", flush=True)

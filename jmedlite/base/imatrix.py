@@ -22,6 +22,7 @@ from .errors import DataError
 from .inputs import opened
 from .native import F32
 from .outputs import sha256_file
+from .wording import some
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -56,17 +57,12 @@ class Imatrix:
         without = {block: np.flatnonzero(~seen) for block, seen in blocks.items() if not seen.all()}
         if not without:
             return ""
-        named = _some([f"{block}: {_some(list(map(str, w)), ', ')}" for block, w in without.items()], "; ")
+        named = some([f"{block}: {some([*map(str, which)], SHOWN)}" for block, which in without.items()], SHOWN)
         n, total = sum(map(len, without.values())), sum(map(len, blocks.values()))
         return (
             f"{self.path.name}: {n:,} of {total:,} experts saw no token of its text ({named}), so all their columns "
             "count alike; a longer text reaches more"
         )
-
-
-def _some(words: Sequence[str], between: str) -> str:
-    """The first few of them."""
-    return between.join(words[:SHOWN]) + (f"{between}…" if len(words) > SHOWN else "")
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ def imatrix(
     made = done.imatrix
     if done.missing:
         console.warn(f"{len(done.missing)} weights saw no token, such as {done.missing[0]}; they are not in the file")
-    if made.unseen:
-        console.warn(made.unseen)
+    if unseen := made.unseen:
+        console.warn(unseen)
     if as_json:
         facts = {"file": str(made.path), "sha256": made.sha256, "datasets": made.datasets, "entries": len(made.weights)}
         sizes = {"chunks": made.chunks, "chunk_size": made.chunk_size, "n_tokens": done.n_tokens}

@@ -17,7 +17,7 @@ from jmedlite.runtime.state_cache import StateCache
 from tests.support import builders
 from tests.support.bent import OTHER_KINDS, make_other
 from tests.support.commands import check, run
-from tests.support.packages import FOLDERS, PACKAGE
+from tests.support.packages import module_texts
 from tests.support.tasks import write_task
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes, sockets and devices of POSIX")
@@ -97,20 +97,18 @@ OWN_FILES = {  # not from outside
 
 def test_nothing_else_opens_a_file_for_reading() -> None:
     found = []
-    for folder in FOLDERS:
-        for path in sorted(folder.rglob("*.py")):
-            name = path.relative_to(folder if folder == PACKAGE else folder.parent).as_posix()
-            if name in OWN_FILES or name == "base/inputs.py":
+    for name, text in module_texts().items():
+        if name in OWN_FILES or name == "base/inputs.py":
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
                 continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if not isinstance(node, ast.Call):
-                    continue
-                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-                reads = called in ("read_text", "read_bytes") and node.args == []
-                reads = reads or (called == "open" and any(m in ("r", "rb", "rt") for m in modes))
-                if reads:
-                    found.append(f"{name}:{node.lineno}")
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            reads = called in ("read_text", "read_bytes") and node.args == []
+            reads = reads or (called == "open" and any(m in ("r", "rb", "rt") for m in modes))
+            if reads:
+                found.append(f"{name}:{node.lineno}")
     assert not found, "open files with jmedlite.base.inputs, which takes only regular ones and bounds what is read"
 
 

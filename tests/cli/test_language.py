@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.main import get_group
@@ -18,6 +16,7 @@ from jmedlite.base.language import CATALOGUE, is_japanese, localized, parts, rea
 from jmedlite.cli import console
 from jmedlite.cli.app import COMMANDS, app
 from jmedlite.runtime.sampling import Sampling
+from tests.support.scripts import load_tool
 
 ROOT = Path(__file__).parent.parent.parent
 JAPANESE = {"JMEDLITE_LANG": "ja"}
@@ -30,17 +29,8 @@ def japanese(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JMEDLITE_LANG", "ja")
 
 
-def maker() -> Any:
-    spec = importlib.util.spec_from_file_location("make_catalogue", ROOT / "tools" / "make_catalogue.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_catalogue_is_the_codes() -> None:
-    tool = maker()
+    tool = load_tool("make_catalogue")
     catalogue = tool.read()
     assert list(tool.faults(catalogue)) == [], "run tools/make_catalogue.py, and fill in what is new"
     written = {str(e.id): str(e.string) for e in catalogue if e.id}

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from jmedlite.runtime.process import Child, child_command
-from tests.support.packages import FOLDERS
+from tests.support.packages import module_texts
 
 # Python's own view of what is loaded, told on standard error
 AUDIT = """
@@ -27,13 +27,13 @@ sys.addaudithook(watch)
 
 def test_every_child_loads_llama_cpp_before_numpy(tmp_path: Path) -> None:
     """A build for GPUs with a C++ runtime of its own crashed where numpy came first."""
-    codes = {p: p.read_text(encoding="utf-8") for folder in FOLDERS for p in folder.rglob("*.py")}
+    codes = module_texts()
     code = "".join(codes.values())
     modules = set(re.findall(r"\b(?:Child|SharedChild|child_command)\(\s*\"([\w.]+)\"", code))
     assert {m.split(".")[1] for m in modules} == {"benchmarks", "calibration", "runtime"}
     assert len(modules) >= 8
     # besides: an adapter's patterns and the stick's script, which need no library at all, and pip
-    starters = {p.name for p, text in codes.items() if "sys.executable" in text}
+    starters = {Path(name).name for name, text in codes.items() if "sys.executable" in text}
     assert starters == {"process.py", "patterns.py", "install.py", "pack.py"}
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

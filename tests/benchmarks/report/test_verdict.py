@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from jmedlite.benchmarks.report.report import report
 from jmedlite.benchmarks.report.verdict import is_constrained
 from jmedlite.benchmarks.views import VIEWS, primary_view
 from tests.support import runs as run_builder
+from tests.support.scripts import load_tool
 
 N, MARGIN = 250, 5.0  # so few that the tests are quick, and a margin that so few can show
 Lost = Callable[[int], bool]  # whether a level loses this question
@@ -276,13 +275,7 @@ def test_claims_share_what_the_report_may_be_wrong_in(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
     """tools/simulate_verdict.py, whose table of 10,000 reports each is in docs/statistics.md."""
-    path = Path(__file__).parents[3] / "tools" / "simulate_verdict.py"
-    spec = importlib.util.spec_from_file_location("simulate_verdict", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("simulate_verdict")
 
 
 @pytest.mark.parametrize(("name", "power"), [
