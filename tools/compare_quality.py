@@ -1,10 +1,10 @@
 """How near quantized models stay to their 16-bit original at equal bytes: llama-quantize's levels beside ours.
 
-For every level the peer is made by llama-quantize with the same importance matrix; then, within the peer's bytes, a mix
-of types (`--target-size`), the peer's own types with error feedback (`--rounding best`), and both. All are read by
-`jmedlite bench`: KL divergence to the original over each text, with intervals by chunks, and the flips of a task's
-answers. Prints a Markdown table with ratios to the best peer that is no larger, draws KL against bytes, and keeps all
-in FOLDER, from which an interrupted run goes on.
+For every level the peer is made by llama-quantize with the same importance matrix; then, within the peers' bytes, mixes
+of types (`--target-size`), the peers' own types with error feedback (`--rounding best`), and both, each for all levels
+in one pass. All are read by `jmedlite bench`: KL divergence to the original over each text, with intervals by chunks,
+and the flips of a task's answers. Prints a Markdown table with ratios to the best peer that is no larger, draws KL
+against bytes, and keeps all in FOLDER, from which an interrupted run goes on.
 
     python tools/compare_quality.py CHECKPOINT FOLDER --llama-quantize PROGRAM --imatrix F --sensitivity F --moments F
         [--level Q4_K_M …] [--kind both …] [--encoder fast] [--threads N] [--processes N]
@@ -66,20 +66,22 @@ def make(options: argparse.Namespace) -> tuple[Path, list[Made]]:
             run(options.llama_quantize, "--imatrix", options.imatrix, original, part, level, options.threads)
             part.rename(peer.path)
         made.append(peer)
-        target = ["--target-size", str(peer.size), "--sensitivity", options.sensitivity]
-        best = ["--rounding", "best", "--moments", options.moments]
-        ways = {"mix": target, "feedback": ["-t", level, *best], "both": [*target, *best]}
-        for kind, arguments in ways.items():
-            if kind not in (options.kind or KINDS):
-                continue
-            out = folder / f"{kind}-{level}"
-            if not list(out.glob("m-*.gguf")):
-                jmedlite("quantize", *common, "--imatrix", options.imatrix, *arguments, "-o", out)
-            (path,) = out.glob("m-*.gguf")
-            named = out / f"{kind}-{level}.gguf"  # names tell the models of a run apart
+    peers = sorted(made, key=lambda m: m.size)
+    targets = [x for peer in peers for x in ("--target-size", str(peer.size))] + ["--sensitivity", options.sensitivity]
+    best = ["--rounding", "best", "--moments", options.moments]
+    ways = {"mix": targets, "feedback": [x for p in peers for x in ("-t", p.level)] + best, "both": targets + best}
+    for kind, arguments in ways.items():
+        if kind not in (options.kind or KINDS):
+            continue
+        out = folder / kind
+        if not list(out.glob("m-*.gguf")):  # all levels appear together, when the pass ends
+            jmedlite("quantize", *common, "--imatrix", options.imatrix, *arguments, "-o", out)
+        by_size = sorted(out.glob("m-*.gguf"), key=lambda path: path.stat().st_size)
+        for peer, path in zip(peers, by_size, strict=True):
+            named = out / f"{kind}-{peer.level}.gguf"  # names tell the models of a run apart
             if not named.exists():
                 named.hardlink_to(path)
-            made.append(Made(kind, level, named))
+            made.append(Made(kind, peer.level, named))
     return original, made
 
 

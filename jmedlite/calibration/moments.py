@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jmedlite.base.gguf import split_files
 from jmedlite.base.inputs import check_range
 from jmedlite.base.moments import Moments
 from jmedlite.base.progress import Progress, silent
+from jmedlite.runtime.hardware import free_ram
 from jmedlite.runtime.process import Child
 
 from .work import begun
 
-DEFAULT_MEMORY = 2_000_000_000
+MOST_MEMORY, LEAST_MEMORY = 6_000_000_000, 1_000_000_000  # bytes; 6 GB hold the moments of a 7B
+KEPT_FREE = 500_000_000  # bytes, for the values of a piece of text and for everybody else
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def gather_moments(
     out: str | Path | None = None,
     ctx: int = 512,
     chunks: int | None = None,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     threads: int | None = None,
     exclude_tasks: Sequence[str | Path] = (),
     overwrite: bool = False,
@@ -51,7 +54,8 @@ def gather_moments(
         >>> jmedlite.moments("qwen-BF16.gguf", chunks=16)  # doctest: +SKIP
 
     They are what `quantize(..., rounding="best")` rounds by. Moments of at most `memory` bytes are summed at once, and
-    the text is evaluated again for those of the next blocks. `texts`, `language`, `ctx`, `chunks`, `exclude_tasks`,
+    the text is evaluated again for those of the next blocks; by default what is free beside the model, 1 to 6 GB.
+    `texts`, `language`, `ctx`, `chunks`, `exclude_tasks`,
     `out` (default: beside the model, `NAME.moments.gguf`) and `progress` are as in `imatrix`. Raises the exceptions of
     `jmedlite.base.errors`.
     """
@@ -69,9 +73,16 @@ def gather_moments(
         threads=threads,
         overwrite=overwrite,
     ) as work:
-        done = _run({**work.request, "chunks": chunks, "memory": memory}, progress)
+        limit = default_memory(work.path) if memory is None else memory
+        done = _run({**work.request, "chunks": chunks, "memory": limit}, progress)
     Moments(work.target).close()
     return GatheredFile(work.target, done["inputs"], done["weights"], done["n_tokens"], done["seconds"])
+
+
+def default_memory(model: Path) -> int:
+    """Bytes that moments may take: what is free once `model` is read into memory, within bounds."""
+    left = free_ram() - KEPT_FREE - sum(part.stat().st_size for part in split_files(model))
+    return min(MOST_MEMORY, max(LEAST_MEMORY, left))
 
 
 def _run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:

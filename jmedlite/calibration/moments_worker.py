@@ -11,8 +11,9 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,36 @@ from .worker import pieces
 
 HELD_OUT_EVERY = 8  # chunks: the last of so many is held out
 MAX_HELD_OUT, LEAST_HELD_OUT = 512, 32  # tokens that are kept of those held out, and of each such chunk
+PANEL = 512  # columns whose products are summed at once, by one thread
 _BLOCK = re.compile(r"blk\.(\d+)\..+\.weight")
+
+
+@dataclass
+class Panel:
+    """Sums of products of the columns [start, start + PANEL) of an input with themselves and the window's after them.
+
+    All panels of a window together hold the upper triangle of its moments, in little more than half the room.
+    """
+
+    start: int
+    end: int  # of the window
+    sums: F32  # (columns of the panel, end - start)
+
+    @classmethod
+    def of(cls, start: int, end: int) -> list[Panel]:
+        """Those of the window [start, end), all zero."""
+        return [cls(at, end, np.zeros((min(PANEL, end - at), end - at), np.float32)) for at in range(start, end, PANEL)]
+
+    @staticmethod
+    def nbytes(start: int, end: int) -> int:
+        """The bytes that those of a window take."""
+        return sum(4 * min(PANEL, end - at) * (end - at) for at in range(start, end, PANEL))
+
+    def add(self, rows: F32) -> None:
+        """Add the products of `rows` (n_tokens, n_cols)."""
+        after, own = rows[:, self.start : self.end].T, rows[:, self.start : self.start + len(self.sums)].T
+        # in place: to BLAS, an array's transpose is one in its own order
+        self.sums = blas.sgemm(1.0, after, own, beta=1.0, c=self.sums.T, trans_b=1, overwrite_c=1).T
 
 
 class Listener:
@@ -47,7 +77,7 @@ class Listener:
         self.fault: BaseException | None = None
         self.first: dict[str, str] = {}  # weight: the first weight that its input enters
         self._inputs: dict[int, str] = {}  # of one evaluation: the input's address, and that weight
-        self.wanted: dict[str, list[F32]] = {}  # input: moments of its windows, column-major, the lower triangle
+        self.wanted: dict[str, list[list[Panel]]] = {}  # input: the panels of its windows
         self.held_out: dict[str, list[F32]] | None = None  # where inputs go instead, while they are held out
         self.last = ""  # the input after which nothing is wanted any more
         self._lib, self._products = library(), check_layout()
@@ -100,12 +130,8 @@ class Listener:
             self.held_out.setdefault(name, []).append(rows.copy())
             return
 
-        def add(k: int, start: int, end: int) -> None:
-            self.wanted[name][k] = blas.ssyrk(
-                1.0, rows[:, start:end].T, beta=1.0, c=self.wanted[name][k], lower=1, overwrite_c=1
-            )
-
-        list(self._pool.map(add, *zip(*((k, a, b) for k, (a, b) in enumerate(windows(n_cols))), strict=True)))
+        panels = itertools.chain.from_iterable(self.wanted[name])
+        list(self._pool.map(lambda panel: panel.add(rows), panels))
 
 
 class Gathering:
@@ -154,7 +180,7 @@ class Gathering:
         found: list[list[str]] = [[]]
         used = 0
         for name, n_cols in inputs.items():
-            size = sum(4 * (end - start) ** 2 for start, end in windows(n_cols))
+            size = sum(Panel.nbytes(start, end) for start, end in windows(n_cols))
             if found[-1] and used + size > memory:
                 found.append([])
                 used = 0
@@ -162,14 +188,12 @@ class Gathering:
             used += size
         return found
 
-    def gather(self, names: Sequence[str]) -> dict[str, tuple[list[F32], F32]]:
-        """{input: (moments of its windows, its values for the tokens that are held out)}."""
+    def gather(self, names: Sequence[str]) -> Iterator[tuple[str, list[F32], F32]]:
+        """(input, moments of its windows, of which the upper triangle is right, its values for the held-out tokens)."""
         header, listener = self.loaded.header, self.listener
         listener.wanted = {
-            name: [np.zeros((end - start, end - start), np.float32, order="F") for start, end in
-                   windows(header.by_name[name].shape[0])]
-            for name in names
-        }  # fmt: skip
+            name: [Panel.of(start, end) for start, end in windows(header.by_name[name].shape[0])] for name in names
+        }
         listener.last = names[-1]
         self._evaluate(self.summed)
         listener.held_out = {}
@@ -177,11 +201,19 @@ class Gathering:
         held, listener.held_out = listener.held_out, None
         if missing := [name for name in names if name not in held]:
             raise NativeError(f"llama.cpp used {missing[0]} in one evaluation and not in another")
-        # the transpose of a column-major lower triangle is a row-major upper one
-        return {
-            name: ([m.T / np.float32(self.n_tokens) for m in listener.wanted[name]], np.concatenate(held[name]))
-            for name in names
-        }
+        for name in names:
+            # taken out one by one, so that there are never two copies of all
+            moments = [self._mean(panels) for panels in listener.wanted.pop(name)]
+            yield name, moments, np.concatenate(held.pop(name))
+
+    def _mean(self, panels: Sequence[Panel]) -> F32:
+        """The moments (n, n) of a window, zero in the lower triangle but near the diagonal."""
+        first, n = panels[0].start, panels[0].end - panels[0].start
+        moments = np.zeros((n, n), np.float32)
+        for panel in panels:
+            at = panel.start - first
+            np.divide(panel.sums, np.float32(self.n_tokens), out=moments[at : at + len(panel.sums), at:])
+        return moments
 
     def _evaluate(self, chunks: Sequence[Sequence[int]]) -> None:
         for tokens in chunks:
@@ -221,7 +253,7 @@ def run(request: Request, emit: Emit, _: threading.Event) -> None:
             with path.open("r+b") as out:  # the parent's partial file
                 out.write(header)
                 for names in passes:
-                    for name, (moments, held_out) in work.gather(names).items():
+                    for name, moments, held_out in work.gather(names):
                         for part, array in parts(name, moments, held_out):
                             out.seek(len(header) + places[part].offset)
                             out.write(np.ascontiguousarray(array).tobytes())

@@ -23,7 +23,9 @@ def moments(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: NAME.moments.gguf beside it.")] = None,
     ctx: Annotated[int, typer.Option(help="Tokens in a chunk.")] = 512,
     chunks: Annotated[int | None, typer.Option(help="Use only this many chunks.")] = None,
-    memory: Annotated[str | None, typer.Option(help="For what is summed at once, such as 1GB; default: 2GB.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For what is summed at once, such as 1GB; default: what is free, 1 to 6 GB.")
+    ] = None,
     loading: Annotated[LoadOptions, "threads"],
     exclude_task: ExcludeTask = None,
     overwrite: Overwrite = False,
@@ -31,10 +33,9 @@ def moments(
 ) -> None:
     """Gather the second moments of what enters each weight, for `quantize --rounding best`."""
     from jmedlite.base.options import parse_memory
-    from jmedlite.calibration.moments import DEFAULT_MEMORY, gather_moments
+    from jmedlite.calibration.moments import gather_moments
 
     path = find_gguf(model)
-    limit = parse_memory(memory) if memory else DEFAULT_MEMORY
     with console.progress("moments") as progress:
         done = gather_moments(
             path,
@@ -43,7 +44,7 @@ def moments(
             out=out,
             ctx=ctx,
             chunks=chunks,
-            memory=limit,
+            memory=parse_memory(memory) if memory else None,
             threads=loading.threads,
             exclude_tasks=exclude_task or [],
             overwrite=overwrite,

@@ -13,8 +13,9 @@ import pytest
 from jmedlite.base import moments as format_
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import pack_header, pack_metadata
+from jmedlite.calibration import moments as gathering
 from jmedlite.calibration.moments import gather_moments
-from jmedlite.calibration.moments_worker import HELD_OUT_EVERY, LEAST_HELD_OUT, MAX_HELD_OUT
+from jmedlite.calibration.moments_worker import HELD_OUT_EVERY, LEAST_HELD_OUT, MAX_HELD_OUT, PANEL, Panel
 from jmedlite.runtime.runner import Runner
 from tests.support import builders
 from tests.support.commands import check, run
@@ -72,6 +73,43 @@ def test_little_memory_gives_the_same_file(tiny_gguf: Path, text: Path, tmp_path
     for name, memory in (("a", 1 << 30), ("b", 1)):
         gather_moments(tiny_gguf, texts=[text], out=tmp_path / name, ctx=CTX, chunks=4, threads=1, memory=memory)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_threads_change_nothing(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:
+    for name, threads in (("a", 1), ("b", 3)):
+        gather_moments(tiny_gguf, texts=[text], out=tmp_path / name, ctx=CTX, chunks=4, threads=threads)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 7), (0, PANEL), (256, 256 + 2 * PANEL + 100)])
+def test_panels_hold_the_upper_triangle(start: int, end: int) -> None:
+    rng = np.random.default_rng(1)
+    panels = Panel.of(start, end)
+    pieces = [rng.normal(size=(n, end + 3)).astype(np.float32) for n in (40, 1, 9)]
+    for rows in pieces:
+        for panel in panels:
+            panel.add(rows)
+    x = np.concatenate(pieces)[:, start:end].astype(np.float64)
+    expected = np.triu(x.T @ x)
+    found = np.zeros((end - start,) * 2)
+    for panel in panels:
+        at = panel.start - start
+        found[at : at + len(panel.sums), at:] = panel.sums
+    np.testing.assert_allclose(np.triu(found), expected, atol=1e-4)
+    assert Panel.nbytes(start, end) == sum(p.sums.nbytes for p in panels)
+    if end - start > PANEL:
+        assert Panel.nbytes(start, end) < 0.75 * 4 * (end - start) ** 2
+
+
+def test_memory_is_what_is_free_beside_the_model(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, other = tiny_gguf.stat().st_size, gathering.KEPT_FREE
+    for free, expected in (
+        (0, gathering.LEAST_MEMORY),
+        (3_000_000_000 + size + other, 3_000_000_000),
+        (1 << 40, gathering.MOST_MEMORY),
+    ):
+        monkeypatch.setattr(gathering, "free_ram", lambda free=free: free)
+        assert gathering.default_memory(tiny_gguf) == expected
 
 
 @pytest.mark.parametrize("n_cols", [1, 255, 256, 4096, 4097, 8960, 18_944, 28_672])
