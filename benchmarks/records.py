@@ -304,6 +304,7 @@ class DistanceRecord:
     kl_mean: float | None = None
     kl_error: float | None = None
     kl_interval: tuple[float, ...] | None = None
+    kl_chunks: tuple[float, ...] | None = None  # the mean of each chunk, in order, by which models are paired
     kl_median: float | None = None
     kl_quantiles: dict[str, float] | None = None
     kl_quantile_intervals: dict[str, tuple[float, ...]] | None = None

@@ -51,6 +51,7 @@ def summarize_distance(
         "kl_mean": mean,
         "kl_error": error,
         "kl_interval": None,
+        "kl_chunks": [float(f"{x:.6g}") for x in divergence.reshape(n_blocks, -1).mean(axis=1)],
         "kl_median": float(np.median(divergence)),
         "kl_quantiles": {q: float(np.quantile(divergence, float(q))) for q in QUANTILES},
         "kl_quantile_intervals": None,

@@ -230,6 +230,11 @@ def test_intervals_are_of_whole_blocks_drawn_again() -> None:
     assert width(block_intervals(blocks)) > 1.5 * width(shuffled)
 
 
+def test_means_of_chunks() -> None:
+    kl = np.array([1, 2, 3, 4, 5, 9], np.float64)
+    assert summarize_distance(kl, kl, kl, kl > 0, 3)["kl_chunks"] == [1.5, 3.5, 7]
+
+
 def test_no_intervals_of_few_blocks() -> None:
     few, many = np.ones((9, 4)), np.ones((10, 4))
     for blocks, expected in ((few, None), (many, [1, 1])):

@@ -292,6 +292,8 @@ def test_distance_on_texts(levels: Path, task: Path, tmp_path: Path) -> None:
         assert 0 < near["kl_mean"] < far["kl_mean"]
         low, high = far["kl_interval"]
         assert low < far["kl_mean"] < high
+        assert len(far["kl_chunks"]) == 10
+        assert sum(far["kl_chunks"]) / 10 == pytest.approx(far["kl_mean"], rel=1e-5)
         assert far["kl_quantile_intervals"]["0.999"][0] <= far["kl_quantiles"]["0.999"]
     assert not list((tmp_path / "run").glob("*.scratch"))
     # a run of the time when texts had no names goes on, and so does one that lost a line
