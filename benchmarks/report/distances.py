@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jmedlite.benchmarks.records import DistanceRecord
+from jmedlite.benchmarks.statistics import bootstrap
 
 from .pool import Entrant, Pool
 from .sections import BySize, Distance, Model
 
 EQUAL = 0.02  # files that differ by less of the larger's bytes are as large as each other
+FEWEST = 10  # chunks, from which on differences between two files are held against what chunks differ
 
 
 def distances(laid: Pool, entrant: Entrant) -> list[Distance]:
@@ -37,6 +39,7 @@ def _distance(line: DistanceRecord, reference_sha256: str | None) -> Distance:
         "kl_mean": line.kl_mean,
         "kl_error": line.kl_error,
         "kl_interval": _interval(line.kl_interval),
+        "kl_chunks": _interval(line.kl_chunks),
         "kl_median": line.kl_median,
         "kl_quantiles": line.kl_quantiles,
         "kl_quantile_intervals": None
@@ -65,18 +68,16 @@ def texts_of(models: Sequence[Model]) -> list[str | None]:
 def by_size(models: Sequence[Model]) -> list[BySize]:
     """The files, the smallest first, whatever their levels are called: those as large, and those that are nearer.
 
-    A file is `nearer` that has no more bytes, and a smaller mean divergence on every text that both read.
+    A file is `nearer` that has no more bytes, and on every text that both read is (`_is_nearer`).
     """
     sized = sorted(((m["n_bytes"], m) for m in models if m["n_bytes"]), key=lambda pair: (pair[0], pair[1]["key"]))
     if len(sized) < 2:
         return []
-    means = {
-        m["key"]: {_measured(d): d["kl_mean"] for d in m["distances"] if d["kl_mean"] is not None} for _, m in sized
-    }
+    read = {m["key"]: {_measured(d): d for d in m["distances"] if d["kl_mean"] is not None} for _, m in sized}
 
     def is_nearer(key: str, than: str) -> bool:
-        common = means[key].keys() & means[than].keys()
-        return bool(common) and all(means[key][text] < means[than][text] for text in common)
+        common = read[key].keys() & read[than].keys()
+        return bool(common) and all(_is_nearer(read[key][text], read[than][text]) for text in common)
 
     return [
         {
@@ -87,3 +88,15 @@ def by_size(models: Sequence[Model]) -> list[BySize]:
         }
         for size, m in sized
     ]
+
+
+def _is_nearer(one: Distance, other: Distance) -> bool:
+    """Is `one`'s mean divergence on a text the smaller, and, where the chunks' are known, not by chance?
+
+    The chunks are paired: the interval of 95 % of their mean difference must lie below 0.
+    """
+    own, others = one["kl_chunks"] or [], other["kl_chunks"] or []
+    if len(own) != len(others) or len(own) < FEWEST:
+        assert one["kl_mean"] is not None and other["kl_mean"] is not None
+        return one["kl_mean"] < other["kl_mean"]
+    return bootstrap([a - b for a, b in zip(own, others, strict=True)], [1.0] * len(own))[1] < 0

@@ -373,9 +373,9 @@ _PAGE: dict[str, tuple[str, str]] = {
     "by_size_note": (
         "Files of one name can differ much in divergence: what counts is what a file gives for its bytes. "
         "“Nearer at no more bytes” are files that are no larger and have a smaller mean divergence on every "
-        "text. The type is the header's own; the name is its maker's.",
+        "text, by more than its chunks differ (95 %). The type is the header's own; the name is its maker's.",
         "同じ名前のファイルでも、基準との隔たりは大きく違うことがあります。見るべきは、バイト数あたりの近さです。「より小さく、"
-        "より近い」は、バイト数が同じか少なく、どの文章でも平均ダイバージェンスが小さいファイルです。形式はヘッダーの記載、名前は"
+        "より近い」は、バイト数が同じか少なく、どの文章でも平均ダイバージェンスが、チャンク間のばらつきを超えて（95％）小さいファイルです。形式はヘッダーの記載、名前は"
         "作成者によるものです。",
     ),
     "bytes": ("Size", "サイズ"),

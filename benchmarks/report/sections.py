@@ -153,6 +153,7 @@ class Distance(TypedDict):
     kl_mean: float | None
     kl_error: float | None
     kl_interval: Interval | None
+    kl_chunks: list[float] | None
     kl_median: float | None
     kl_quantiles: dict[str, float] | None
     kl_quantile_intervals: dict[str, Interval] | None

@@ -535,6 +535,16 @@ def test_files_by_size_whatever_they_are_called(tmp_path: Path) -> None:
     assert "Unsloth <b>" in Page(found.html("ja")).text
     (told,) = (w["en"] for w in found.document["warnings"] if "header" in w["en"])
     assert told.startswith("qwen-Q3_K_L is called Q3_K_L, but its header says Q4_K_M")
+    # where the chunks' means are known, the difference must be beyond what chunks differ by
+    for swing, expected in ((0.03, []), (0.001, ["qwen-UD-Q4_K_XL"])):
+        for line in distance:
+            if line["reference"]:
+                unlike = [-swing, swing] if line["model"] == "qwen-UD-Q4_K_XL" else [0, 0]
+                line["kl_chunks"] = [line["kl_mean"] + x for x in unlike * 10]
+        folder = run_builder.write(tmp_path / f"chunks-{swing}", models, questions, items, distance=distance)
+        assert {x["model"]: x["nearer"] for x in report([folder]).document["by_size"]}["qwen-Q4_K_M"] == expected
+    for line in distance:
+        line.pop("kl_chunks", None)
     # of another text, context or reference nothing is compared
     distance[-1]["n_tokens"] += 1
     distance[2]["n_ctx"] = 256
