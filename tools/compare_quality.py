@@ -24,7 +24,12 @@ from typing import Any
 import numpy as np
 
 LEVELS = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M")
-KINDS = ("peer", "mix", "feedback", "both")
+KINDS = {  # in the picture
+    "peer": "llama-quantize, imatrix",
+    "mix": "mix of types",
+    "feedback": "its types, error feedback",
+    "both": "mix and error feedback",
+}
 
 
 @dataclass(frozen=True)
@@ -137,22 +142,39 @@ def table(made: list[Made], lines: list[dict[str, Any]]) -> list[str]:
 
 
 def draw(made: list[Made], lines: list[dict[str, Any]], path: Path) -> None:
-    """KL against bytes, one panel for each text."""
+    """KL against bytes, one panel for each text, with intervals of 95 % where there are any."""
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "quality", "font.family": "sans-serif"}
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     texts = list(dict.fromkeys(line["text"] for line in lines))
-    figure, axes = pyplot.subplots(1, len(texts), figsize=(5 * len(texts), 4), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(texts), figsize=(5 * len(texts), 4), squeeze=False, sharey=True, layout="constrained"
+    )
     for axis, text in zip(axes[0], texts, strict=True):
-        of = {line["model"]: line["kl_mean"] for line in lines if line["text"] == text and line["reference"]}
+        of = {line["model"]: line for line in lines if line["text"] == text and line["reference"]}
         for kind, marker in zip(KINDS, "osv^", strict=True):
-            points = sorted((m.size / 1e6, of[m.path.stem]) for m in made if m.kind == kind and m.path.stem in of)
-            axis.plot(*zip(*points, strict=True), marker=marker, label=kind)
-        axis.set(title=text, xlabel="file, MB", ylabel="KL divergence to 16 bits, nats a token", yscale="log")
+            files = sorted((m for m in made if m.kind == kind and m.path.stem in of), key=lambda m: m.size)
+            if not files:
+                continue
+            mean = np.array([of[m.path.stem]["kl_mean"] for m in files])
+            interval = np.array([of[m.path.stem]["kl_interval"] or [of[m.path.stem]["kl_mean"]] * 2 for m in files])
+            off = np.abs(interval - mean[:, None]).T
+            axis.errorbar([m.size / 1e6 for m in files], mean, off, marker=marker, capsize=2, label=KINDS[kind])
+            if kind == "peer":
+                for m, y in zip(files, mean, strict=True):
+                    axis.annotate(m.level, (m.size / 1e6, y), (4, 4), textcoords="offset points", fontsize=8)
+        axis.set(title=text, xlabel="file, MB", yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter("")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("KL divergence to 16 bits, nats a token")
     axes[0][0].legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -162,7 +184,7 @@ def main() -> None:
     for name in ("--llama-quantize", "--imatrix", "--sensitivity", "--moments"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--level", action="append")
-    parser.add_argument("--kind", action="append", choices=KINDS[1:], help="beside the peer; default: all")
+    parser.add_argument("--kind", action="append", choices=list(KINDS)[1:], help="beside the peer; default: all")
     parser.add_argument("--encoder", default="ggml")
     parser.add_argument("--threads", default="2")
     for name in ("--task", "--text"):
