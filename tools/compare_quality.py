@@ -171,6 +171,7 @@ def draw(made: list[Made], lines: list[dict[str, Any]], path: Path) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.yaxis.set_minor_formatter("")
+        axis.margins(x=0.14)  # room for the last level's name
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("KL divergence to 16 bits, nats a token")
     axes[0][0].legend()
