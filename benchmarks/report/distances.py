@@ -38,8 +38,8 @@ def _distance(line: DistanceRecord, reference_sha256: str | None) -> Distance:
         "perplexity_error": line.perplexity_error,
         "kl_mean": line.kl_mean,
         "kl_error": line.kl_error,
-        "kl_interval": _interval(line.kl_interval),
-        "kl_chunks": _interval(line.kl_chunks),
+        "kl_interval": _list(line.kl_interval),
+        "kl_chunks": _list(line.kl_chunks),
         "kl_median": line.kl_median,
         "kl_quantiles": line.kl_quantiles,
         "kl_quantile_intervals": None
@@ -51,8 +51,8 @@ def _distance(line: DistanceRecord, reference_sha256: str | None) -> Distance:
     }
 
 
-def _interval(interval: Sequence[float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
+def _list(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)
 
 
 def _measured(d: Distance) -> tuple[object, ...]:
