@@ -11,7 +11,6 @@ from .pool import Entrant, Pool
 from .sections import BySize, Distance, Model
 
 EQUAL = 0.02  # files that differ by less of the larger's bytes are as large as each other
-FEWEST = 10  # chunks, from which on differences between two files are held against what chunks differ
 
 
 def distances(laid: Pool, entrant: Entrant) -> list[Distance]:
@@ -93,10 +92,11 @@ def by_size(models: Sequence[Model]) -> list[BySize]:
 def _is_nearer(one: Distance, other: Distance) -> bool:
     """Is `one`'s mean divergence on a text the smaller, and, where the chunks' are known, not by chance?
 
-    The chunks are paired: the interval of 95 % of their mean difference must lie below 0.
+    The chunks are paired: the interval of 95 % of their mean difference must lie below 0. Where a run gave no interval,
+    there are too few of them.
     """
     own, others = one["kl_chunks"] or [], other["kl_chunks"] or []
-    if len(own) != len(others) or len(own) < FEWEST:
+    if one["kl_interval"] is None or not own or len(own) != len(others):
         assert one["kl_mean"] is not None and other["kl_mean"] is not None
         return one["kl_mean"] < other["kl_mean"]
     return bootstrap([a - b for a, b in zip(own, others, strict=True)], [1.0] * len(own))[1] < 0

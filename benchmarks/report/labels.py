@@ -375,8 +375,8 @@ _PAGE: dict[str, tuple[str, str]] = {
         "“Nearer at no more bytes” are files that are no larger and have a smaller mean divergence on every "
         "text, by more than its chunks differ (95 %). The type is the header's own; the name is its maker's.",
         "同じ名前のファイルでも、基準との隔たりは大きく違うことがあります。見るべきは、バイト数あたりの近さです。「より小さく、"
-        "より近い」は、バイト数が同じか少なく、どの文章でも平均ダイバージェンスが、チャンク間のばらつきを超えて（95％）小さいファイルです。形式はヘッダーの記載、名前は"
-        "作成者によるものです。",
+        "より近い」は、バイト数が同じか少なく、どの文章でも平均ダイバージェンスが、チャンク間のばらつきを超えて（95％）小さい"
+        "ファイルです。形式はヘッダーの記載、名前は作成者によるものです。",
     ),
     "bytes": ("Size", "サイズ"),
     "file_type": ("Type in the header", "ヘッダーの形式"),

@@ -16,12 +16,12 @@ from jmedlite.base.inputs import check_range
 from jmedlite.base.moments import Moments
 from jmedlite.base.progress import Progress, silent
 from jmedlite.runtime.hardware import free_ram
+from jmedlite.runtime.offload import MARGIN
 from jmedlite.runtime.process import Child
 
 from .work import begun
 
 MOST_MEMORY, LEAST_MEMORY = 6_000_000_000, 1_000_000_000  # bytes; 6 GB hold the moments of a 7B
-KEPT_FREE = 500_000_000  # bytes, for the values of a piece of text and for everybody else
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ def gather_moments(
 
     They are what `quantize(..., rounding="best")` rounds by. Moments of at most `memory` bytes are summed at once, and
     the text is evaluated again for those of the next blocks; by default what is free beside the model, 1 to 6 GB.
-    `texts`, `language`, `ctx`, `chunks`, `exclude_tasks`,
-    `out` (default: beside the model, `NAME.moments.gguf`) and `progress` are as in `imatrix`. Raises the exceptions of
-    `jmedlite.base.errors`.
+    `texts`, `language`, `ctx`, `chunks`, `exclude_tasks`, `out` (default: beside the model, `NAME.moments.gguf`) and
+    `progress` are as in `imatrix`. Raises the exceptions of `jmedlite.base.errors`.
     """
     if chunks is not None:
         check_range("--chunks", chunks, 2, 1 << 24)
@@ -81,7 +80,7 @@ def gather_moments(
 
 def default_memory(model: Path) -> int:
     """Bytes that moments may take: what is free once `model` is read into memory, within bounds."""
-    left = free_ram() - KEPT_FREE - sum(part.stat().st_size for part in split_files(model))
+    left = free_ram() - MARGIN - sum(part.stat().st_size for part in split_files(model))
     return min(MOST_MEMORY, max(LEAST_MEMORY, left))
 
 
