@@ -1,4 +1,4 @@
-"""Against transformers and PEFT in float32, on tiny models: merged weights, next-token logits, tokens.
+"""Against transformers and PEFT, on tiny models: merged weights in float32, next-token logits, tokens.
 
 Run with `pytest -m oracle`, after `pip install torch` and `pip install -e ".[test,oracle]"`.
 """
@@ -16,7 +16,7 @@ import jmedlite
 from jmedlite.convert.families.row_order import RowOrder
 from tests.support import builders
 from tests.support.ggufs import read
-from tests.support.logits import GgmlGelu, llama_logits, load, same_gelu, uses_gelu
+from tests.support.logits import GgmlGelu, llama_logits, load, same_gelu, their_logits, tolerance, uses_gelu
 
 pytestmark = pytest.mark.oracle
 
@@ -199,13 +199,11 @@ def test_logits_with_an_adapter_equal_peft(tmp_path: Path, variant: str, family:
     (path,) = jmedlite.quantize(tmp_path / "m", lora=[str(tmp_path / "a")], types=["F32"], out=tmp_path)
     tokens = np.random.default_rng(0).integers(0, 256, 24).tolist()
     same_gelu(model)
-    with torch.no_grad():
-        expected = model(torch.tensor([tokens])).logits[0].numpy()
-        with model.disable_adapter():
-            plain = model(torch.tensor([tokens])).logits[0].numpy()
+    expected = their_logits(model, tokens)
+    with model.disable_adapter():
+        plain = their_logits(model, tokens)
     assert np.abs(expected - plain).max() > 0.05
-    bound = 2e-3 if family.startswith("gemma4") else 1e-3
-    np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=bound)
+    np.testing.assert_allclose(llama_logits(path, tokens), expected, rtol=0, atol=tolerance(family))
 
 
 LLAMA3_ROPE = {
@@ -292,7 +290,6 @@ LONGROPE = {
     ],
 )
 def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
-    import torch
 
     builders.checkpoint(tmp_path / "m", family, dtype="F32", **changes)
     (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
@@ -301,19 +298,16 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[st
     for gelu in (False, True) if uses_gelu(model) else (False,):
         if gelu:
             same_gelu(model)
-        with torch.no_grad():
-            expected = model(torch.tensor([tokens])).logits[0].numpy()
+        expected = their_logits(model, tokens)
         assert expected.std() > 0.1
-        # llama.cpp looks GELU up in a table of half floats: 2⁻¹¹ of the value, once a layer. With the same table the
-        # usual bound holds; Gemma 4 looks up twice a layer.
-        bound = 1e-3 * (5 if uses_gelu(model) and not gelu else 1) * (2 if family.startswith("gemma4") else 1)
+        # llama.cpp looks GELU up in a table of half floats: 2⁻¹¹ of the value, once a layer
+        bound = tolerance(family) * (2.5 if uses_gelu(model) and not gelu else 1)
         np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt_neox"])
 def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
     """transformers unties them where their values differ, whatever config.json says."""
-    import torch
 
     vocab = builders.n_tokens(builders.byte_level_tokenizer())
     tensors = builders.weights(builders.config(family, vocab))
@@ -321,9 +315,8 @@ def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
     (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
     tokens = np.random.default_rng(0).integers(0, 256, 24).tolist()
     model, found = load(tmp_path / "m"), llama_logits(path, tokens)
-    with torch.no_grad():
-        expected = model(torch.tensor([tokens])).logits[0].numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 if uses_gelu(model) else 1e-3)
+    expected = their_logits(model, tokens)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(family) * (2.5 if uses_gelu(model) else 1))
 
 
 VISION = {
@@ -411,15 +404,13 @@ def test_text_part_of_a_model_with_eyes(tmp_path: Path, prefix: str, family: str
     for layer in model.modules():
         if family.startswith("gemma") and hasattr(layer, "act_fn"):
             layer.act_fn = GgmlGelu()
-    with torch.no_grad():
-        plain = text_part_of(model)(torch.tensor([tokens])).logits[0].numpy()
-    bound = 3e-3 if family.startswith("gemma4") else 1e-3
+    plain = their_logits(text_part_of(model), tokens)
+    bound = tolerance(family)
     np.testing.assert_allclose(llama_logits(path, tokens), plain, rtol=0, atol=bound)
     # an adapter of the whole class, eyes and all, in the names of this transformers; and of its text part in others
     options = {"target_modules": named("all-linear", family), "r": 2, "lora_alpha": 1, "init_lora_weights": False}
     wrapped = get_peft_model(model, LoraConfig(**options))
-    with torch.no_grad():
-        expected = text_part_of(wrapped)(torch.tensor([tokens])).logits[0].numpy()
+    expected = their_logits(text_part_of(wrapped), tokens)
     assert np.abs(expected - plain).max() > 0.1
     wrapped.save_pretrained(tmp_path / "a")
     assert any("vis" in n for n in load_file(tmp_path / "a" / "adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""Logits of one checkpoint by transformers in float32, of its GGUF by llama.cpp with a float32 cache."""
+"""Logits of one checkpoint by transformers in float64, of its GGUF by llama.cpp with a float32 cache."""
 
 from __future__ import annotations
 
@@ -7,13 +7,31 @@ from typing import Any
 
 import numpy as np
 
+GELUS = ("gemma", "gpt_neox", "gpt2")
+
 
 def load(folder: Path) -> Any:
-    """transformers' model of a checkpoint folder."""
+    """transformers' model of a checkpoint folder, its weights as they are in the file."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.set_experts_implementation("eager")  # the other ones have no float64
+    return model
+
+
+def their_logits(model: Any, tokens: list[int]) -> np.ndarray:
+    """Logits (n_tokens, n_vocab) of a float32 transformers or PEFT model, computed in float64.
+
+    Its own float32 is up to 1.4e-3 off where random weights amplify what is rounded (Qwen3.5's mixtures of eight
+    layers, by the processor), llama.cpp's 3e-4: the bound is for llama.cpp's rounding alone.
+    """
+    import torch
+
+    with torch.no_grad():
+        found: np.ndarray = model.double()(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    model.float()  # every value as it was
+    return found
 
 
 def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
@@ -44,7 +62,17 @@ def llama_logits(path: Path, tokens: list[int]) -> np.ndarray:
 
 
 def uses_gelu(model: Any) -> bool:
-    return bool(model.config.model_type.startswith(("gemma", "gpt_neox", "gpt2")))
+    return bool(model.config.model_type.startswith(GELUS))
+
+
+def tolerance(family: str) -> float:
+    """How far a logit of a tiny random model may be from `their_logits`, both with the same approximation of GELU.
+
+    1e-3 is three times what float32 arithmetic was seen to do to any of them. Which of two half floats the table of
+    GELU is looked up at depends on the last bit of a float32, and that moves logits by up to 1.1e-3; Gemma 4 looks up
+    twice a layer.
+    """
+    return 3e-3 if family.startswith("gemma4") else 2e-3 if family.startswith(GELUS) else 1e-3
 
 
 def GgmlGelu() -> Any:
@@ -54,7 +82,7 @@ def GgmlGelu() -> Any:
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-            return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, table))
+            return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, table.to(x.dtype)))
 
     return Module()
 

@@ -26,9 +26,9 @@ from jmedlite.convert.families.family import Family
 from jmedlite.convert.families.rope import REQUIRED
 from jmedlite.convert.families.settings import NO_MATTER
 from tests.support import builders
-from tests.support.logits import llama_logits, load, same_gelu
+from tests.support.logits import llama_logits, load, same_gelu, their_logits, tolerance
 
-N_TOKENS, TOLERANCE = 48, 1e-3
+N_TOKENS = 48
 # outcome: sign in the table
 EQUAL, BOUND, REFUSED, WARNED, THEIRS = "=", "ctx", "✗", "!", "–"
 
@@ -271,8 +271,6 @@ def family_of(name: str) -> Family:
 
 def outcome(folder: Path, family: str, trial: Trial) -> str:
     """What becomes of one trial; raises AssertionError where the model is another one and nobody says so."""
-    import torch
-
     own = {k: v for k, v in trial.changes.items() if v is not None and k != "dtype"}
     builders.checkpoint(folder, family, dtype="F32", **own)
     path = folder / "config.json"
@@ -286,27 +284,22 @@ def outcome(folder: Path, family: str, trial: Trial) -> str:
     made = job.run(threads=1, remember=False)[0].path
     tokens = np.random.default_rng(0).integers(0, 256, N_TOKENS).tolist()
 
-    def theirs(n: int) -> np.ndarray:
-        with torch.no_grad():
-            found: np.ndarray = model(torch.tensor([tokens[:n]])).logits[0].numpy()
-        return found
-
     def distance(n: int) -> float:
-        return float(np.abs(llama_logits(made, tokens[:n]) - theirs(n)).max())
+        return float(np.abs(llama_logits(made, tokens[:n]) - their_logits(model, tokens[:n])).max())
 
     n = read_header(made).metadata.get(EXACT_CONTEXT)
     try:
         model = load(folder)
         same_gelu(model)
-        theirs(n or N_TOKENS)  # nothing longer yet: dynamic NTK remembers
+        their_logits(model, tokens[: n or N_TOKENS])  # nothing longer yet: dynamic NTK remembers
     except Exception:  # whatever it says: there is nothing to compare with
         return THEIRS
-    bound = 3 * TOLERANCE if family.startswith("gemma4") else TOLERANCE  # two looks into the table of GELU a layer
+    bound = tolerance(family)
     far = distance(n or N_TOKENS)
     if n:
-        assert far < TOLERANCE, (family, trial, far)
+        assert far < bound, (family, trial, far)
         assert warned, (family, trial)
-        assert distance(n + 1) > TOLERANCE, (family, trial, "the range could be longer")
+        assert distance(n + 1) > bound, (family, trial, "the range could be longer")
         return BOUND
     if trial.rows == (UNKNOWN,):
         assert warned, family
