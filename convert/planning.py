@@ -304,7 +304,9 @@ def assemble(
     if imatrix is not None:
         jobs = [replace(job, importance=_importance(job, imatrix)) for job in jobs]
     if moments is not None:
-        jobs = [replace(job, feeds_back=_feeds_back(job, moments)) for job in jobs]
+        # where there is a head, nothing is multiplied by the embedding, though it was in the model of the moments
+        looked_up = {EMBEDDING} if any(job.name == HEAD for job in jobs) else set()
+        jobs = [replace(job, feeds_back=job.name not in looked_up and _feeds_back(job, moments)) for job in jobs]
     n_vocab = next(job.n_rows for job in jobs if job.name == EMBEDDING)
     metadata, warnings = model.metadata(name, sum(job.n_elements for job in jobs), n_vocab, tokenizers(model, bound))
     for key, value in {**_of_imatrix(imatrix), **(made_from or {})}.items():
@@ -460,7 +462,7 @@ def _importance(job: TensorJob, imatrix: Imatrix) -> F32 | None:
 
 
 def _feeds_back(job: TensorJob, moments: Moments) -> bool:
-    """Are the second moments of a weight's input known? Experts' and embeddings' are not."""
+    """Are the second moments of a weight's input known? Experts' are not, nor an embedding's that is not the head."""
     n_cols = moments.n_cols(job.name)
     if n_cols is None or len(job.gguf_shape) != 2:
         return False

@@ -8,7 +8,6 @@ the text is evaluated again for as many blocks as fit the memory, each time only
 from __future__ import annotations
 
 import itertools
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,6 @@ from .worker import pieces
 HELD_OUT_EVERY = 8  # chunks: the last of so many is held out
 MAX_HELD_OUT, LEAST_HELD_OUT = 512, 32  # tokens that are kept of those held out, and of each such chunk
 PANEL = 512  # columns whose products are summed at once, by one thread
-_BLOCK = re.compile(r"blk\.(\d+)\..+\.weight")
 
 
 @dataclass
@@ -167,12 +165,11 @@ class Gathering:
         return sum(len(c) for c in self.summed)
 
     def find_inputs(self) -> dict[str, int]:
-        """Columns of every input of the blocks, by the first weight that it enters; one short evaluation tells."""
+        """Columns of every input, by the first weight that it enters; one short evaluation tells."""
         self._evaluate([self.summed[0][: pieces(self.n_ctx)[1]]])
         header = self.loaded.header
-        there = [t.name for t in header.tensors if t.name in self.listener.first and _BLOCK.fullmatch(t.name)]
-        # the graph's order, not the file's: the last of a block must come last
-        order = [name for name, first in self.listener.first.items() if name == first and name in there]
+        # the graph's order, not the file's: what is computed last must come last
+        order = [name for name, first in self.listener.first.items() if name == first]
         return {name: header.by_name[name].shape[0] for name in order}
 
     def passes(self, inputs: dict[str, int], memory: int) -> list[list[str]]:

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+import jmedlite
 from jmedlite.base import moments as format_
 from jmedlite.base.errors import DataError, UsageError
 from jmedlite.base.gguf import pack_header, pack_metadata
@@ -19,6 +20,7 @@ from jmedlite.calibration.moments_worker import HELD_OUT_EVERY, LEAST_HELD_OUT, 
 from jmedlite.runtime.runner import Runner
 from tests.support import builders
 from tests.support.commands import check, run
+from tests.support.logits import llama_logits
 
 TEXT = "the hello world of medicine: 胃の痛みと発熱。\n" * 40
 CTX = 40
@@ -64,9 +66,28 @@ def test_first_layer_equals_numpy(tiny_gguf: Path, text: Path, tmp_path: Path) -
     assert found.n_cols("blk.1.ffn_down.weight") == builders.FFN
     assert found.n_cols("token_embd.weight") is None
     leaves = ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up")
-    assert sorted(found.input_of) == sorted(f"blk.{i}.{leaf}.weight" for i in range(2) for leaf in leaves)
+    of_blocks = [f"blk.{i}.{leaf}.weight" for i in range(2) for leaf in leaves]
+    assert sorted(found.input_of) == sorted([*of_blocks, "output.weight"])
     assert found.input_of["blk.1.ffn_up.weight"] == found.input_of["blk.1.ffn_gate.weight"]
     found.close()
+
+
+def test_an_embedding_that_is_the_head(text: Path, tmp_path: Path) -> None:
+    """What enters it as the head, after the last norm: the logits are the products of both."""
+    builders.checkpoint(tmp_path / "m", dtype="F32", tie_word_embeddings=True)
+    (model,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path, threads=1)
+    gather_moments(model, texts=[text], out=tmp_path / "m.gguf", ctx=CTX, threads=1)
+    found = format_.Moments(tmp_path / "m.gguf")
+    assert found.input_of["token_embd.weight"] == "token_embd.weight"
+    tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(model).tensors}
+    held_out = found.read("token_embd.weight").held_out
+    found.close()
+    with Runner(model, threads=1) as runner:
+        tokens = runner.tokenize(TEXT.removesuffix("\n"))
+    first = tokens[CTX * (HELD_OUT_EVERY - 1) :]
+    for n in (1, 7):
+        logits = llama_logits(model, first[:n])[-1]
+        np.testing.assert_allclose(tensors["token_embd.weight"] @ held_out[n - 1], logits, atol=5e-3)
 
 
 def test_little_memory_gives_the_same_file(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:
@@ -172,7 +193,7 @@ def test_the_command(tiny_gguf: Path, text: Path, tmp_path: Path) -> None:
     done = run(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert (facts["weights"], facts["inputs"], facts["n_tokens"]) == (14, 8, 80)
+    assert (facts["weights"], facts["inputs"], facts["n_tokens"]) == (15, 9, 80)
     check(run(*arguments), 73, "exists", "--overwrite")
     check(run("moments", str(tiny_gguf), "--chunks", "1"), 2, "--chunks")
     with pytest.raises(UsageError, match="is an input"):

@@ -39,6 +39,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tied_weights() -> builders.Arrays:
+    n_tokens = builders.n_tokens(builders.byte_level_tokenizer())
+    return builders.weights(builders.config("qwen2", n_tokens, tie_word_embeddings=True), scale=0.15)
+
+
 def bits(path: Path) -> float:
     header = read_header(path)
     return 8 * sum(t.nbytes for t in header.tensors) / sum(t.n_elements for t in header.tensors)
@@ -116,7 +121,7 @@ def test_error_feedback_through_the_pass(made: Path, tmp_path: Path) -> None:
         assert manifest.moments.datasets == ("t.txt",)
         ways = {name: entry.rounding for name, entry in manifest.tensors.items() if entry.rounding}
         assert set(ways.values()) <= {"feedback:0.1"}
-        assert "blk.1.ffn_up.weight" in ways
+        assert {"blk.1.ffn_up.weight", "output.weight"} <= set(ways)
         assert "token_embd.weight" not in ways
         proof = {"base": made / "m", "lora": [str(made / "a")], "imatrix": made / "i.gguf", "threads": 2}
         assert jmedlite.verify(a, moments=made / "h.gguf", **proof).holds
@@ -124,6 +129,23 @@ def test_error_feedback_through_the_pass(made: Path, tmp_path: Path) -> None:
             jmedlite.verify(a, **proof)
         with pytest.raises(UsageError, match="was not rounded by second moments"):
             jmedlite.verify(c, moments=made / "h.gguf", **proof)
+
+
+def test_error_feedback_into_a_head_that_is_the_embedding(made: Path, tmp_path: Path) -> None:
+    """With a damping of its own. Where an adapter gives the model another head, moments of the one say nothing."""
+    builders.checkpoint(tmp_path / "m", tensors=tied_weights(), tie_word_embeddings=True)
+    (model,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path, threads=1)
+    jmedlite.moments(model, out=tmp_path / "h.gguf", texts=[made / "t.txt"], ctx=CTX, threads=1)
+    best = {"types": ["Q4_0"], "rounding": "best", "moments": tmp_path / "h.gguf", "threads": 1, "out": tmp_path}
+    (path,) = jmedlite.quantize(tmp_path / "m", tensor_types=["token_embd=Q4_0"], **best)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    assert manifest.tensors["token_embd.weight"].rounding == "feedback:0.3"
+    assert jmedlite.verify(path, base=tmp_path / "m", moments=tmp_path / "h.gguf", threads=2).holds
+    (path,) = jmedlite.quantize(made / "m", tensor_types=["token_embd=Q4_0"], name="other", **best)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    assert manifest.tensors["token_embd.weight"].rounding is None
 
 
 def test_options_that_do_not_go_together(made: Path) -> None:
