@@ -13,6 +13,12 @@ from . import console
 from .options import JsonFlag
 
 SHOWN = 10  # tensors that lost most, and types set for single tensors
+# of `jmedlite.made.` (docs/metadata.md): what is shown as it is, by which label; and what has its place elsewhere
+LABELS = {
+    "quantized": "quantized before", "mix": "mix", "imatrix": "importance", "moments": "error feedback",
+    "encoder": "encoder",
+}  # fmt: skip
+PLACED = ("version", "base", "adapters", "tensor_types", "token_embedding_type", "output_type")
 
 
 def inspect(
@@ -41,12 +47,14 @@ def inspect(
 
 def _show_facts(facts: dict[str, Any]) -> None:
     manifest = facts["manifest"] or {}
-    made, base = facts["made"], manifest.get("base") or {}
+    made, base = dict(facts["made"]), manifest.get("base") or {}
+    if facts["imatrix"]:  # of llama-quantize's own keys, where jmedlite's is not there
+        made.setdefault("imatrix", ", ".join(f"{k} {v}" for k, v in facts["imatrix"].items()))
     rows = [
         ["file", ", ".join([facts["file"], *facts["files"][1:]])],
         ["name", str(facts["name"] or "not stated")],
         ["licence", str(facts["license"] or "not stated")],
-        ["level", f"{facts['level'] or 'unknown'}, {facts['bits_per_weight']:.2f} bits per weight"],
+        ["level", _level(facts)],
         ["size", f"{console.size(facts['size_bytes'])}, {facts['n_weights'] / 1e6:,.0f} M weights"],
         [
             "model",
@@ -58,19 +66,27 @@ def _show_facts(facts: dict[str, Any]) -> None:
     ]
     rows += [["", f"{name}  {sha256}"] for name, sha256 in (base.get("files") or {}).items()]
     rows += [["adapter", entry] for entry in made.get("adapters", "").split("; ") if entry]
-    if facts["imatrix"]:
-        rows.append(["importance", made.get("imatrix") or ", ".join(f"{k} {v}" for k, v in facts["imatrix"].items())])
+    rows += [[label, made[key]] for key, label in LABELS.items() if key in made]
     overrides = made.get("tensor_types", "").split()
     rows += [["tensor types", entry] for entry in overrides[:SHOWN]]
     rows += [["tensor types", f"and {len(overrides) - SHOWN} more"]] if len(overrides) > SHOWN else []
     rows += [["embedding's type", made["token_embedding_type"]]] if "token_embedding_type" in made else []
     rows += [["output's type", made["output_type"]]] if "output_type" in made else []
+    # what a later jmedlite wrote, too
+    rows += [[key.replace("_", " "), str(value)] for key, value in made.items() if key not in (*LABELS, *PLACED)]
     if made.get("version"):
         versions = manifest.get("versions") or {}
         others = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "jmedlite")
         rows.append(["made by", f"jmedlite {made['version']}" + (f" ({others})" if others else "")])
     rows += [["SHA-256", f"{f['sha256']}  {f['name']}"] for f in manifest.get("files", [])]
     console.table([("", "left"), ("", "left")], rows, named=True)
+
+
+def _level(facts: dict[str, Any]) -> str:
+    """Its name and size. `general.file_type` of a mix says llama.cpp's level next to it, for want of a number."""
+    if "mix" in facts["made"]:
+        return f"a mix of types next to {facts['level']}, {facts['bits_per_weight']:.2f} bits per weight"
+    return f"{facts['level'] or 'unknown'}, {facts['bits_per_weight']:.2f} bits per weight"
 
 
 def _show_tensors(tensors: list[dict[str, Any]], *, everything: bool) -> None:

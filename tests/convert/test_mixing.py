@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gguf
@@ -67,6 +68,8 @@ def test_budgets_are_kept_and_used(made: Path, tmp_path: Path) -> None:
         predicted.append((bits(path), manifest.mix.predicted_kl))
         assert jmedlite.verify(path, base=made / "m", imatrix=made / "i.gguf", threads=1).holds
         assert "s.json, SHA-256" in gguf.GGUFReader(path).fields["jmedlite.made.mix"].contents()
+        shown = run("inspect", str(path)).stdout.decode()
+        assert all(word in shown for word in ("a mix of types next to", "s.json, SHA-256", "i.gguf, SHA-256"))
         with Runner(path, threads=1) as runner:
             assert runner.tokenize("hello")
     # more bits, less harm
@@ -125,6 +128,7 @@ def test_error_feedback_through_the_pass(made: Path, tmp_path: Path) -> None:
         assert "token_embd.weight" not in ways
         proof = {"base": made / "m", "lora": [str(made / "a")], "imatrix": made / "i.gguf", "threads": 2}
         assert jmedlite.verify(a, moments=made / "h.gguf", **proof).holds
+        assert re.search(r"error feedback +h\.gguf, SHA-256", run("inspect", str(a)).stdout.decode())
         with pytest.raises(DataError, match=r"was rounded by the second moments h\.gguf; give them with --moments"):
             jmedlite.verify(a, **proof)
         with pytest.raises(UsageError, match="was not rounded by second moments"):
