@@ -102,7 +102,7 @@ class Rounder:
     def _tried(self, job: TensorJob, type_: GGMLQuantizationType, rows: F32) -> tuple[Rounding, float, float]:
         """(the best way, its output error, the encoder's alone) for tokens held out."""
         by, held_out = self._plan.encoder, self._load(job).held_out
-        plain, fed_back = Rounding(job, by), Rounding(job, by, {type_: self._factors(job)})
+        plain, fed_back = Rounding(job, by), Rounding(job, by, {type_: self._factors()})
         alone, error = (output_error(held_out, rows, _decoded(way, type_, rows)) for way in (plain, fed_back))
         return (fed_back, error, alone) if error < alone else (plain, alone, alone)
 
@@ -114,12 +114,12 @@ class Rounder:
             self._input, self._gathered, self._factored = name, moments.read(job.name), None
         return self._gathered
 
-    def _factors(self, job: TensorJob) -> Feedback:
-        """Of the input of `job`, which was loaded last."""
+    def _factors(self) -> Feedback:
+        """Of the input that was loaded last."""
         if self._factored is None:
             assert self._gathered is not None
             bounds = windows(self._gathered.held_out.shape[1])
-            whole = DAMPING_TIED if job.name == EMBEDDING else DAMPING_WHOLE
+            whole = DAMPING_TIED if self._input == EMBEDDING else DAMPING_WHOLE
             damping = whole if len(bounds) == 1 else DAMPING_CUT
             made = (
                 make_window(start, m, damping) for (start, _), m in zip(bounds, self._gathered.moments, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -24,12 +25,17 @@ TEXT = "the hello world of medicine: 胃の痛みと発熱。\n" * 60
 CTX = 48
 
 
+def wide_weights(**changes: Any) -> builders.Arrays:
+    """Of a tiny Qwen2, large enough that rounding one of them is seen."""
+    n_tokens = builders.n_tokens(builders.byte_level_tokenizer())
+    return builders.weights(builders.config("qwen2", n_tokens, **changes), scale=0.15)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint `m`, an adapter `a`, and what was measured on it: i.gguf, s.json, h.gguf."""
     folder = tmp_path_factory.mktemp("mixing")
-    config = builders.config("qwen2", builders.n_tokens(builders.byte_level_tokenizer()))
-    weights = builders.checkpoint(folder / "m", tensors=builders.weights(config, scale=0.15))
+    weights = builders.checkpoint(folder / "m", tensors=wide_weights())
     builders.adapter(folder / "a", weights)
     (folder / "t.txt").write_text(TEXT, encoding="utf-8")
     (model,) = jmedlite.quantize(folder / "m", types=["BF16"], out=folder, threads=1)
@@ -38,11 +44,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jmedlite.sensitivity(model, imatrix=folder / "i.gguf", out=folder / "s.json", tokens=CTX, **options)
     jmedlite.moments(model, out=folder / "h.gguf", **options)
     return folder
-
-
-def tied_weights() -> builders.Arrays:
-    n_tokens = builders.n_tokens(builders.byte_level_tokenizer())
-    return builders.weights(builders.config("qwen2", n_tokens, tie_word_embeddings=True), scale=0.15)
 
 
 def bits(path: Path) -> float:
@@ -137,7 +138,7 @@ def test_error_feedback_through_the_pass(made: Path, tmp_path: Path) -> None:
 
 def test_error_feedback_into_a_head_that_is_the_embedding(made: Path, tmp_path: Path) -> None:
     """With a damping of its own. Where an adapter gives the model another head, moments of the one say nothing."""
-    builders.checkpoint(tmp_path / "m", tensors=tied_weights(), tie_word_embeddings=True)
+    builders.checkpoint(tmp_path / "m", tensors=wide_weights(tie_word_embeddings=True), tie_word_embeddings=True)
     (model,) = jmedlite.quantize(tmp_path / "m", types=["BF16"], out=tmp_path, threads=1)
     jmedlite.moments(model, out=tmp_path / "h.gguf", texts=[made / "t.txt"], ctx=CTX, threads=1)
     best = {"types": ["Q4_0"], "rounding": "best", "moments": tmp_path / "h.gguf", "threads": 1, "out": tmp_path}

@@ -290,7 +290,6 @@ LONGROPE = {
     ],
 )
 def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
-
     builders.checkpoint(tmp_path / "m", family, dtype="F32", **changes)
     (path,) = jmedlite.quantize(tmp_path / "m", types=["F32"], out=tmp_path)
     tokens = np.random.default_rng(0).integers(0, 256, 48).tolist()
@@ -301,14 +300,12 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, changes: dict[st
         expected = their_logits(model, tokens)
         assert expected.std() > 0.1
         # llama.cpp looks GELU up in a table of half floats: 2⁻¹¹ of the value, once a layer
-        bound = tolerance(family) * (2.5 if uses_gelu(model) and not gelu else 1)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(family, exact_gelu=not gelu))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt_neox"])
 def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
     """transformers unties them where their values differ, whatever config.json says."""
-
     vocab = builders.n_tokens(builders.byte_level_tokenizer())
     tensors = builders.weights(builders.config(family, vocab))
     builders.checkpoint(tmp_path / "m", family, tensors=tensors, dtype="F32", tie_word_embeddings=True)
@@ -316,7 +313,7 @@ def test_a_head_beside_a_tied_embedding(tmp_path: Path, family: str) -> None:
     tokens = np.random.default_rng(0).integers(0, 256, 24).tolist()
     model, found = load(tmp_path / "m"), llama_logits(path, tokens)
     expected = their_logits(model, tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(family) * (2.5 if uses_gelu(model) else 1))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(family, exact_gelu=True))
 
 
 VISION = {
